@@ -1,0 +1,47 @@
+"""The one family of exceptions that this package raises for what a user can cause."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CepdiffError(Exception):
+    """Base of all; the command line prints its message as one line and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(CepdiffError):
+    """A configuration key, value or class that cannot be used."""
+
+
+class DataError(CepdiffError):
+    """A dataset that is missing, torn, foreign or holds unusable rows."""
+
+
+class SimulationError(CepdiffError):
+    """A simulation environment that is missing or does not match the buffer."""
+
+
+class RunError(CepdiffError):
+    """A run folder that is incomplete, foreign or belongs to another configuration."""
+
+
+class MissingExtraError(CepdiffError):
+    """An optional package that is not installed."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs the extra '{extra}': pip install 'cepdiff[{extra}]'")
+
+
+class DivergenceError(CepdiffError):
+    """Training produced a NaN, an infinity or values far beyond what the data allows."""
+
+    exit_code = 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean a, b?"` with the names closest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(matches)}?" if matches else ""
