@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+# Where a block of minibatches carries the seeds of its optimiser steps, (T,) int64.
+STEP_SEEDS = "step_seeds"
 # One minibatch: field name -> tensor with the batch as its first axis.
 Batch = dict[str, Tensor]
 # What a loss returns beside its value: short name -> scalar tensor. The caller adds the prefix.
@@ -63,4 +65,5 @@ class DataSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:
         """Inverse of `to_dict`; JSON's lists become tuples."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)

@@ -1,0 +1,63 @@
+"""A progress bar in optimiser steps, with the time left; and the same for loops outside a Trainer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+def progress(total: int, name: str, unit: str, *, initial: int = 0, enabled: bool = True) -> tqdm[Any]:
+    """A bar on stderr. Where that is no terminal it is redrawn every half minute, so that logs stay short."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=f"{name:<10}",
+        unit=unit,
+        unit_scale=total >= 10_000,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        dynamic_ncols=True,
+        disable=not enabled,
+        file=sys.stderr,
+    )
+
+
+class StageProgress(ProgressBar):
+    """Counts optimiser steps of the stage and shows its loss."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self._enabled = True
+        self._bar: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        enabled = self._enabled and trainer.is_global_zero
+        self._bar = progress(trainer.max_steps, self._name, "step", initial=trainer.global_step, enabled=enabled)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is None or self._bar.disable:
+            return
+        loss = trainer.callback_metrics.get(f"{self._name}/loss")
+        if loss is not None:
+            self._bar.set_postfix({"loss": f"{float(loss):.4g}"}, refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        tqdm.write(sep.join(map(str, args)), file=sys.stderr)

@@ -1,0 +1,102 @@
+"""Evaluation by rollouts while a stage trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cepdiff.rollout.envs import EnvSpec
+from cepdiff.rollout.evaluation import evaluate
+from cepdiff.rollout.scores import Reference, ScoreRow, format_table, summarize
+from cepdiff.types import Policy
+
+
+class RolloutCallback(Callback):
+    """Rolls the policy of the trained module out, at an interval and at the end of the fit.
+
+    Episodes are shared by the ranks; the logs are `eval/normalized_score/s=3.0`, `eval/mean_return/s=3.0` for each
+    scale. `scores` holds the last table.
+
+    Args:
+        policy_of: makes the policy of the module in training.
+        environment: where to roll out.
+        scales: guidance scales; a policy without an energy network is evaluated at 0.
+        episodes: a scale.
+        seed: of starts and noise; the same at every evaluation, so that curves compare.
+        every_n_steps: optimiser steps between evaluations; None evaluates at the end alone.
+        at_end: evaluate when the fit ends.
+        reference: D4RL's reference returns, None where there are none.
+        max_envs: environments side by side on a process.
+    """
+
+    def __init__(
+        self,
+        policy_of: Callable[[LightningModule], Policy],
+        environment: EnvSpec,
+        scales: Sequence[float],
+        episodes: int,
+        seed: int = 0,
+        every_n_steps: int | None = None,
+        at_end: bool = True,
+        reference: Reference | None = None,
+        max_envs: int = 128,
+    ) -> None:
+        self.policy_of = policy_of
+        self.environment = environment
+        self.scales = list(scales)
+        self.episodes = episodes
+        self.seed = seed
+        self.every_n_steps = every_n_steps
+        self.at_end = at_end
+        self.reference = reference
+        self.max_envs = max_envs
+        self.scores: list[ScoreRow] = []
+        self._evaluated_at = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluated_at = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        every = self.every_n_steps
+        if every is not None and trainer.global_step // every > self._evaluated_at // every:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.at_end and self._evaluated_at != trainer.global_step:
+            self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluated_at = trainer.global_step
+        results = evaluate(
+            self.policy_of(pl_module),
+            self.environment,
+            scales=self.scales,
+            episodes=self.episodes,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            max_envs=self.max_envs,
+            device=pl_module.device,
+        )
+        self.scores = summarize(results, self.reference)
+        values = score_scalars(self.scores)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.print(f"step {trainer.global_step}\n{format_table(self.scores)}")
+
+
+def score_scalars(rows: Sequence[ScoreRow]) -> dict[str, float]:
+    """TensorBoard names and values of a table of scores."""
+    values: dict[str, float] = {}
+    for row in rows:
+        values[f"eval/mean_return/s={row.guidance_scale}"] = row.mean_return
+        if row.normalized_score is not None:
+            values[f"eval/normalized_score/s={row.guidance_scale}"] = row.normalized_score
+    return values

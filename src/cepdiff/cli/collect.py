@@ -1,0 +1,158 @@
+"""`cepdiff collect`: make a buffer in D4RL's layout in any environment with continuous actions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from cepdiff.collect.kinds import KINDS, check_kinds
+from cepdiff.errors import ConfigError
+
+_EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); one training of SAC serves all that are asked for:
+{kinds}
+
+examples:
+  cepdiff collect Hopper-v4 --kind medium,medium-replay,expert --train_steps 1000000 --output buffers
+  cepdiff collect Reacher-v5 --policy my_module:my_policy --steps 20000 --output mine.hdf5
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the front end; nothing heavy is imported before it runs."""
+    parser = subparsers.add_parser(
+        "collect",
+        help="make a buffer in D4RL's layout",
+        description=__doc__,
+        epilog=_EPILOG.format(kinds="\n".join(f"  {kind:<14} {what}" for kind, what in KINDS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("env_id", metavar="ENV_ID", help="a Gymnasium environment, e.g. Hopper-v4")
+    add("--kind", action="append", metavar="KIND[,KIND...]", help="what to collect (below); may be repeated")
+    add("--policy", metavar="FILE.zip|MODULE:FUNCTION", help="record this policy instead of SAC's")
+    add("--trust_policy", action="store_true", help="load a .zip policy, which can run any code")
+    add("--steps", type=_positive, metavar="N", help="rows a policy (default: as many as --train_steps)")
+    add(
+        "--train_steps",
+        type=_positive,
+        default=1_000_000,
+        metavar="N",
+        help="SAC's environment steps (%(default)s)",
+    )
+    add(
+        "--medium_fraction",
+        type=_fraction,
+        default=1 / 3,
+        metavar="F",
+        help="where medium is between random (0) and expert (1) (default: 1/3)",
+    )
+    add(
+        "--reference_episodes",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="for the reference returns (%(default)s)",
+    )
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, default=Path(), metavar="DIR|FILE.hdf5", help="default: ENV_ID-KIND.hdf5 here")
+    add("--overwrite", action="store_true", help="replace existing files")
+    add("--env_kwargs", default="{}", metavar="JSON", help="arguments of the environment")
+    add("--env_module", metavar="MODULE", help="import this first, for the environments it registers")
+    add("--states", action="store_true", help="also store MuJoCo's qpos and qvel of each row")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write one file a kind; a file appears only when it is complete."""
+    from cepdiff.collect.recipes import Collector, Plan
+    from cepdiff.data.hdf5 import write_arrays
+    from cepdiff.rollout.envs import EnvSpec
+
+    kinds = [kind for text in args.kind or [] for kind in text.split(",")]
+    if bool(kinds) == bool(args.policy):
+        raise ConfigError("Expected either --kind or --policy")
+    check_kinds(kinds)
+    outputs = _outputs(args, kinds or ["policy"])
+    plan = Plan(
+        EnvSpec(args.env_id, _json_object(args.env_kwargs), args.env_module),
+        train_steps=args.train_steps,
+        steps=args.steps,
+        medium_fraction=args.medium_fraction,
+        seed=args.seed,
+        reference_episodes=args.reference_episodes,
+        states=args.states,
+    )
+    collector = Collector(plan, _Bars().show)
+    for kind, path in outputs.items():
+        given = args.policy is not None
+        made = collector.make_from_policy(args.policy, trust=args.trust_policy) if given else collector.make(kind)
+        write_arrays(path, made)
+        references = (
+            f"{key} {made.metadata[key]:.2f}" for key in ("reference_min", "reference_max") if key in made.metadata
+        )
+        print(f"{path}: {len(made)} rows, {', '.join(references)}")
+    return 0
+
+
+class _Bars:
+    """One progress bar with the time left for each thing that is done, one after the other."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._what = ""
+
+    def show(self, what: str, done: int, total: int, remark: str) -> None:
+        """Move the bar of `what` to `done`; it closes when `total` is reached."""
+        from tqdm import tqdm
+
+        if what != self._what:
+            self._bar, self._what = tqdm(desc=what, total=total), what
+        self._bar.set_postfix_str(remark, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
+
+
+def _outputs(args: argparse.Namespace, kinds: list[str]) -> dict[str, Path]:
+    """The file of each kind; checked before the hours of training, not after."""
+    if args.output.suffix in (".hdf5", ".h5"):
+        if len(kinds) > 1:
+            raise ConfigError(f"--output {args.output} is one file for {len(kinds)} kinds; name a folder")
+        outputs = {kinds[0]: args.output}
+    else:
+        stem = args.env_id.replace("/", "-")
+        outputs = {kind: args.output / f"{stem}-{kind}.hdf5" for kind in kinds}
+    for path in outputs.values():
+        if path.exists() and not args.overwrite:
+            raise ConfigError(f"{path} exists; choose another --output, or add --overwrite to replace it")
+    return outputs
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    return value
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in (0, 1] such as 0.3 or 1/3, found {text}")
+    return value
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--env_kwargs is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f'--env_kwargs: expected a JSON object such as {{"use_contact_forces": true}}, found {text}')
+    return value

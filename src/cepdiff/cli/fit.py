@@ -1,0 +1,65 @@
+"""`cepdiff fit`: trains all stages of a configuration and shows the scores."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from cepdiff.errors import ConfigError
+
+EPILOG = """\
+Every key of the configuration can be given as an option, e.g.
+  cepdiff fit --config configs/walker2d.yaml --seed 1 --critic.discount 0.97 --stages.behavior.max_steps 1000
+Run the same command again to go on where it stopped: finished stages are skipped.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "fit",
+        help="train behavior, critic and guidance, and score the policy",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", action="append", metavar="FILE", help="YAML file; several are merged in order", default=[]
+    )
+    parser.add_argument("--stage", metavar="NAME", help="run one of behavior, support, critic, guidance, evaluation")
+    parser.add_argument("--print_config", action="store_true", help="show the complete configuration and exit")
+    parser.add_argument("--KEY", dest="_overrides", metavar="VALUE", help="any key of the configuration, dotted")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from pathlib import Path
+
+    from cepdiff.stages.config import load_config
+
+    config = load_config(args.config, parse_overrides(args.overrides))
+    if args.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    from cepdiff.stages.runner import fit
+
+    fit(config, args.stage, sources=[str(Path(name).resolve().parent) for name in args.config])
+    return 0
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[str]:
+    """`--critic.discount 0.97` and `--critic.discount=0.97` as OmegaConf's "critic.discount=0.97"."""
+    overrides = []
+    remaining = list(arguments)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise ConfigError(f"'{word}' is no option; keys of the configuration are written --section.key VALUE")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ConfigError(f"--{key} needs a value")
+            value = remaining.pop(0)
+        overrides.append(f"{key}={value}")
+    return overrides

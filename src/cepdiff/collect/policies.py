@@ -1,0 +1,90 @@
+"""Policies that are not trained here: uniform actions, or one that the user brings."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from cepdiff.collect.recorder import Act
+from cepdiff.errors import ConfigError, DivergenceError, MissingExtraError, SimulationError
+from cepdiff.randomness import stream_seed
+
+# The algorithms of stable-baselines3 with continuous actions that a file may hold: its module -> its class.
+_SB3_ALGORITHMS = {"a2c": "A2C", "ddpg": "DDPG", "ppo": "PPO", "sac": "SAC", "td3": "TD3"}
+
+
+def uniform(space: Box, *, seed: int, label: str) -> Act:
+    """Actions drawn uniformly from the box: D4RL's random policy."""
+    numbers = np.random.default_rng(stream_seed(seed, label))
+    return lambda _: numbers.uniform(space.low, space.high).astype(space.dtype)
+
+
+def load_policy(name: str, space: Box, *, trust: bool = False) -> Act:
+    """The policy called `name`: `module:function`, where the function maps one observation (S,) to one action (A,),
+    or a stable-baselines3 `.zip`, played deterministically. Its actions are clipped to `space`.
+
+    A `.zip` is unpickled, which runs whatever code its author put there: only with `trust`.
+
+    Raises:
+        ConfigError: a name that leads nowhere, or a `.zip` without `trust`.
+        MissingExtraError: a `.zip` without stable-baselines3.
+    """
+    play = _from_zip(Path(name), trust) if name.endswith(".zip") else _from_module(name)
+
+    def act(observation: NDArray[Any]) -> NDArray[Any]:
+        action = np.asarray(play(observation))
+        if action.shape != space.shape:
+            raise SimulationError(f"The policy '{name}' gave actions of shape {action.shape}, expected {space.shape}")
+        if not np.isfinite(action).all():
+            raise DivergenceError(f"The policy '{name}' gave a NaN or infinite action")
+        clipped: NDArray[Any] = np.clip(action, space.low, space.high).astype(space.dtype)
+        return clipped
+
+    return act
+
+
+def _from_module(name: str) -> Callable[[NDArray[Any]], Any]:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"--policy {name}: expected a stable-baselines3 file (.zip) or module:function")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` finds the user's modules
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--policy {name}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"--policy {name}: is no function, but {type(found).__name__}")
+    function: Callable[[NDArray[Any]], Any] = found
+    return function
+
+
+def _from_zip(path: Path, trust: bool) -> Callable[[NDArray[Any]], Any]:
+    if not path.is_file():
+        raise ConfigError(f"--policy {path}: no such file")
+    if not trust:
+        raise ConfigError(f"--policy {path}: loading it runs code from the file; if you trust it, add --trust_policy")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Plain JSON; the class is named "stable_baselines3.<algorithm>.policies".
+            home = str(json.loads(archive.read("data"))["policy_class"]["__module__"])
+        algorithm = _SB3_ALGORITHMS[home.split(".")[1]]
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, IndexError):
+        known = ", ".join(_SB3_ALGORITHMS.values())
+        raise ConfigError(f"--policy {path}: is no stable-baselines3 file of {known}") from None
+    try:
+        import stable_baselines3
+    except ImportError:
+        raise MissingExtraError("Loading a stable-baselines3 policy", "collect") from None
+    model = getattr(stable_baselines3, algorithm).load(path, device="cpu")
+    return lambda observation: model.predict(observation, deterministic=True)[0]

@@ -1,0 +1,190 @@
+"""D4RL's kinds of buffers (Fu et al. 2020), all from one training of SAC."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from cepdiff.collect.kinds import KINDS
+from cepdiff.collect.policies import load_policy, uniform
+from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record
+from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
+from cepdiff.data.arrays import RawArrays
+from cepdiff.errors import ConfigError, SimulationError
+from cepdiff.randomness import generator
+from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_env
+
+_PACKAGES = ("cepdiff", "gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
+
+# (what is being done, steps done, steps in all, a remark)
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to collect where.
+
+    `steps` rows a rollout, and of the training for `replay` (default: `train_steps`); `train_steps` environment
+    steps of SAC, stopped for the medium policy at `medium_fraction` of the way from the random to the expert
+    return; reference returns are means of `reference_episodes`. `states` adds MuJoCo's qpos and qvel.
+    """
+
+    env: EnvSpec
+    train_steps: int = 1_000_000
+    steps: int | None = None
+    medium_fraction: float = 1 / 3
+    seed: int = 0
+    reference_episodes: int = 100
+    states: bool = False
+
+
+class Collector:
+    """Makes the buffers of one plan; the training and each rollout happen once, when a kind first needs them."""
+
+    def __init__(self, plan: Plan, progress: Progress | None = None) -> None:
+        self.plan = plan
+        self._progress = progress or (lambda what, done, total, remark: None)
+        self._facts = env_facts(plan.env)
+        if self._facts.horizon is None:
+            raise SimulationError(f"'{plan.env.env_id}' has no time limit; an episode might never end")
+        self._rollouts: dict[str, Arrays] = {}
+
+    def make(self, kind: str) -> RawArrays:
+        """The buffer of one of `KINDS`, with its origin as metadata.
+
+        Raises:
+            SimulationError: a medium policy of a training that did not get beyond random.
+        """
+        raw = self._raw(self._arrays(kind), kind, KINDS[kind])
+        raw.metadata["reference_min"] = self.reference_min
+        if kind != "random":
+            raw.metadata |= {
+                "algorithm": "SAC (stable-baselines3, default hyper-parameters)",
+                "train_steps": self.plan.train_steps,
+                "reference_max": self.reference_max,
+            }
+        if "medium" in kind:
+            raw.metadata |= {"medium_fraction": self.plan.medium_fraction, "medium_step": self.medium.step}
+        return raw
+
+    def make_from_policy(self, name: str, *, trust: bool = False) -> RawArrays:
+        """Rollouts of a policy as `load_policy` finds it."""
+        env = self._env()
+        act = load_policy(name, box_spaces(env)[1], trust=trust)
+        arrays = self._record(env, act, "policy")
+        raw = self._raw(arrays, "policy", f"rollouts of {name}")
+        raw.metadata["reference_min"] = self.reference_min
+        return raw
+
+    @cached_property
+    def training(self) -> SacTraining:
+        """The one training that all kinds but random share."""
+        plan, total = self.plan, self.plan.train_steps
+        return train_sac(
+            self._env,
+            total,
+            seed=plan.seed,
+            states=plan.states,
+            on_progress=lambda step, remark: self._progress("training SAC", step, total, remark),
+        )
+
+    @cached_property
+    def reference_min(self) -> float:
+        """Mean return of the uniform policy."""
+        env = self._env()
+        act = uniform(box_spaces(env)[1], seed=self.plan.seed, label="reference-min-actions")
+        return self._reference(env, act, "reference-min")
+
+    @cached_property
+    def reference_max(self) -> float:
+        """Mean return of the final policy, deterministic."""
+        return self._reference(self._env(), self.training.act(self.training.snapshots[-1]), "reference-max")
+
+    @cached_property
+    def medium(self) -> Snapshot:
+        """The first snapshot that has come `medium_fraction` of the way from the random to the expert return.
+
+        Counted from the random policy's return, so that it also means something where returns are negative.
+        """
+        gain = self.reference_max - self.reference_min
+        if gain <= 0:
+            raise SimulationError(
+                f"SAC's return after {self.plan.train_steps} steps is {self.reference_max:.1f}, a random policy's "
+                f"{self.reference_min:.1f}: there is no medium policy. Train longer with --train_steps."
+            )
+        goal = self.reference_min + self.plan.medium_fraction * gain
+        snapshots = self.training.snapshots
+        return next((s for s in snapshots if s.mean_return >= goal), snapshots[-1])
+
+    def _arrays(self, kind: str) -> Arrays:
+        if kind == "replay":
+            if self.plan.steps is not None and self.plan.steps > self.plan.train_steps:
+                raise ConfigError(
+                    f"replay has {self.plan.train_steps} rows, not {self.plan.steps}: raise --train_steps"
+                )
+            return first_rows(self.training.transitions, self.plan.steps or self.plan.train_steps)
+        if kind == "medium-replay":
+            return first_rows(self.training.transitions, self.medium.step)
+        if kind == "medium-expert":
+            return concatenate(self._arrays("medium"), self._arrays("expert"))
+        if kind not in self._rollouts:
+            env = self._env()
+            self._rollouts[kind] = self._record(env, self._policy(kind, env), kind)
+        return self._rollouts[kind]
+
+    def _policy(self, kind: str, env: Env) -> Act:
+        if kind == "random":
+            return uniform(box_spaces(env)[1], seed=self.plan.seed, label="random-actions")
+        snapshot = self.medium if kind == "medium" else self.training.snapshots[-1]
+        # Sampled, not deterministic: as D4RL's own collection.
+        return self.training.act(snapshot, noise=generator(self.plan.seed, f"{kind}-actions"))
+
+    def _record(self, env: Env, act: Act, label: str) -> Arrays:
+        plan, rows = self.plan, self.plan.steps or self.plan.train_steps
+
+        def report(done: int) -> None:
+            self._progress(f"recording {label}", done, rows, "")
+
+        try:
+            return record(env, act, rows, seed=plan.seed, label=label, states=plan.states, on_progress=report)
+        finally:
+            env.close()
+
+    def _reference(self, env: Env, act: Act, label: str) -> float:
+        try:
+            return mean_return(env, act, self.plan.reference_episodes, seed=self.plan.seed, label=label)
+        finally:
+            env.close()
+
+    def _env(self) -> Env:
+        return make_env(self.plan.env)
+
+    def _raw(self, arrays: Arrays, kind: str, recipe: str) -> RawArrays:
+        infos = {key.removeprefix("infos/"): values for key, values in arrays.items() if key.startswith("infos/")}
+        fields = {key: values for key, values in arrays.items() if not key.startswith("infos/")}
+        plan = self.plan
+        metadata: dict[str, Any] = {
+            "env_id": plan.env.env_id,
+            "env_kwargs": json.dumps(dict(plan.env.kwargs)) if plan.env.kwargs else None,
+            "kind": kind,
+            "recipe": recipe,
+            "seed": plan.seed,
+            "horizon": self._facts.horizon,
+            "action_low": self._facts.action_low,
+            "action_high": self._facts.action_high,
+            "reference_episodes": plan.reference_episodes,
+            "versions": ", ".join(_versions()),
+        }
+        return RawArrays(**fields, infos=infos, metadata=metadata, source=kind)
+
+
+def _versions() -> Iterator[str]:
+    for package in _PACKAGES:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue

@@ -1,0 +1,129 @@
+"""Transitions as an environment produces them, in D4RL's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from cepdiff.rollout.envs import Env, box_spaces, reset_seed
+
+Arrays = dict[str, NDArray[Any]]
+# A policy of one observation (S,) -> one action (A,) in the environment's units.
+Act = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """Writes each step into arrays of `rows` rows; steps beyond are passed on unrecorded.
+
+    `next_observations` is what the step returned, never the first observation of the next episode. `terminals` are
+    ends that stop bootstrapping, `timeouts` all others. With `states`, MuJoCo's `qpos` and `qvel` *before* each step
+    are stored as `infos/qpos` and `infos/qvel`, in float64 so that `set_state` restores the row exactly.
+    """
+
+    def __init__(self, env: Env, rows: int, *, states: bool = False) -> None:
+        super().__init__(env)
+        observation_space, action_space = box_spaces(env)
+        self.count = 0
+        self._arrays: Arrays = {
+            "observations": np.zeros((rows, *observation_space.shape), np.float32),
+            "actions": np.zeros((rows, *action_space.shape), np.float32),
+            "rewards": np.zeros(rows, np.float32),
+            "next_observations": np.zeros((rows, *observation_space.shape), np.float32),
+            "terminals": np.zeros(rows, np.bool_),
+            "timeouts": np.zeros(rows, np.bool_),
+        }
+        self._data: Any = getattr(env.unwrapped, "data", None) if states else None
+        if self._data is not None:
+            self._arrays["infos/qpos"] = np.zeros((rows, *self._data.qpos.shape))
+            self._arrays["infos/qvel"] = np.zeros((rows, *self._data.qvel.shape))
+
+    def reset(self, **kwargs: Any) -> tuple[NDArray[Any], dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        self._observation = np.array(observation)
+        return observation, info
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], Any, bool, bool, dict[str, Any]]:
+        row = self.count
+        recording = row < len(self._arrays["rewards"])
+        if recording and self._data is not None:
+            self._arrays["infos/qpos"][row] = self._data.qpos
+            self._arrays["infos/qvel"][row] = self._data.qvel
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if recording:
+            values = (
+                self._observation,
+                action,
+                reward,
+                observation,
+                terminated,
+                truncated and not terminated,
+            )
+            for key, value in zip(self._arrays, values, strict=False):
+                self._arrays[key][row] = value
+            self.count += 1
+        self._observation = np.array(observation)
+        return observation, reward, terminated, truncated, info
+
+    def arrays(self) -> Arrays:
+        """The recorded rows."""
+        return first_rows(self._arrays, self.count)
+
+
+def first_rows(arrays: Arrays, rows: int) -> Arrays:
+    """The first `rows` rows; an episode that goes on beyond them stays without an end."""
+    return {key: values[:rows] for key, values in arrays.items()}
+
+
+def concatenate(first: Arrays, second: Arrays) -> Arrays:
+    """Both one after the other; an episode that `first` cuts off ends there by a timeout."""
+    timeouts = first["timeouts"].copy()
+    timeouts[-1] = not first["terminals"][-1]
+    first = {**first, "timeouts": timeouts}
+    return {key: np.concatenate([first[key], second[key]]) for key in first}
+
+
+def run_episode(env: Env, act: Act, *, seed: int, max_steps: int | None = None) -> tuple[float, int]:
+    """Return and length of one episode from `reset(seed=seed)`, cut off after `max_steps`."""
+    observation, _ = env.reset(seed=seed)
+    episode_return, length, done = 0.0, 0, False
+    while not done and length != max_steps:
+        observation, reward, terminated, truncated, _ = env.step(act(observation))
+        episode_return += float(reward)
+        length += 1
+        done = terminated or truncated
+    return episode_return, length
+
+
+def mean_return(env: Env, act: Act, episodes: int, *, seed: int, label: str) -> float:
+    """Mean of `episodes` undiscounted episode returns; episode i starts from (seed, label, i)."""
+    returns = [run_episode(env, act, seed=reset_seed(seed, label, i))[0] for i in range(episodes)]
+    return float(np.mean(returns))
+
+
+def record(
+    env: Env,
+    act: Act,
+    rows: int,
+    *,
+    seed: int,
+    label: str,
+    states: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> Arrays:
+    """Exactly `rows` transitions of the policy `act`; the last episode is cut off where they are reached.
+
+    `on_progress` gets the number of rows after each episode.
+    """
+    recorder = RecordingEnv(env, rows, states=states)
+    episode = 0
+    while recorder.count < rows:
+        start = reset_seed(seed, label, episode)
+        run_episode(recorder, act, seed=start, max_steps=rows - recorder.count)
+        episode += 1
+        if on_progress is not None:
+            on_progress(recorder.count)
+    return recorder.arrays()

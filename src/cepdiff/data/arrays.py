@@ -1,0 +1,118 @@
+"""A dataset as it lies in a file: plain NumPy arrays, checked, with nothing interpreted yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cepdiff.errors import DataError
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
+OPTIONAL = ("next_observations",)
+WIDE = ("observations", "actions", "next_observations")  # (N, size); the others are (N,)
+# Work on large arrays goes block by block, so that no temporary is ever as large as the data.
+BLOCK_ROWS = 65536
+
+
+@dataclass
+class RawArrays:
+    """D4RL's arrays: observations (N, S), actions (N, A) in the environment's units, rewards (N,), terminals
+    and timeouts (N,), and next_observations (N, S) where the source holds them.
+
+    `metadata` holds plain values; the keys this package reads are `env_id`, `env_kwargs`, `horizon`,
+    `action_low`, `action_high`, `reference_min` and `reference_max`. `infos` are further arrays with N rows
+    (`qpos`, `qvel`), which are written but never read back. `source` names the dataset in messages. Numbers of
+    any width are converted to float32 and bool, and (N, 1) to (N,); what fits already is not copied.
+    """
+
+    observations: FloatArray
+    actions: FloatArray
+    rewards: FloatArray
+    terminals: BoolArray
+    timeouts: BoolArray
+    next_observations: FloatArray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    infos: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    source: str = "dataset"
+
+    def __post_init__(self) -> None:
+        for name, array in self.fields.items():
+            dtype = np.bool_ if name in ("terminals", "timeouts") else np.float32
+            array = np.ascontiguousarray(array, dtype=dtype)
+            if name not in WIDE and array.ndim == 2 and array.shape[1] == 1:
+                array = array.reshape(-1)  # (N, 1) -> (N,)
+            setattr(self, name, array)
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    @property
+    def fields(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by name, without `next_observations` where there is none."""
+        arrays = {name: getattr(self, name) for name in (*REQUIRED, *OPTIONAL)}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def validate(self) -> RawArrays:
+        """Itself. Raises `DataError` as `check_shapes` does, and where a row is NaN or infinite."""
+        check_shapes({name: array.shape for name, array in self.fields.items()}, self.source)
+        for name, array in self.fields.items():
+            if array.dtype != np.bool_:
+                _check_finite(name, array, self.source)
+        return self
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Raises `DataError` where an array is missing, empty, of the wrong dimensionality or of another length."""
+    for name in REQUIRED:
+        if name not in shapes:
+            there = ", ".join(sorted(shapes)) or "nothing"
+            hint = " (all False if no episode was cut)" if name == "timeouts" else ""
+            raise DataError(f"{source}: the array '{name}' is missing{hint}; found {there}")
+    rows = shapes["observations"][0] if shapes["observations"] else 0
+    for name in (*REQUIRED, *OPTIONAL):
+        shape = shapes.get(name)
+        if shape is None:
+            continue
+        wide = name in WIDE
+        fits = len(shape) == 2 if wide else len(shape) == 1 or shape[1:] == (1,)
+        if not fits:
+            raise DataError(f"{source}: '{name}' has shape {shape}, expected {'(rows, size)' if wide else '(rows,)'}")
+        if shape[0] != rows:
+            raise DataError(f"{source}: '{name}' has {shape[0]} rows, but 'observations' has {rows}")
+        if wide and shape[1] == 0:
+            raise DataError(f"{source}: '{name}' has shape {shape}: its rows are empty")
+    if rows == 0:
+        raise DataError(f"{source}: holds no rows")
+    expected = shapes["observations"]
+    if shapes.get("next_observations", expected) != expected:
+        raise DataError(
+            f"{source}: 'next_observations' has shape {shapes['next_observations']}, but 'observations' {expected}"
+        )
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Slices which cover `rows` rows."""
+    return (slice(i, min(i + BLOCK_ROWS, rows)) for i in range(0, rows, BLOCK_ROWS))
+
+
+def first_rows(bad: npt.NDArray[np.int64]) -> str:
+    """`"3 rows: 5, 6, 9"`; at most five are named."""
+    names = ", ".join(str(row) for row in bad[:5])
+    return f"{len(bad)} row{'s' * (len(bad) != 1)}: {names}{', ...' * (len(bad) > 5)}"
+
+
+def _check_finite(name: str, array: FloatArray, source: str) -> None:
+    found = []
+    for part in blocks(len(array)):
+        finite = np.isfinite(array[part]).reshape(part.stop - part.start, -1).all(axis=1)
+        found.append(np.flatnonzero(~finite) + part.start)
+    bad = np.concatenate(found)
+    if len(bad):
+        raise DataError(f"{source}: '{name}' is NaN or infinite in {first_rows(bad)}; remove these rows")

@@ -1,0 +1,190 @@
+"""Download of one file: resumed, retried, checked, written aside and renamed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cepdiff.errors import DataError
+
+_CHUNK_BYTES = 1 << 20
+_MAX_WAIT = 60.0
+_NETWORK_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError)
+# Answers of a server which is busy or ill, not of one that does not hold the file.
+_RETRIED_STATUS = (408, 416, 425, 429, *range(500, 600))
+
+
+def download(
+    url: str,
+    target: str | Path,
+    *,
+    retries: int = 5,
+    progress: bool = True,
+    expected_size: int | None = None,
+    timeout: float = 30.0,
+    backoff: float = 1.0,
+) -> Path:
+    """Fetches `url` to `target` and returns `target`, which only ever exists complete.
+
+    Bytes arrive in `target.part`, and a later call goes on where an earlier one stopped, unless the file on the
+    server has changed since. Failures are retried after `backoff` * 1, 2, 4, ... seconds, at most `retries` times
+    in a row without a new byte. `timeout` is in seconds without an answer.
+
+    Raises `DataError` where the server cannot be reached, refuses (4xx), or sends another size than it announced
+    or than `expected_size`.
+    """
+    fetch = _Fetch(url, Path(target), progress, expected_size, timeout)
+    by_hand = f"download it by hand to {fetch.target}"
+    failures, furthest = 0, -1
+    while True:
+        if fetch.received > furthest >= 0:
+            failures = 0
+        furthest = max(furthest, fetch.received)
+        try:
+            fetch.target.parent.mkdir(parents=True, exist_ok=True)
+            fetch.run()
+            return fetch.target
+        except urllib.error.HTTPError as error:
+            if error.code not in _RETRIED_STATUS:
+                raise DataError(f"{url}: the server answered {error.code} {error.reason}; {by_hand}") from error
+            reason = f"{error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, *_NETWORK_ERRORS) as error:
+            cause = getattr(error, "reason", error)
+            reason = str(cause) or type(error).__name__
+            if isinstance(cause, socket.gaierror):  # no network, or no such server: waiting does not help
+                failures = retries
+        except OSError as error:
+            raise DataError(f"{fetch.target}: cannot be written ({error.strerror or error})") from error
+        except ValueError as error:  # not a URL
+            raise DataError(f"{url}: cannot be downloaded ({error}); {by_hand}") from error
+        if failures >= retries:
+            raise DataError(f"{url}: cannot be downloaded ({reason}); {by_hand}")
+        wait = min(backoff * 2**failures, _MAX_WAIT)
+        if progress:
+            print(f"{fetch.target.name}: {reason}; trying again in {wait:g} s", file=sys.stderr)
+        time.sleep(wait)
+        failures += 1
+
+
+@dataclass
+class _Fetch:
+    """One target's attempts; the part file and the note beside it carry the state from one to the next."""
+
+    url: str
+    target: Path
+    progress: bool
+    expected_size: int | None
+    timeout: float
+
+    @property
+    def part(self) -> Path:
+        return self.target.with_name(self.target.name + ".part")
+
+    @property
+    def note(self) -> Path:
+        """Which version of the server's file the part belongs to."""
+        return self.target.with_name(self.target.name + ".part.json")
+
+    @property
+    def received(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def run(self) -> None:
+        """One attempt, from where the part ends to the renamed target."""
+        before, offset = self._read_note(), self.received
+        if before is None or offset == 0:
+            before, offset = {}, 0
+        request = urllib.request.Request(self.url)
+        if offset:
+            request.add_header("Range", f"bytes={offset}-")
+            if before.get("validator"):
+                request.add_header("If-Range", before["validator"])
+        try:
+            response = urllib.request.urlopen(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # the part is not shorter than the file: begin again
+                self.discard()
+            raise
+        with response:
+            start, total = _extent(response)
+            now = {"validator": _validator(response), "size": total}
+            if self.expected_size is not None and total not in (None, self.expected_size):
+                self.discard()
+                raise DataError(
+                    f"{self.url}: the server's file has {total} bytes, expected {self.expected_size}; "
+                    "it has changed, or a proxy answered in its place"
+                )
+            if start and (start != offset or now != before):
+                self.discard()
+                raise ConnectionError("the file on the server has changed since the download began")
+            self.note.write_text(json.dumps(now))
+            self._receive(response, start, total)
+        size, announced = self.received, total if total is not None else self.expected_size
+        if announced is not None and size != announced:
+            if size > announced:
+                self.discard()
+            raise ConnectionError(f"received {size} of {announced} bytes")
+        self.part.replace(self.target)
+        self.note.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Forgets what has been received."""
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def _read_note(self) -> dict[str, Any] | None:
+        try:
+            note = json.loads(self.note.read_text())
+        except (OSError, ValueError):
+            return None
+        return note if isinstance(note, dict) else None
+
+    def _receive(self, response: Any, start: int, total: int | None) -> None:
+        with (
+            self.part.open("ab" if start else "wb") as file,
+            _bar(self.target.name, start, total) if self.progress else nullcontext() as bar,
+        ):
+            try:
+                while chunk := response.read(_CHUNK_BYTES):
+                    file.write(chunk)
+                    if bar is not None:
+                        bar.update(len(chunk))
+            finally:
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _extent(response: Any) -> tuple[int, int | None]:
+    """(offset of the first byte sent, size of the whole file or None)."""
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if match is None:
+            raise ConnectionError("the server sent a part of the file without saying which")
+        return int(match[1]), None if match[2] == "*" else int(match[2])
+    length = response.headers.get("Content-Length")
+    return 0, None if length is None else int(length)
+
+
+def _validator(response: Any) -> str | None:
+    """What names the version of the file: its strong ETag, else its date."""
+    etag, date = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    name = etag if etag and not etag.startswith("W/") else date
+    return None if name is None else str(name)
+
+
+def _bar(name: str, start: int, total: int | None) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, unit_divisor=1024)

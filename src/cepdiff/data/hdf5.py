@@ -1,0 +1,177 @@
+"""Reading and writing of D4RL's flat HDF5 layout: one array a field, one row a step, `metadata/` beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from cepdiff.data.arrays import OPTIONAL, REQUIRED, BoolArray, FloatArray, RawArrays, check_shapes
+from cepdiff.errors import DataError
+
+# Longer arrays in a file's metadata are network weights, not facts about the data.
+_MAX_METADATA_VALUES = 256
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself without its arrays being read: N, S, A and the metadata."""
+
+    rows: int
+    observation_size: int
+    action_size: int
+    metadata: dict[str, Any]
+
+
+def read_header(path: str | Path) -> Header:
+    """Sizes and metadata of a file, in milliseconds. Raises `DataError` as `read_arrays` does, values aside."""
+    with _open(Path(path)) as file:
+        datasets = _datasets(file, Path(path))
+        rows, observation_size = datasets["observations"].shape
+        return Header(rows, observation_size, datasets["actions"].shape[1], _metadata(file))
+
+
+def read_arrays(path: str | Path) -> RawArrays:
+    """All rows of a file; numbers of any width become float32, flags of any type bool.
+
+    Raises `DataError` where the file is missing, torn or no HDF5, and where an array is missing, empty, of the
+    wrong shape, or NaN or infinite in some row.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        datasets = _datasets(file, path)
+        next_observations = datasets.get("next_observations")
+        raw = RawArrays(
+            observations=_floats(datasets["observations"]),
+            actions=_floats(datasets["actions"]),
+            rewards=_floats(datasets["rewards"]),
+            terminals=_flags(datasets["terminals"], path),
+            timeouts=_flags(datasets["timeouts"], path),
+            next_observations=None if next_observations is None else _floats(next_observations),
+            metadata=_metadata(file),
+            source=str(path),
+        )
+    return raw.validate()
+
+
+def write_arrays(
+    path: str | Path, arrays: RawArrays, metadata: Mapping[str, Any] | None = None, *, compress: bool = True
+) -> None:
+    """Writes `arrays` to `path` in one piece: aside in the same folder, then renamed, so that no reader ever
+    sees a torn file. `metadata` is added to the arrays' own; its None values are left out.
+
+    Raises `DataError` where the arrays would not be readable again or the folder cannot be written.
+    """
+    path = Path(path)
+    arrays.validate()
+    options = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if compress else {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        aside = Path(name)
+        try:
+            with h5py.File(aside, "w") as file:
+                for key, array in arrays.fields.items():
+                    file.create_dataset(key, data=array, **options)
+                for key, array in arrays.infos.items():
+                    file.create_dataset(f"infos/{key}", data=array, **options)
+                for key, value in {**arrays.metadata, **(metadata or {})}.items():
+                    if value is not None:
+                        file[f"metadata/{key}"] = json.dumps(value) if isinstance(value, dict) else value
+            with aside.open("rb+") as written:
+                os.fsync(written.fileno())
+            aside.chmod(0o644)  # mkstemp's own mode would hide the file from every other user
+            aside.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                aside.unlink()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({_reason(error)})") from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected an HDF5 file")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except PermissionError as error:
+        raise DataError(f"{path}: no permission to read it") from error
+    except (OSError, RuntimeError, KeyError) as error:  # h5py raises any of them where it meets torn bytes
+        raise DataError(
+            f"{path}: not an HDF5 file, or truncated; download or write it again ({_reason(error)})"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+    check_shapes({name: item.shape or () for name, item in datasets.items()}, str(path))
+    for name in (*REQUIRED, *OPTIONAL):
+        if name in datasets and datasets[name].dtype.kind not in "fiub":
+            raise DataError(f"{path}: '{name}' holds {datasets[name].dtype}, expected numbers")
+    return datasets
+
+
+def _floats(dataset: h5py.Dataset) -> FloatArray:
+    array = np.empty(dataset.shape, dtype=np.float32)
+    if dataset.dtype.kind == "b":  # HDF5 does not convert its enumerations to numbers
+        array[:] = dataset[()]
+    else:
+        dataset.read_direct(array)
+    return array
+
+
+def _flags(dataset: h5py.Dataset, path: Path) -> BoolArray:
+    values: npt.NDArray[Any] = dataset[()]
+    if values.dtype == np.bool_:
+        return values
+    strange = (values != 0) & (values != 1)
+    if strange.any():
+        name = dataset.name.lstrip("/")
+        raise DataError(f"{path}: '{name}' holds {values[strange][0]}, expected only 0 and 1")
+    return values.astype(np.bool_)
+
+
+def _metadata(file: h5py.File) -> dict[str, Any]:
+    found: dict[str, Any] = dict(file.attrs)
+    group = file.get("metadata")
+    if isinstance(group, h5py.Group):
+        found.update(group.attrs)
+        for name, item in group.items():
+            if isinstance(item, h5py.Dataset) and (item.size or 0) <= _MAX_METADATA_VALUES:
+                found[name] = item[()]
+    plain = {name: _plain(value) for name, value in found.items()}
+    if isinstance(plain.get("env_kwargs"), str):
+        with suppress(ValueError):
+            plain["env_kwargs"] = json.loads(plain["env_kwargs"])
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A Python number, string or tuple; None for what is neither."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, np.ndarray):
+        if value.ndim != 1 or value.size > _MAX_METADATA_VALUES:
+            return _plain(value[()]) if value.ndim == 0 else None
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, (str, bool, int, float)) else None

@@ -1,0 +1,52 @@
+"""The forward process and the translations between noise, score and data predictions.
+
+x_t = alpha_t x_0 + sigma_t eps ties all three: x0_pred = (x_t - sigma_t eps_pred) / alpha_t, score = -eps / sigma_t.
+Every solver in this package asks for a data prediction; the adapters here make one of whatever a network gives.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cepdiff.diffusion.schedule import NoiseSchedule
+from cepdiff.types import Predictor
+
+
+def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t (..., A) of data `x0` (..., A) at times `t` (...) with standard normal `eps` (..., A).
+
+    Leading axes broadcast, so one time may serve K samples.
+    """
+    t = t.unsqueeze(-1)  # (...) -> (..., 1)
+    return schedule.alpha(t) * x0 + schedule.sigma(t) * eps
+
+
+def data_from_noise(schedule: NoiseSchedule, eps_predictor: Predictor) -> Predictor:
+    """A data predictor x0_pred(x_t, t) made of a noise predictor eps_pred(x_t, t); `t` is a scalar tensor."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return (x - schedule.sigma(t) * eps_predictor(x, t)) / schedule.alpha(t)
+
+    return predict
+
+
+def data_from_score(schedule: NoiseSchedule, score: Predictor) -> Predictor:
+    """A data predictor made of a score, by Tweedie's formula: x0_pred = (x_t + sigma_t² score) / alpha_t."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return (x + schedule.sigma(t) ** 2 * score(x, t)) / schedule.alpha(t)
+
+    return predict
+
+
+def clamp_data(predictor: Predictor, bound: float) -> Predictor:
+    """A data predictor whose output is clamped to [-bound, bound].
+
+    Where the data lie within the bounds this changes nothing in the exact model, because x0_pred is the mean of the
+    (guided) data given x_t, which lies in their convex hull; it takes away a learned model's error beyond them.
+    """
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return predictor(x, t).clamp(-bound, bound)
+
+    return predict

@@ -1,0 +1,40 @@
+"""Guided sampling in one call: network, schedule, solver and guidance put together."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cepdiff.diffusion.guidance import guided_noise
+from cepdiff.diffusion.process import clamp_data, data_from_noise
+from cepdiff.diffusion.schedule import NoiseSchedule
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.types import EnergyLogits, NoisePredictor
+
+
+def sample_guided(
+    eps_net: NoisePredictor,
+    schedule: NoiseSchedule,
+    solver: DPMSolver,
+    condition: Tensor | None,
+    noise: Tensor,
+    *,
+    logits: EnergyLogits | None = None,
+    guidance_scale: Tensor | None = None,
+    data_bound: float | None = None,
+) -> Tensor:
+    """Samples of p(x|s) ∝ q(x|s) exp(-scale beta E) of the shape of `noise` (..., A).
+
+    `condition` (..., S) broadcasts against the leading axes of `noise` where there is no guidance; with guidance both
+    have one batch axis and `guidance_scale` is (B,). Data predictions and the result are clamped to
+    [-data_bound, data_bound] where that is given. Call under `torch.no_grad`.
+    """
+    predictor = (
+        guided_noise(eps_net, logits, schedule, condition, guidance_scale)
+        if guidance_scale is not None
+        else lambda x, t: eps_net(x, t, condition)
+    )
+    data_predictor = data_from_noise(schedule, predictor)
+    if data_bound is None:
+        return solver.sample(data_predictor, schedule, noise)
+    samples = solver.sample(clamp_data(data_predictor, data_bound), schedule, noise)
+    return samples.clamp(-data_bound, data_bound)

@@ -1,0 +1,93 @@
+"""Noise schedules: alpha_t, sigma_t and lambda_t = log(alpha_t / sigma_t) of x_t = alpha_t x_0 + sigma_t eps."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from cepdiff.errors import ConfigError
+
+
+class NoiseSchedule(ABC):
+    """A variance-preserving forward process; a subclass gives `log_alpha` and its inverse in lambda.
+
+    `t_min` is the smallest diffusion time that networks are trained at and samplers end at, in (0, 1).
+    """
+
+    def __init__(self, t_min: float = 1e-3) -> None:
+        if not 0.0 < t_min < 1.0:
+            raise ConfigError(f"t_min is {t_min}; expected a number in (0, 1)")
+        self.t_min = t_min
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log alpha_t for diffusion times in (0, 1], of the shape of `t`."""
+
+    @abstractmethod
+    def inverse_lambda(self, lam: Tensor) -> Tensor:
+        """The diffusion time t at which lambda_t equals `lam`, of the shape of `lam`."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal coefficient alpha_t in (0, 1)."""
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise coefficient sigma_t = sqrt(1 - alpha_t²), without cancellation near t = 0."""
+        return (-torch.expm1(2.0 * self.log_alpha(t))).sqrt()
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Half log-SNR lambda_t = log(alpha_t / sigma_t), strictly decreasing in t."""
+        return self.log_alpha(t) - self.sigma(t).log()
+
+    def sample_times(self, uniform: Tensor) -> Tensor:
+        """Training times in [t_min, 1) from uniform numbers in [0, 1)."""
+        return self.t_min + (1.0 - self.t_min) * uniform
+
+
+class LinearVP(NoiseSchedule):
+    """VP-SDE with a linear beta(t) (Song et al. 2021, Eq. 32-33): log alpha_t = -(b1-b0)/4 t² - b0/2 t."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> None:
+        super().__init__(t_min)
+        if not 0.0 < beta_min < beta_max:
+            raise ConfigError(f"beta_min {beta_min} and beta_max {beta_max}: expected 0 < beta_min < beta_max")
+        self.beta_min = beta_min
+        self.beta_max = beta_max
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return -0.25 * (self.beta_max - self.beta_min) * t**2 - 0.5 * self.beta_min * t
+
+    def inverse_lambda(self, lam: Tensor) -> Tensor:
+        # alpha² = sigmoid(2 lambda), so -2 log alpha = softplus(-2 lambda) = (b1-b0)/2 t² + b0 t.
+        minus_2_log_alpha = torch.nn.functional.softplus(-2.0 * lam)
+        slope = self.beta_max - self.beta_min
+        # The root in the form that does not cancel: 2c / (b + sqrt(b² + 2 a c)).
+        root = (self.beta_min**2 + 2.0 * slope * minus_2_log_alpha).sqrt()
+        return 2.0 * minus_2_log_alpha / (self.beta_min + root)
+
+
+class CosineVP(NoiseSchedule):
+    """Cosine schedule (Nichol & Dhariwal 2021): alpha_t = cos(pi/2 (t' + s)/(1 + s)) / cos(pi/2 s/(1 + s)).
+
+    Times run over t' = t * t_max, which keeps alpha_1 above zero.
+    """
+
+    def __init__(self, offset: float = 0.008, t_max: float = 0.995, t_min: float = 1e-3) -> None:
+        super().__init__(t_min)
+        if not (offset > 0.0 and 0.0 < t_max < 1.0):
+            raise ConfigError(f"offset {offset} and t_max {t_max}: expected offset > 0 and t_max in (0, 1)")
+        self.offset = offset
+        self.t_max = t_max
+        self._log_cos_0 = math.log(math.cos(0.5 * math.pi * offset / (1.0 + offset)))
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        angle = 0.5 * math.pi * (t * self.t_max + self.offset) / (1.0 + self.offset)
+        return angle.cos().log() - self._log_cos_0
+
+    def inverse_lambda(self, lam: Tensor) -> Tensor:
+        log_alpha = -0.5 * torch.nn.functional.softplus(-2.0 * lam)
+        angle = (log_alpha + self._log_cos_0).exp().acos()
+        return (angle * 2.0 / math.pi * (1.0 + self.offset) - self.offset) / self.t_max

@@ -1,0 +1,18 @@
+"""The in-support softmax Bellman backup (Lu et al. 2023, Eq. 15)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def softmax_value(q: Tensor, inverse_temperature: float) -> Tensor:
+    """V(s) = Σ_k softmax_k(beta_Q Q(s, a_k)) Q(s, a_k) over support actions; `q` (..., K) -> (...).
+
+    beta_Q -> 0 is the mean over the behavior policy, beta_Q -> infinity the best support action.
+    """
+    return ((inverse_temperature * q).softmax(-1) * q).sum(-1)
+
+
+def bellman_target(rewards: Tensor, terminals: Tensor, next_values: Tensor, discount: float) -> Tensor:
+    """r + gamma (1 - terminal) V(s'); all (B,). A time limit is no terminal: it does bootstrap."""
+    return rewards + discount * (1.0 - terminals.to(next_values.dtype)) * next_values

@@ -1,0 +1,190 @@
+"""What the three LightningModules share: manual optimisation over blocks of minibatches, noise, averages, alarms."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from cepdiff.errors import ConfigError, DivergenceError
+from cepdiff.networks.mlp import parameters_finite
+from cepdiff.randomness import generator
+from cepdiff.types import STEP_SEEDS, Batch, Metrics
+
+
+class Noise:
+    """The random numbers of one optimiser step, drawn for the global batch and cut for this rank.
+
+    Two processes therefore see together what one process sees alone. Without a seed (a plain DataLoader's batch)
+    numbers come from torch's global generator.
+    """
+
+    def __init__(self, seed: int | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        self._generator = None if seed is None else generator(seed, "noise", device=device)
+        self._device = device
+        self._rank = rank
+        self._world = world
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers (B, ...) of this rank."""
+        return self._cut(torch.randn(shape[0] * self._world, *shape[1:], **self._where()))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) of this rank."""
+        return self._cut(torch.rand(shape[0] * self._world, *shape[1:], **self._where()))
+
+    def _where(self) -> dict[str, Any]:
+        return {"generator": self._generator, "device": self._device}
+
+    def _cut(self, values: Tensor) -> Tensor:
+        return values[self._rank :: self._world]
+
+
+class StageModule(LightningModule, ABC):
+    """Base of the stages. A subclass gives `loss`, and may override any of the small hooks below it.
+
+    One `training_step` takes a *block*: a batch whose tensors are (T, B, ...) with the seeds of its T steps under
+    "step_seeds" (what `OfflineDataModule` yields), or one plain minibatch (B, ...) of any DataLoader.
+
+    Args:
+        learning_rate: of Adam.
+        batch_size: rows a step over all processes.
+        lr_schedule: "constant", or "cosine" to zero at the Trainer's `max_steps`.
+        weight_decay: decoupled (AdamW) where above 0.
+        max_grad_norm: gradients are clipped to this norm; None leaves them.
+        ema_decay: decay a step of an exponential moving average of the weights, which is then what is sampled
+            with; None keeps no average.
+    """
+
+    stage: ClassVar[str]
+    batch_fields: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        net: nn.Module,
+        learning_rate: float,
+        batch_size: int,
+        lr_schedule: Literal["constant", "cosine"] = "constant",
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        for name, value in (("learning_rate", learning_rate), ("batch_size", batch_size)):
+            if not value > 0:
+                raise ConfigError(f"{self.stage}.{name} is {value}; expected a number above 0")
+        if ema_decay is not None and not 0.0 < ema_decay < 1.0:
+            raise ConfigError(f"{self.stage}.ema_decay is {ema_decay}; expected a number in (0, 1), or null for none")
+        self.net = net
+        self.ema_net = None if ema_decay is None else frozen_copy(net)
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.lr_schedule = lr_schedule
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.ema_decay = ema_decay
+
+    @abstractmethod
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Loss (scalar) and metrics of one minibatch; the only method that a new stage must write."""
+
+    @property
+    def sampling_net(self) -> nn.Module:
+        """The network to use once trained: the moving average where there is one."""
+        return self.net if self.ema_net is None else self.ema_net
+
+    def after_step(self) -> None:
+        """Runs after every optimiser step; moves the average."""
+        if self.ema_net is not None and self.ema_decay is not None:
+            polyak_update(self.ema_net, self.net, 1.0 - self.ema_decay)
+
+    def check_block(self, metrics: dict[str, Tensor], first_step: int) -> None:
+        """Raises DivergenceError on unusable values; `metrics` are (T,) each, of the steps from `first_step`."""
+        finite = torch.stack([values.isfinite() for values in metrics.values()]).all(0)
+        if not bool(finite.all()):
+            step = first_step + int((~finite).nonzero()[0])
+            raise DivergenceError(f"the {self.stage} stage's loss became NaN or infinite at step {step}")
+
+    def configure_optimizers(self) -> Any:
+        """Adam (AdamW with weight decay) on `net`, fused where the device has it."""
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
+        if self.lr_schedule == "constant":
+            return optimizer
+        total = self.trainer.max_steps
+        if total < 1:
+            raise ConfigError(f"{self.stage}.lr_schedule 'cosine' needs the Trainer's max_steps")
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step, total) / total))
+        )
+        return [optimizer], [schedule]
+
+    def training_step(self, block: Batch, batch_idx: int) -> None:
+        """One optimiser step a minibatch of the block; metrics are logged once, as the block's means."""
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        first_step = self.global_step
+        history: list[Metrics] = []
+        for batch, noise in self._minibatches(block):
+            loss, metrics = self.loss(batch, noise)
+            optimizer.zero_grad(set_to_none=True)
+            self.manual_backward(loss)
+            if self.max_grad_norm is not None:
+                self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            self.after_step()
+            history.append(metrics)
+        stacked = {name: torch.stack([metrics[name] for metrics in history]) for name in history[0]}
+        self._on_all_ranks(stacked, first_step)
+        means = {f"{self.stage}/{name}": values.mean() for name, values in stacked.items()}
+        self.log_dict(means, prog_bar=False, sync_dist=self.trainer.world_size > 1)
+        self.log(f"{self.stage}/learning_rate", float(optimizer.param_groups[0]["lr"]))
+        self.log("step", float(self.global_step))  # TensorBoard's x axis counts optimiser steps, not blocks
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to replace a good checkpoint by one whose weights are not finite."""
+        if not parameters_finite(self.net):
+            raise DivergenceError(f"the {self.stage} stage's weights became NaN or infinite by step {self.global_step}")
+
+    def _minibatches(self, block: Batch) -> Iterator[tuple[Batch, Noise]]:
+        rank, world = self.global_rank, self.trainer.world_size
+        seeds = block.get(STEP_SEEDS)
+        if seeds is None:
+            yield block, Noise(None, self.device, rank, world)
+            return
+        for i, seed in enumerate(seeds.tolist()):
+            batch = {name: values[i] for name, values in block.items() if name != STEP_SEEDS}
+            yield batch, Noise(seed, self.device, rank, world)
+
+    def _on_all_ranks(self, metrics: dict[str, Tensor], first_step: int) -> None:
+        """`check_block`, raised on every rank when it is raised on one: no rank is left waiting for another."""
+        error: DivergenceError | None = None
+        try:
+            self.check_block(metrics, first_step)
+        except DivergenceError as found:
+            error = found
+        if self.trainer.world_size > 1 and self.trainer.strategy.reduce_boolean_decision(error is not None, all=False):
+            error = error or DivergenceError(f"the {self.stage} stage diverged on another rank near step {first_step}")
+        if error is not None:
+            raise error
+
+
+def frozen_copy(net: nn.Module) -> nn.Module:
+    """A deep copy that is neither trained nor in training mode."""
+    return copy.deepcopy(net).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def polyak_update(average: nn.Module, net: nn.Module, rate: float) -> None:
+    """average <- (1 - rate) average + rate net, over all parameters in one fused call."""
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), rate)

@@ -1,0 +1,112 @@
+"""Stage 2: the in-support softmax Q-critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cepdiff.energy.bellman import bellman_target, softmax_value
+from cepdiff.errors import ConfigError, DivergenceError
+from cepdiff.modules.base import Noise, StageModule, frozen_copy, polyak_update
+from cepdiff.networks.critic import QEnsemble
+from cepdiff.types import Batch, Metrics
+
+RUNAWAY_FACTOR = 10.0
+
+
+class SoftmaxQCritic(StageModule):
+    """Twin Q networks trained on the in-support softmax backup (Lu et al. 2023, Eq. 15 and Algorithm 1).
+
+    Batches hold `observations` (B, S), `actions` (B, A), `rewards` (B,), `terminals` (B,), `next_observations` (B, S)
+    and `next_support_actions` (B, K, A).
+
+    Args:
+        observation_size: S.
+        action_size: A.
+        net: `net(observation_size, action_size)` makes the critics, (B, S) and (B, A) -> (num_critics, B).
+        discount: gamma in [0, 1).
+        tau: rate in (0, 1] at which the target critics follow, a step.
+        bellman_inverse_temperature: beta_Q of the softmax over next support actions, at least 0.
+        options: those of `StageModule`.
+    """
+
+    stage = "critic"
+    batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations", "next_support_actions")
+    max_abs_reward: Tensor
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        net: Callable[[int, int], nn.Module] = QEnsemble,
+        discount: float = 0.99,
+        tau: float = 0.005,
+        bellman_inverse_temperature: float = 1.0,
+        learning_rate: float = 3e-4,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
+        if not 0.0 <= discount < 1.0:
+            raise ConfigError(f"critic.discount is {discount}; expected a number in [0, 1)")
+        if not 0.0 < tau <= 1.0:
+            raise ConfigError(f"critic.tau is {tau}; expected a number in (0, 1]")
+        if not bellman_inverse_temperature >= 0.0:
+            raise ConfigError(f"critic.bellman_inverse_temperature is {bellman_inverse_temperature}; expected >= 0")
+        self.target_net = frozen_copy(self.net)
+        self.discount = discount
+        self.tau = tau
+        self.bellman_inverse_temperature = bellman_inverse_temperature
+        self.register_buffer("max_abs_reward", torch.zeros(()))
+
+    @property
+    def sampling_net(self) -> nn.Module:
+        """The target critics: the smoothed ones, which guidance learns from."""
+        return self.target_net
+
+    def q_value(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """min over the target critics: (..., S), (..., A) -> (...), leading axes broadcast."""
+        values: Tensor = self.target_net(observations, actions)
+        return values.amin(0)
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """Bellman target (B,) of a minibatch."""
+        # (B, 1, S) against (B, K, A) -> (B, K)
+        next_q = self.q_value(batch["next_observations"].unsqueeze(1), batch["next_support_actions"])
+        next_value = softmax_value(next_q, self.bellman_inverse_temperature)
+        return bellman_target(batch["rewards"], batch["terminals"], next_value, self.discount)
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        target = self.target(batch)
+        q = self.net(batch["observations"], batch["actions"])  # (num_critics, B)
+        loss = (q - target).square().mean(-1).sum()
+        self.max_abs_reward = torch.maximum(self.max_abs_reward, batch["rewards"].abs().max())
+        q = q.detach()
+        return loss, {
+            "loss": loss.detach(),
+            "q": q.mean(),
+            "q_abs_max": q.abs().max(),
+            "target": target.mean(),
+            "twin_gap": (q.amax(0) - q.amin(0)).mean(),
+        }
+
+    def after_step(self) -> None:
+        super().after_step()
+        polyak_update(self.target_net, self.net, self.tau)
+
+    def check_block(self, metrics: dict[str, Tensor], first_step: int) -> None:
+        """Also stops values beyond ten times max|r| / (1 - gamma), the largest that the data allow."""
+        super().check_block(metrics, first_step)
+        limit = RUNAWAY_FACTOR * float(self.max_abs_reward) / (1.0 - self.discount)
+        beyond = metrics["q_abs_max"] > max(limit, 1.0)
+        if bool(beyond.any()):
+            step = first_step + int(beyond.nonzero()[0])
+            largest = float(metrics["q_abs_max"].max())
+            raise DivergenceError(
+                f"Q values ran away at step {step} of the critic stage: |Q| = {largest:.3g}, while rewards and "
+                f"discount allow {limit / RUNAWAY_FACTOR:.3g}; try a smaller critic.tau or critic.learning_rate"
+            )

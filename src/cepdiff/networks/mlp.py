@@ -1,0 +1,74 @@
+"""Multilayer perceptrons, and a first layer that shares what its inputs have in common."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "mish": nn.Mish}
+
+
+class JointLinear(nn.Module):
+    """A linear layer on the concatenation of several inputs, computed input by input and added.
+
+    Equal to `Linear(cat(inputs))`, but the inputs' leading axes only need to broadcast: what K actions of a state
+    share (the state, the time) is multiplied once and not K times.
+    """
+
+    def __init__(self, in_sizes: Sequence[int], out_size: int) -> None:
+        super().__init__()
+        self.in_sizes = list(in_sizes)
+        joint = nn.Linear(sum(in_sizes), out_size)  # one initialisation, with the fan-in of the whole
+        self.weight = joint.weight
+        self.bias = joint.bias
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        weights = torch.split(self.weight, self.in_sizes, 1)
+        total = nn.functional.linear(inputs[0], weights[0], self.bias)
+        for value, weight in zip(inputs[1:], weights[1:], strict=True):
+            total = total + nn.functional.linear(value, weight)
+        return total
+
+
+def mlp(sizes: Sequence[int], activation: str = "relu", first: nn.Module | None = None) -> nn.Sequential:
+    """Linear layers between `sizes` with the activation between them, none after the last.
+
+    `first` replaces the first linear layer (for instance by an activation alone after a JointLinear).
+    """
+    layers: list[nn.Module] = [] if first is None else [first]
+    for i, (size, next_size) in enumerate(itertools.pairwise(sizes)):
+        layers.append(nn.Linear(size, next_size))
+        if i < len(sizes) - 2:
+            layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers)
+
+
+class JointMLP(nn.Module):
+    """An MLP on concatenated inputs, see `JointLinear`: (..., sizes) with broadcasting leading axes -> (..., out)."""
+
+    def __init__(self, in_sizes: Sequence[int], hidden: Sequence[int], out_size: int, activation: str = "relu") -> None:
+        super().__init__()
+        self.joint = JointLinear(in_sizes, hidden[0])
+        self.rest = mlp([*hidden, out_size], activation, first=ACTIVATIONS[activation]())
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.rest(self.joint(*inputs))
+        return output
+
+
+def present(*inputs: Tensor | None) -> list[Tensor]:
+    """The inputs that are there: an unconditional model has no condition."""
+    return [value for value in inputs if value is not None and value.shape[-1] > 0]
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def parameters_finite(module: nn.Module) -> bool:
+    """Whether every parameter is finite; one reduction a tensor, one synchronisation in all."""
+    return bool(torch.stack([p.detach().isfinite().all() for p in module.parameters()]).all())

@@ -1,0 +1,147 @@
+"""Noise prediction networks of the behavior model: eps_pred(x_t, t, s)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cepdiff.networks.embeddings import FourierFeatures
+from cepdiff.networks.mlp import JointLinear, JointMLP, present
+
+
+class ResidualBlock(nn.Module):
+    """Two SiLU layers with the embedding added between them, and a (projected) skip connection."""
+
+    def __init__(self, in_size: int, out_size: int, embedding_size: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(in_size, out_size), nn.SiLU())
+        self.embed = nn.Sequential(nn.SiLU(), nn.Linear(embedding_size, out_size))
+        self.second = nn.Sequential(nn.Linear(out_size, out_size), nn.SiLU())
+        self.skip = nn.Linear(in_size, out_size) if in_size != out_size else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x) + self.embed(embedding)
+        output: Tensor = self.second(hidden) + self.skip(x)
+        return output
+
+
+class ResidualUNet(nn.Module):
+    """The recipe's residual MLP U-Net (official code of Lu et al. 2023), as a noise predictor.
+
+    Input x (..., A), t (...), condition (..., S); leading axes broadcast, so that K actions of one state share its
+    embedding and one time for all is embedded once. Output (..., A).
+
+    Args:
+        condition_size: S, or 0 for an unconditional model.
+        data_size: A.
+        widths: of the three levels, down and up again.
+        time_features: Fourier features of t, even.
+        condition_features: size that the condition is embedded to.
+        embedding_size: of the joint embedding that every block receives.
+    """
+
+    def __init__(
+        self,
+        condition_size: int,
+        data_size: int,
+        widths: Sequence[int] = (512, 256, 128),
+        time_features: int = 32,
+        condition_features: int = 32,
+        embedding_size: int = 128,
+        fourier_scale: float = 30.0,
+    ) -> None:
+        super().__init__()
+        self.time = nn.Sequential(
+            FourierFeatures(time_features, fourier_scale), nn.Linear(time_features, time_features)
+        )
+        self.condition = (
+            nn.Sequential(nn.Linear(condition_size, condition_features), nn.SiLU()) if condition_size else None
+        )
+        joint = [condition_features, time_features] if condition_size else [time_features]
+        self.joint = JointLinear(joint, embedding_size)
+        self.embedding = nn.Sequential(nn.SiLU(), nn.Linear(embedding_size, embedding_size))
+        wide, middle, narrow = widths
+        self.down = nn.ModuleList(
+            ResidualBlock(i, o, embedding_size) for i, o in ((data_size, wide), (wide, middle), (middle, narrow))
+        )
+        self.bottom = ResidualBlock(narrow, narrow, embedding_size)
+        self.up = nn.ModuleList(
+            ResidualBlock(i, o, embedding_size) for i, o in ((2 * narrow, middle), (2 * middle, wide))
+        )
+        self.output = nn.Linear(2 * wide, data_size)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        embedded_condition = None if self.condition is None else self.condition(condition)
+        embedding = self.embedding(self.joint(*present(embedded_condition, self.time(t))))
+        skips = []
+        hidden = x
+        for block in self.down:
+            hidden = block(hidden, embedding)
+            skips.append(hidden)
+        hidden = self.bottom(hidden, embedding)
+        for block in self.up:
+            hidden = block(torch.cat([skips.pop(), hidden], -1), embedding)
+        output: Tensor = self.output(torch.cat([skips.pop(), hidden], -1))
+        return output
+
+
+class MLPScore(nn.Module):
+    """A plain MLP on (x_t, Fourier(t), s): small and quick, for small problems. Shapes as in `ResidualUNet`."""
+
+    def __init__(
+        self,
+        condition_size: int,
+        data_size: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        time_features: int = 32,
+        activation: str = "silu",
+        fourier_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.time = FourierFeatures(time_features, fourier_scale)
+        self.net = JointMLP([n for n in (data_size, time_features, condition_size) if n], hidden, data_size, activation)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        output: Tensor = self.net(*present(x, self.time(t), condition))
+        return output
+
+
+class ResidualMLPScore(nn.Module):
+    """A residual MLP: (x_t, Fourier(t), s) into `width`, then `depth` pre-norm blocks. Shapes as in `ResidualUNet`.
+
+    The condition enters through its own two layers, so that a wide range of states is told apart before mixing.
+    """
+
+    def __init__(
+        self,
+        condition_size: int,
+        data_size: int,
+        width: int = 256,
+        depth: int = 3,
+        time_features: int = 32,
+        fourier_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.time = FourierFeatures(time_features, fourier_scale)
+        self.condition = (
+            nn.Sequential(nn.Linear(condition_size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+            if condition_size
+            else None
+        )
+        joint = [data_size, time_features, width] if condition_size else [data_size, time_features]
+        self.joint = JointLinear(joint, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
+        self.output = nn.Sequential(nn.SiLU(), nn.Linear(width, data_size))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        embedded_condition = None if self.condition is None else self.condition(condition)
+        hidden = self.joint(*present(x, self.time(t), embedded_condition))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        output: Tensor = self.output(hidden)
+        return output

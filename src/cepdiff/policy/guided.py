@@ -1,0 +1,201 @@
+"""The policy that a run leaves behind: observation in, guided action out; no Trainer, nothing unpickled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cepdiff.components import build
+from cepdiff.diffusion.sampling import sample_guided
+from cepdiff.diffusion.schedule import NoiseSchedule
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.errors import ConfigError, DataError, RunError
+from cepdiff.files import written_aside
+from cepdiff.types import DataSpec
+
+POLICY_FILE = "policy.pt"
+FORMAT = 1
+
+Array = TypeVar("Array", Tensor, NDArray[np.floating[Any]])
+
+
+@dataclass(frozen=True)
+class PolicyRecipe:
+    """What a policy file says beside its weights; plain types only.
+
+    Networks, schedule and solver are `{"class_path": ..., "init_args": {...}}`; `energy_net` is None before the
+    guidance stage. `environment` holds env_id, kwargs, module and the reference returns; `sources` the folders where
+    a user's own classes were found.
+    """
+
+    task: str
+    spec: dict[str, Any]
+    behavior_net: dict[str, Any]
+    energy_net: dict[str, Any] | None
+    schedule: dict[str, Any]
+    solver: dict[str, Any]
+    environment: dict[str, Any]
+    scales: list[float]
+    sources: list[str]
+
+
+class GuidedPolicy:
+    """Samples actions of p(a|s) ∝ q(a|s) exp(scale beta Q(s, a)) by guided diffusion.
+
+    Args:
+        spec: sizes, action bounds, observation statistics.
+        eps_net: noise predictor of the behavior policy.
+        schedule: its forward process.
+        solver: the sampler.
+        energy_net: logits of the guidance, or None for the behavior policy alone.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        eps_net: nn.Module,
+        schedule: NoiseSchedule,
+        solver: DPMSolver,
+        energy_net: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.eps_net = eps_net.to(self.device).eval()
+        self.energy_net = None if energy_net is None else energy_net.to(self.device).eval()
+        self.schedule = schedule
+        self.solver = solver
+        low, high = (torch.tensor(bound, device=self.device) for bound in (spec.action_low, spec.action_high))
+        self._centre, self._half_range = (high + low) / 2, (high - low) / 2
+        self._low, self._high = low, high
+        self._mean, self._std = (
+            None if values is None else torch.tensor(values, device=self.device)
+            for values in (spec.observation_mean, spec.observation_std)
+        )
+        self.recipe: PolicyRecipe | None = None
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return self.spec.action_size
+
+    def condition(self, observations: Tensor) -> Tensor:
+        """Raw observations (..., S) as the networks see them."""
+        observations = observations.to(self.device, torch.float32)
+        if self._mean is None or self._std is None:
+            return observations
+        return (observations - self._mean) / self._std
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Array,
+        *,
+        guidance_scale: float | Tensor = 1.0,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Array:
+        """Actions (B, A) or (A,) in the environment's units, within its bounds, for observations (B, S) or (S,).
+
+        `guidance_scale` is one number or one a row (B,), at least 0; 0 is the behavior policy. `noise` (B, A) makes
+        the result deterministic, else it is drawn from `generator` (torch's global one if None). Arrays of NumPy give
+        arrays, tensors give tensors on the policy's device.
+
+        Raises:
+            DataError: observations of another size, or not finite.
+            RunError: a scale other than 0 where the policy has no energy network.
+        """
+        is_array = isinstance(observations, np.ndarray)
+        batch = torch.from_numpy(np.asarray(observations)) if is_array else cast(Tensor, observations)
+        single = batch.ndim == 1
+        batch = batch.unsqueeze(0) if single else batch  # (S,) -> (1, S)
+        size = self.spec.observation_size
+        if batch.ndim != 2 or batch.shape[-1] != size:
+            raise DataError(f"observations of shape {tuple(batch.shape)}; expected (B, {size}) or ({size},)")
+        if not bool(batch.isfinite().all()):
+            raise DataError("observations hold NaN or infinite values")
+        scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device=self.device).expand(len(batch))
+        if self.energy_net is None and bool((scale != 0).any()):
+            raise RunError("this policy has no energy network yet (the guidance stage is unfinished): use scale 0")
+        if noise is None:
+            shape = (len(batch), self.action_size)
+            noise = torch.randn(shape, generator=generator, device=generator.device if generator else self.device)
+        actions = sample_guided(
+            self.eps_net,
+            self.schedule,
+            self.solver,
+            self.condition(batch),
+            noise.to(self.device, torch.float32).reshape(len(batch), self.action_size),
+            logits=self.energy_net,
+            guidance_scale=scale,
+            data_bound=1.0,
+        )
+        actions = (self._centre + self._half_range * actions).clamp(self._low, self._high)
+        actions = actions.squeeze(0) if single else actions
+        return cast(Array, actions.cpu().numpy() if is_array else actions)
+
+    def save(self, run_dir: Path, recipe: PolicyRecipe) -> None:
+        """Writes `run_dir/policy.pt`: the recipe and the weights, readable with `torch.load(weights_only=True)`."""
+        networks = {"behavior": self.eps_net, "energy": self.energy_net}
+        weights = {
+            name: {key: value.detach().cpu() for key, value in net.state_dict().items()}
+            for name, net in networks.items()
+            if net is not None
+        }
+        with written_aside(run_dir / POLICY_FILE) as file:
+            torch.save({"format": FORMAT, "recipe": dict(vars(recipe)), "weights": weights}, file)
+
+    @classmethod
+    def from_run(
+        cls, run_dir: str | Path, device: torch.device | str = "cpu", num_solver_steps: int | None = None
+    ) -> GuidedPolicy:
+        """The policy of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
+
+        Raises:
+            RunError: no policy there, or a file that is not one.
+        """
+        path = Path(run_dir)
+        path = path / POLICY_FILE if path.is_dir() else path
+        recipe, weights = read_policy_file(path)
+        sys.path.extend(folder for folder in recipe.sources if folder not in sys.path)
+        spec = DataSpec.from_dict(recipe.spec)
+        sizes = spec.observation_size, spec.action_size
+        solver_spec = recipe.solver
+        if num_solver_steps is not None:
+            solver_spec = {**solver_spec, "init_args": {**solver_spec["init_args"], "num_steps": num_solver_steps}}
+        eps_net = build(recipe.behavior_net, nn.Module, "behavior.net", *sizes)
+        energy_net = None if recipe.energy_net is None else build(recipe.energy_net, nn.Module, "guidance.net", *sizes)
+        try:
+            eps_net.load_state_dict(weights["behavior"])
+            if energy_net is not None:
+                energy_net.load_state_dict(weights["energy"])
+        except (KeyError, RuntimeError) as error:
+            raise RunError(f"{path}: the weights do not fit the networks that it names") from error
+        schedule: NoiseSchedule = build(recipe.schedule, cast(type[NoiseSchedule], NoiseSchedule), "schedule")
+        policy = cls(spec, eps_net, schedule, build(solver_spec, DPMSolver, "solver"), energy_net, device)
+        policy.recipe = recipe
+        return policy
+
+
+def read_policy_file(path: Path) -> tuple[PolicyRecipe, Mapping[str, Any]]:
+    """Recipe and weights of a policy file; raises RunError where it is missing, torn or foreign."""
+    if not path.is_file():
+        raise RunError(f"{path} does not exist: run `cepdiff fit` until the behavior stage has finished")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise ConfigError(f"{path} has format {content['format']}; this version of cepdiff reads {FORMAT}")
+        return PolicyRecipe(**content["recipe"]), content["weights"]
+    except ConfigError:
+        raise
+    except Exception as error:  # torch.load raises many kinds on a torn or foreign file
+        raise RunError(f"{path} is no policy file of cepdiff, or is damaged; run `cepdiff fit` again") from error

@@ -1,0 +1,171 @@
+"""Simulation environments: made by name, checked against a buffer, batched without automatic resets."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+
+from cepdiff.errors import MissingExtraError, SimulationError, nearest
+from cepdiff.randomness import stream_seed
+from cepdiff.types import DataSpec
+
+Env = gym.Env[Any, Any]
+
+# Modules of the classic stack, which the extra 'd4rl' installs.
+_CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """How to make an environment: `module` (if any) is imported first, for what it registers."""
+
+    env_id: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    module: str | None = None
+
+
+class EnvFacts(NamedTuple):
+    """What a buffer's description needs of an environment; `horizon` is None where no time limit is set."""
+
+    observation_size: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    horizon: int | None
+
+
+def reset_seed(seed: int, *labels: str | int) -> int:
+    """A seed for `reset`, named like a stream: 32 bits, which is what environments accept at most."""
+    return stream_seed(seed, *labels) >> 31
+
+
+def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
+    """The environment of `spec`; `kwargs` (e.g. `render_mode`) come on top of the spec's own.
+
+    Raises:
+        MissingExtraError: a module of the classic D4RL stack that is not installed.
+        SimulationError: a module that fails to import, an unknown id, or arguments that the environment refuses.
+    """
+    if spec.module is not None:
+        _import(spec.module)
+    try:
+        # A spec instead of an id: no deprecation warning for the -v4 environments, which D4RL's data belong to.
+        registered = gym.spec(spec.env_id)
+    except gym.error.Error:
+        hint = nearest(spec.env_id, gym.registry) or " Gymnasium lists all with gymnasium.pprint_registry()."
+        raise SimulationError(f"No environment is registered as '{spec.env_id}'.{hint}") from None
+    try:
+        env = gym.make(registered, **{**spec.kwargs, **kwargs})
+    except Exception as error:  # every environment has its own kinds
+        gl = os.environ.get("MUJOCO_GL")
+        hint = f" (MUJOCO_GL={gl} is set: is its library installed?)" if gl and "gl" in str(error) else ""
+        raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}{hint}") from error
+    _quiet_mujoco(env)
+    return env
+
+
+def make_vector_env(spec: EnvSpec, num_envs: int) -> SyncVectorEnv:
+    """`num_envs` copies that are reset only when told to, by `reset(seed=[...], options={"reset_mask": mask})`.
+
+    Gymnasium's default resets on the step after an end and counts that step, with reward 0.
+    """
+    return SyncVectorEnv([lambda: make_env(spec)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def box_spaces(env: Env) -> tuple[Box, Box]:
+    """The observation and action space, both flat; actions continuous and bounded.
+
+    Raises:
+        SimulationError: any other spaces.
+    """
+    observations, actions = env.observation_space, env.action_space
+    if not isinstance(observations, Box) or len(observations.shape) != 1:
+        raise SimulationError(f"{_name(env)} observes {observations}; expected a flat Box, i.e. one vector")
+    if (
+        not isinstance(actions, Box)
+        or len(actions.shape) != 1
+        or not np.issubdtype(actions.dtype, np.floating)
+        or not actions.is_bounded()
+    ):
+        raise SimulationError(f"{_name(env)} acts in {actions}; expected a flat, bounded Box of floats")
+    return observations, actions
+
+
+def check_spaces(env: Env, data: DataSpec) -> None:
+    """Pass if the environment's spaces are those of the buffer.
+
+    Raises:
+        SimulationError: with both sides and what to change.
+    """
+    observations, actions = box_spaces(env)
+    change = "Choose the environment of the buffer with --data.env_id."
+    found = (observations.shape[0], actions.shape[0])
+    expected = (data.observation_size, data.action_size)
+    if found != expected:
+        raise SimulationError(
+            f"{_name(env)} has {found[0]} observations and {found[1]} actions, "
+            f"the buffer {expected[0]} and {expected[1]}. {change}"
+        )
+    bounds = (actions.low, actions.high)
+    if not np.allclose(bounds, (data.action_low, data.action_high), rtol=1e-6, atol=0):
+        raise SimulationError(
+            f"{_name(env)} takes actions from {_floats(actions.low)} to {_floats(actions.high)}, "
+            f"the buffer's go from {list(data.action_low)} to {list(data.action_high)}. {change}"
+        )
+
+
+def env_facts(spec: EnvSpec) -> EnvFacts:
+    """Sizes, action bounds and time limit of an environment.
+
+    Raises:
+        SimulationError: as `make_env` and `box_spaces`.
+    """
+    env = make_env(spec)
+    try:
+        observations, actions = box_spaces(env)
+        horizon = env.spec.max_episode_steps if env.spec is not None else None
+        low, high = tuple(_floats(actions.low)), tuple(_floats(actions.high))
+        return EnvFacts(observations.shape[0], low, high, horizon)
+    finally:
+        env.close()
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name in _CLASSIC_MODULES:
+            raise MissingExtraError(f"The module '{module}'", "d4rl") from None
+        raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
+    except Exception as error:  # d4rl, for one, raises many kinds where MuJoCo 2.1 is missing
+        raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
+
+
+def _quiet_mujoco(env: Env) -> None:
+    """Log MuJoCo's warnings; without a handler it prints them and writes MUJOCO_LOG.TXT into the working folder."""
+    if hasattr(env.unwrapped, "mujoco_renderer"):
+        mujoco = importlib.import_module("mujoco")
+        if mujoco.get_mju_user_warning() is None:
+            mujoco.set_mju_user_warning(lambda message: _logger.warning("MuJoCo: %s", message))
+
+
+def _name(env: Env) -> str:
+    return f"'{env.spec.id}'" if env.spec is not None else str(env.unwrapped)
+
+
+def _floats(values: NDArray[Any]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

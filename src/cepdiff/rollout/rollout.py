@@ -1,0 +1,178 @@
+"""Episodes of a policy at any guidance scales, all in one vectorised environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import SyncVectorEnv
+from numpy.typing import NDArray
+from torch import Generator
+
+from cepdiff.errors import DivergenceError, SimulationError
+from cepdiff.randomness import generator
+from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, make_vector_env, reset_seed
+from cepdiff.types import Policy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode to run: start state and policy noise follow from the index alone."""
+
+    index: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """`terminated` is False where the time limit ended the episode."""
+
+    index: int
+    guidance_scale: float
+    episode_return: float
+    length: int
+    terminated: bool
+
+
+def shard(episodes: Sequence[T], rank: int, world: int) -> Sequence[T]:
+    """The episodes of process `rank` of `world`."""
+    return episodes[rank::world]
+
+
+class _Idle(gym.Wrapper[Any, Any, Any, Any]):
+    """A sub-environment with no episode left: the vectorised one steps it on, but nothing is simulated."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self._nothing = np.zeros_like(env.observation_space.sample())
+
+    def reset(self, **_: Any) -> tuple[NDArray[Any], dict[str, Any]]:
+        return self._nothing, {}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        return self._nothing, 0.0, False, False, {}
+
+
+@dataclass
+class _Running:
+    position: int  # in the caller's list
+    episode: Episode
+    noise: Generator
+    episode_return: float = 0.0
+    length: int = 0
+
+
+def rollout(
+    policy: Policy,
+    env_spec: EnvSpec,
+    episodes: Sequence[Episode],
+    *,
+    seed: int,
+    max_envs: int = 128,
+    device: torch.device | str = "cpu",
+    on_progress: Callable[[int, int], None] | None = None,
+    on_step: Callable[[SyncVectorEnv], None] | None = None,
+) -> list[EpisodeResult]:
+    """Run exactly `episodes`, at most `max_envs` at a time, and return their results in the same order.
+
+    Episode i starts from `reset(seed=reset_seed(seed, "rollout", i))` and its step noise comes from the stream
+    (seed, "rollout-noise", i), at every scale. So a result depends on `seed`, index and scale alone, not on
+    `max_envs`, on the other episodes or on how they are sharded (up to rounding of matrix products, which may vary
+    with the batch size). Actions are clipped to the environment's bounds. `on_progress` gets the number of finished
+    episodes and of all; `on_step` the vectorised environment before each step, e.g. to render it.
+
+    Raises:
+        DivergenceError: an action that is NaN or infinite.
+        SimulationError: spaces that are not flat Boxes, or a policy of another action size.
+    """
+    if not episodes:
+        return []
+    envs = make_vector_env(env_spec, min(len(episodes), max_envs))
+    try:
+        _, actions = box_spaces(envs.envs[0])
+        if actions.shape[0] != policy.action_size:
+            raise SimulationError(
+                f"The policy gives {policy.action_size} actions, '{env_spec.env_id}' takes {actions.shape[0]}. "
+                "Choose the environment that the policy was trained for."
+            )
+        return _run(policy, envs, actions, episodes, seed, device, on_progress, on_step)
+    finally:
+        envs.close()
+
+
+def _run(
+    policy: Policy,
+    envs: SyncVectorEnv,
+    action_space: Box,
+    episodes: Sequence[Episode],
+    seed: int,
+    device: torch.device | str,
+    on_progress: Callable[[int, int], None] | None,
+    on_step: Callable[[SyncVectorEnv], None] | None,
+) -> list[EpisodeResult]:
+    pending = enumerate(episodes)
+    running: list[_Running | None] = [None] * envs.num_envs
+    results: dict[int, EpisodeResult] = {}
+    finished = np.ones(envs.num_envs, np.bool_)
+    observations: NDArray[Any] = np.empty(0)
+
+    while True:
+        if finished.any():
+            seeds: list[int | None] = [None] * envs.num_envs
+            for slot in np.flatnonzero(finished).tolist():
+                position, episode = next(pending, (-1, None))
+                if episode is None:
+                    running[slot] = None
+                    envs.envs[slot] = _Idle(envs.envs[slot])
+                else:
+                    running[slot] = _Running(position, episode, generator(seed, "rollout-noise", episode.index))
+                    seeds[slot] = reset_seed(seed, "rollout", episode.index)
+            observations, _ = envs.reset(seed=seeds, options={"reset_mask": finished})
+        active = {slot: run for slot, run in enumerate(running) if run is not None}
+        if not active:
+            return [results[position] for position in range(len(episodes))]
+
+        if on_step is not None:
+            on_step(envs)
+        slots = list(active)
+        actions = np.zeros((envs.num_envs, action_space.shape[0]), action_space.dtype)
+        actions[slots] = _act(policy, observations[slots], list(active.values()), device)
+        actions = np.clip(actions, action_space.low, action_space.high)
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
+
+        finished = terminated | truncated
+        for slot, run in active.items():
+            run.episode_return += float(rewards[slot])
+            run.length += 1
+            if finished[slot]:
+                index, scale = run.episode.index, run.episode.guidance_scale
+                ended = bool(terminated[slot])
+                results[run.position] = EpisodeResult(index, scale, run.episode_return, run.length, ended)
+        if on_progress is not None and finished.any():
+            on_progress(len(results), len(episodes))
+
+
+def _act(
+    policy: Policy, observations: NDArray[Any], running: Sequence[_Running], device: torch.device | str
+) -> NDArray[Any]:
+    """Actions (B, A) of the running episodes, each at its own scale and with its own noise."""
+    noise = torch.stack([torch.randn(policy.action_size, generator=run.noise) for run in running])
+    scales = torch.tensor([run.episode.guidance_scale for run in running], device=device)
+    inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
+    actions = policy.act(inputs, guidance_scale=scales, noise=noise.to(device)).detach().cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(actions).all(axis=-1))
+    if bad.size:
+        run = running[bad[0]]
+        raise DivergenceError(
+            f"The policy gave a NaN or infinite action at guidance scale {run.episode.guidance_scale:g}, "
+            f"step {run.length} of episode {run.episode.index}"
+        )
+    result: NDArray[Any] = actions
+    return result

@@ -1,0 +1,73 @@
+"""Episodes as an MP4 file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.vector import SyncVectorEnv
+
+from cepdiff.errors import MissingExtraError, SimulationError
+from cepdiff.rollout.envs import EnvSpec
+from cepdiff.rollout.rollout import Episode, rollout
+from cepdiff.types import Policy
+
+
+def record_video(
+    policy: Policy,
+    env_spec: EnvSpec,
+    path: Path,
+    *,
+    guidance_scale: float,
+    episodes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Episodes 0, 1, ... of `rollout` at one scale, one after the other; written aside and renamed.
+
+    Raises:
+        MissingExtraError: without imageio and its ffmpeg.
+        SimulationError: where nothing can be rendered, e.g. on a machine without a display.
+        DivergenceError: as `rollout`.
+    """
+    try:
+        importlib.import_module("imageio_ffmpeg")
+        imageio: Any = importlib.import_module("imageio.v2")
+    except ImportError:
+        raise MissingExtraError("Writing a video", "video") from None
+    if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default needs a display, and crashes without
+
+    writer: Any = None
+    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix or '.mp4'}")
+
+    def add_frame(envs: SyncVectorEnv) -> None:
+        nonlocal writer
+        try:
+            frame = envs.render()[0]
+        except Exception as error:  # the kind depends on the graphics library
+            raise SimulationError(
+                f"'{env_spec.env_id}' cannot be rendered ({' '.join(str(error).split())}). On a machine without a "
+                "display set MUJOCO_GL=egl (Debian: libegl1) or MUJOCO_GL=osmesa (libosmesa6)."
+            ) from error
+        if writer is None:
+            # H.264's usual colour format wants even sizes; imageio would resize to multiples of 16.
+            writer = imageio.get_writer(aside, fps=envs.metadata.get("render_fps", 30), macro_block_size=2)
+        writer.append_data(frame)
+
+    rendered = replace(env_spec, kwargs={**env_spec.kwargs, "render_mode": "rgb_array"})
+    plan = [Episode(index, guidance_scale) for index in range(episodes)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        rollout(policy, rendered, plan, seed=seed, max_envs=1, device=device, on_step=add_frame)
+        writer.close()
+        aside.replace(path)
+    finally:
+        if writer is not None:
+            writer.close()
+        aside.unlink(missing_ok=True)

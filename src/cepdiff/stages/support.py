@@ -1,0 +1,91 @@
+"""The support stage: drawing the behavior policy's actions at every state, and weighing them by the critic."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cepdiff.callbacks.progress import progress
+from cepdiff.data.buffer import select_episodes
+from cepdiff.data.datamodule import OfflineDataModule
+from cepdiff.data.support import SupportCache, fill, states_of_rows, support_noise
+from cepdiff.diffusion.sampling import sample_guided
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.modules.behavior import BehaviorDiffusion
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.stages.artifacts import StageFolder
+from cepdiff.stages.config import SupportSettings
+from cepdiff.stages.processes import Processes
+
+
+def draw_support(
+    behavior: BehaviorDiffusion,
+    solver: DPMSolver,
+    data: OfflineDataModule,
+    folder: StageFolder,
+    settings: SupportSettings,
+    num_actions: int,
+    seed: int,
+    processes: Processes,
+) -> SupportCache:
+    """Fills the cache in `folder`, each rank its chunks, going on where an earlier run stopped."""
+    buffer = data.buffer
+
+    def lay_out() -> None:
+        if not SupportCache.exists(folder.path):
+            rows = select_episodes(buffer, settings.max_rows, seed)
+            state_ids = states_of_rows(buffer, rows)
+            SupportCache.create(folder.path, state_ids, num_actions, buffer.actions.shape[1], settings.chunk_size)
+
+    processes.on_main(lay_out)
+    cache = SupportCache(folder.path, len(buffer.states))
+    if processes.on_main(lambda: folder.done):
+        return cache
+
+    def draw(state_ids: Tensor) -> Tensor:
+        condition = data.normalize(buffer.states[state_ids]).to(processes.device).unsqueeze(1)  # (M, 1, S)
+        noise = support_noise(seed, state_ids, num_actions, buffer.actions.shape[1]).to(processes.device)
+        with torch.no_grad(), processes.autocast():
+            return sample_guided(
+                behavior.sampling_net, behavior.schedule, solver, condition, noise, data_bound=1.0
+            ).float()
+
+    started = time.monotonic()
+    mine = sum(len(cache.chunk_ids(chunk)) for chunk in cache.pending(processes.rank, processes.world))
+    shown = processes.is_main and processes.settings.progress_bar
+    with progress(mine * num_actions, "support", "action", enabled=shown) as bar:
+        for states in fill(cache, draw, rank=processes.rank, world=processes.world):
+            bar.update(states * num_actions)
+    processes.barrier()
+    processes.on_main(lambda: folder.finish(time.monotonic() - started))
+    return cache
+
+
+def support_energies(
+    critic: SoftmaxQCritic, data: OfflineDataModule, cache: SupportCache, folder: StageFolder, processes: Processes
+) -> Tensor:
+    """Energies -Q(s, a_k) (M, K) of all support actions, computed once from the frozen critic and shared by a file."""
+    path = folder.path / "energies.npy"
+    shape = tuple(cache.actions.shape[:2])
+
+    def lay_out() -> None:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+
+    processes.on_main(lay_out)
+    energies = np.load(path, mmap_mode="r+")
+    spans = range(0, shape[0], cache.chunk_size)[processes.rank :: processes.world]
+    shown = processes.is_main and processes.settings.progress_bar
+    with progress(len(spans) * cache.chunk_size, "energies", "state", enabled=shown) as bar:
+        for start in spans:
+            span = slice(start, start + cache.chunk_size)
+            states = data.normalize(data.buffer.states[cache.state_ids[span]]).to(processes.device)
+            actions = torch.from_numpy(cache.actions[span]).to(processes.device)
+            with torch.no_grad():
+                energies[span] = -critic.q_value(states.unsqueeze(1), actions).cpu().numpy()
+            bar.update(cache.chunk_size)
+    energies.flush()
+    processes.barrier()
+    return torch.from_numpy(np.load(path))

@@ -1,0 +1,53 @@
+"""Synthetic buffers which the tests of the data layer share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from cepdiff.data.arrays import RawArrays
+
+Overrides = dict[str, object]
+
+
+@pytest.fixture
+def make_raw() -> Callable[..., RawArrays]:
+    """Ten rows, S=2, A=1: episodes 0-2 (terminal), 3-6 (time limit), 7-9 (cut by the end of the data).
+
+    The observation of row i is (i, -i); its reward is i.
+    """
+
+    def make(**overrides: object) -> RawArrays:
+        rows = np.arange(10, dtype=np.float32)
+        terminals, timeouts = np.zeros(10, bool), np.zeros(10, bool)
+        terminals[2] = timeouts[6] = True
+        arrays: Overrides = {
+            "observations": np.stack([rows, -rows], axis=1),
+            "actions": np.linspace(-1, 1, 10, dtype=np.float32)[:, None],
+            "rewards": rows.copy(),
+            "terminals": terminals,
+            "timeouts": timeouts,
+        }
+        return RawArrays(**{**arrays, **overrides})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def make_file(make_raw: Callable[..., RawArrays], tmp_path: Path) -> Callable[..., Path]:
+    """The same as a file, written by h5py alone: `make_file(name=array)` replaces an array, None drops it."""
+
+    def make(**overrides: object) -> Path:
+        path = tmp_path / "own.hdf5"
+        arrays: Overrides = {**make_raw().fields, **overrides}
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                if array is not None:
+                    file[name] = array
+        return path
+
+    return make

@@ -1,0 +1,206 @@
+"""Downloads from a local server that drops, changes, lies and refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cepdiff.data.download import download
+from cepdiff.errors import DataError
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+CHANGED = np.random.default_rng(1).bytes(3_000_000)
+
+
+@dataclass
+class Server:
+    """What the server does next; `requests` holds the Range header of each request."""
+
+    url: str = ""
+    content: bytes = CONTENT
+    etag: str | None = '"one"'
+    ranges: bool = True  # whether Range is obeyed
+    if_range: bool = True  # whether If-Range is obeyed
+    drops: list[int] = field(default_factory=list)  # bytes after which each answer breaks off
+    statuses: list[int] = field(default_factory=list)  # refusals before the first answer
+    announced: int | None = None  # a Content-Length which is not true
+    requests: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            state.requests.append(wanted)
+            if state.statuses:
+                self.send_error(state.statuses.pop(0))
+                return
+            total, start = len(state.content), 0
+            stale = state.if_range and self.headers.get("If-Range") not in (None, state.etag)
+            if wanted and state.ranges and not stale:
+                start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
+                if start >= total:
+                    self.send_error(416)
+                    return
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(state.announced or total - start))
+            if state.etag:
+                self.send_header("ETag", state.etag)
+            self.end_headers()
+            body = state.content[start:]
+            self.wfile.write(body[: state.drops.pop(0)] if state.drops else body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    state.url = f"http://127.0.0.1:{httpd.server_port}/data.hdf5"
+    yield state
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def fetch(server: Server, folder: Path, **options: object) -> Path:
+    settings = {"progress": False, "backoff": 0.001, "timeout": 5.0, **options}
+    return download(server.url, folder / "new" / "data.hdf5", **settings)  # type: ignore[arg-type]
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "new").iterdir())
+
+
+def test_plain(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fetch(server, tmp_path, expected_size=len(CONTENT), progress=True)
+    assert path.read_bytes() == CONTENT
+    assert left_over(tmp_path) == ["data.hdf5"]
+    assert "data.hdf5: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("etag", ['"one"', None])
+def test_a_dropped_connection_is_resumed(server: Server, tmp_path: Path, etag: str | None) -> None:
+    server.etag = etag
+    server.drops = [1_000_000, 500_000]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=1000000-", "bytes=1500000-"]
+    assert left_over(tmp_path) == ["data.hdf5"]
+
+
+def test_a_later_call_goes_on(server: Server, tmp_path: Path) -> None:
+    server.drops = [1_000_000]
+    with pytest.raises(DataError, match=r"received 1000000 of 3000000 bytes\); download it by hand to .*data"):
+        fetch(server, tmp_path, retries=0)
+    assert left_over(tmp_path) == ["data.hdf5.part", "data.hdf5.part.json"]
+    assert fetch(server, tmp_path, retries=0).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=1000000-"]
+
+
+def test_progress_renews_the_retries(server: Server, tmp_path: Path) -> None:
+    server.drops = [300_000] * 8
+    assert fetch(server, tmp_path, retries=1).read_bytes() == CONTENT
+    assert len(server.requests) == 9
+
+
+def test_drops_without_progress_end(server: Server, tmp_path: Path) -> None:
+    server.drops = [0] * 10
+    with pytest.raises(DataError, match="received 0 of 3000000"):
+        fetch(server, tmp_path, retries=3)
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+@pytest.mark.parametrize("etag", ['"two"', None])
+def test_a_changed_file_starts_again(server: Server, tmp_path: Path, if_range: bool, etag: str | None) -> None:
+    server.drops = [1_000_000]
+    with pytest.raises(DataError):
+        fetch(server, tmp_path, retries=0)
+    server.content, server.etag, server.if_range = CHANGED, etag, if_range
+    assert fetch(server, tmp_path).read_bytes() == CHANGED
+    assert len(server.requests) == (2 if if_range else 3)  # a server which obeys If-Range sends all at once
+    assert left_over(tmp_path) == ["data.hdf5"]
+
+
+def test_a_shorter_file_starts_again(server: Server, tmp_path: Path) -> None:
+    server.drops = [1_000_000]
+    with pytest.raises(DataError):
+        fetch(server, tmp_path, retries=0)
+    server.content, server.if_range = CHANGED[:500_000], False
+    assert fetch(server, tmp_path).read_bytes() == CHANGED[:500_000]
+
+
+def test_a_part_without_its_note_is_not_trusted(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "data.hdf5.part").write_bytes(b"x" * 1000)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    (tmp_path / "new" / "data.hdf5.part").write_bytes(b"x" * 1000)
+    (tmp_path / "new" / "data.hdf5.part.json").write_text("{torn")
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, None]
+
+
+def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+    server.ranges, server.drops = False, [1_000_000]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=1000000-"]
+
+
+def test_sizes_are_checked(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has 3000000 bytes, expected 7"):
+        fetch(server, tmp_path, expected_size=7)
+    assert len(server.requests) == 1
+    server.announced = len(CONTENT) + 5
+    with pytest.raises(DataError, match="received 3000000 of 3000005"):
+        fetch(server, tmp_path, retries=1)
+    assert not (tmp_path / "new" / "data.hdf5").exists()
+
+
+def test_server_errors_are_retried_and_refusals_are_not(server: Server, tmp_path: Path) -> None:
+    server.statuses = [503, 429]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    server.statuses = [404]
+    with pytest.raises(DataError, match=r"the server answered 404 Not Found; download it by hand to"):
+        fetch(server, tmp_path)
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "url", ["http://no-such-host.invalid/x.hdf5", "http://127.0.0.1:9/x.hdf5", "nonsense:/x", "no url"]
+)
+def test_out_of_reach(tmp_path: Path, url: str) -> None:
+    target = tmp_path / "x.hdf5"
+    with pytest.raises(DataError) as caught:
+        download(url, target, progress=False, retries=1, backoff=0.001)
+    message = str(caught.value)
+    assert message.startswith(url)
+    assert message.endswith(f"download it by hand to {target}")
+    assert "\n" not in message
+
+
+def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("a file")
+    with pytest.raises(DataError, match="cannot be written"):
+        fetch(server, tmp_path)
+
+
+def test_the_note_names_the_version(server: Server, tmp_path: Path) -> None:
+    server.drops = [10]
+    with pytest.raises(DataError):
+        fetch(server, tmp_path, retries=0)
+    note = json.loads((tmp_path / "new" / "data.hdf5.part.json").read_text())
+    assert note == {"validator": '"one"', "size": len(CONTENT)}
