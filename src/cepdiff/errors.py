@@ -43,5 +43,5 @@ class DivergenceError(CepdiffError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean a, b?"` with the names closest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {', '.join(matches)}?" if matches else ""

@@ -2,13 +2,19 @@
 
 import argparse
 import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cepdiff.cli.collect import add_parser
+from cepdiff.collect.recipes import Collector, Plan
+from cepdiff.collect.sac import Snapshot
 from cepdiff.data.hdf5 import read_arrays
 from cepdiff.errors import CepdiffError
+from cepdiff.rollout.envs import EnvSpec
 
 SHORT = ["--train_steps", "300", "--reference_episodes", "3"]
 FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
@@ -91,7 +97,19 @@ def test_metadata_tells_the_origin(buffers):
 
 def test_same_seed_same_training_and_longer_trainings_begin_alike(buffers, tmp_path):
     out = tmp_path / "again.h5"
-    collect("Reacher-v5", "--kind", "replay", "--seed", 1, "--output", out, "--train_steps", 160, "--reference_episodes", 1)
+    collect(
+        "Reacher-v5",
+        "--kind",
+        "replay",
+        "--seed",
+        1,
+        "--output",
+        out,
+        "--train_steps",
+        160,
+        "--reference_episodes",
+        1,
+    )
     again = read_arrays(out)
     assert len(again) == 160
     np.testing.assert_array_equal(again.actions[:120], buffers["replay"].actions)
@@ -100,7 +118,16 @@ def test_same_seed_same_training_and_longer_trainings_begin_alike(buffers, tmp_p
 def test_given_function_is_recorded(tmp_path, monkeypatch):
     (tmp_path / "my_policies.py").write_text("def push(observation):\n    return observation[1:2] * 100")
     monkeypatch.chdir(tmp_path)
-    args = ["--policy", "my_policies:push", "--steps", 30, "--reference_episodes", 1, "--env_kwargs", '{"g": 2.5}']
+    args = [
+        "--policy",
+        "my_policies:push",
+        "--steps",
+        30,
+        "--reference_episodes",
+        1,
+        "--env_kwargs",
+        '{"g": 2.5}',
+    ]
     assert collect("Pendulum-v1", *args, "--states") == 0
     raw = read_arrays(tmp_path / "Pendulum-v1-policy.hdf5")
     np.testing.assert_allclose(raw.actions, np.clip(raw.observations[:, 1:2] * 100, -2, 2), rtol=1e-5)
@@ -135,7 +162,7 @@ def test_given_file_is_only_loaded_when_trusted(tmp_path, algorithm):
         (["Pendulum-v1", "--kind", "random", "--env_kwargs", "{g"], "not JSON"),
         (["Pendulum-v1", "--kind", "random", "--env_kwargs", "[1]"], "expected a JSON object"),
         (["Pendulum-v1", "--kind", "random,expert", "--output", "one.hdf5"], "one file for 2 kinds"),
-        (["Pendulum-v1", "--kind", "replay", "--steps", "9", "--train_steps", "5"], "raise --train_steps"),
+        (["Pendulum-v1", "--kind", "medium,replay", "--steps", "9", "--train_steps", "5"], "raise --train_steps"),
         (["Pendulum-v1", "--policy", "no_such_module_at_all:f"], "no_such_module_at_all"),
         (["Pendulum-v1", "--policy", "json:no_such_function"], "no_such_function"),
         (["Pendulum-v1", "--policy", "json"], "module:function"),
@@ -189,8 +216,24 @@ def test_an_interrupted_run_leaves_no_file(tmp_path, monkeypatch):
 
 def test_no_medium_policy_without_learning(tmp_path):
     args = ["--kind", "medium-replay", "--train_steps", 20, "--reference_episodes", 2, "--output", tmp_path]
-    with pytest.raises(CepdiffError, match="Train longer"):
-        collect("InvertedPendulum-v5", *args)
+    with pytest.raises(CepdiffError, match="Train longer"):  # 20 steps are all random: no update yet
+        collect("Reacher-v5", *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("fraction", "step"), [(0.2, 100), (1 / 3, 200), (0.5, 200), (0.7, 400), (1.0, 500)])
+def test_medium_is_the_first_snapshot_beyond_the_fraction(fraction, step):
+    collector = Collector(Plan(EnvSpec("Pendulum-v1"), medium_fraction=fraction))
+    returns = {100: -82.0, 200: -55.0, 300: -70.0, 400: -21.0, 500: -20.0}
+    snapshots = [Snapshot(at, value, {}) for at, value in returns.items()]
+    # random -100, expert -10: 20% of the way is -82, a third -70, half -55, 70% -37, all of it is never reached
+    known = {
+        "reference_min": -100.0,
+        "reference_max": -10.0,
+        "training": SimpleNamespace(snapshots=snapshots),
+    }
+    vars(collector).update(known)
+    assert collector.medium.step == step
 
 
 def test_embedded_buffer_is_what_its_note_says():
@@ -205,3 +248,9 @@ def test_embedded_buffer_is_what_its_note_says():
     assert returns[:10].mean() < -30 < -10 < returns[-100:].mean()
     assert raw.metadata["reference_min"] < returns.mean() < raw.metadata["reference_max"]
     assert json.dumps(raw.metadata)  # plain values
+
+
+def test_the_front_end_imports_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'gymnasium', 'h5py', 'stable_baselines3'}"
+    code = f"import sys, cepdiff.cli.collect; sys.exit(sorted({heavy} & set(sys.modules)) or 0)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

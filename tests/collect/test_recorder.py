@@ -37,7 +37,17 @@ def act(observation):
 
 def test_rows_by_hand():
     arrays = record(CountEnv(), act, 9, seed=0, label="x")
-    assert arrays["observations"].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [1, 3], [2, 0], [2, 1]]
+    assert arrays["observations"].tolist() == [
+        [0, 0],
+        [0, 1],
+        [0, 2],
+        [1, 0],
+        [1, 1],
+        [1, 2],
+        [1, 3],
+        [2, 0],
+        [2, 1],
+    ]
     assert arrays["next_observations"][:, 1].tolist() == [1, 2, 3, 1, 2, 3, 4, 1, 2]
     assert arrays["next_observations"][:, 0].tolist() == arrays["observations"][:, 0].tolist()
     assert np.flatnonzero(arrays["terminals"]).tolist() == [2]  # an end that is both is no timeout

@@ -41,7 +41,13 @@ class CountingEnv(gym.Env):
         self.time += 1
         assert self.time <= self.length, "stepped beyond the end of an episode"
         ended = self.time == self.length
-        return np.array([self.time, self.length], float), float(action[0]), ended and self.length % 2 == 0, ended, {}
+        return (
+            np.array([self.time, self.length], float),
+            float(action[0]),
+            ended and self.length % 2 == 0,
+            ended,
+            {},
+        )
 
 
 @pytest.fixture

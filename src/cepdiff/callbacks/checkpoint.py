@@ -82,7 +82,7 @@ class StageCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self._count()
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_at = trainer.global_step
 
     def _count(self) -> None:

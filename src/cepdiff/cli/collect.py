@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from cepdiff.collect.kinds import KINDS, check_kinds
+from cepdiff.collect.kinds import KINDS
 from cepdiff.errors import ConfigError
 
 _EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); one training of SAC serves all that are asked for:
@@ -74,8 +74,6 @@ def run(args: argparse.Namespace) -> int:
     kinds = [kind for text in args.kind or [] for kind in text.split(",")]
     if bool(kinds) == bool(args.policy):
         raise ConfigError("Expected either --kind or --policy")
-    check_kinds(kinds)
-    outputs = _outputs(args, kinds or ["policy"])
     plan = Plan(
         EnvSpec(args.env_id, _json_object(args.env_kwargs), args.env_module),
         train_steps=args.train_steps,
@@ -85,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         reference_episodes=args.reference_episodes,
         states=args.states,
     )
+    plan.check(kinds)
+    outputs = _outputs(args, kinds or ["policy"])
     collector = Collector(plan, _Bars().show)
     for kind, path in outputs.items():
         given = args.policy is not None

@@ -18,9 +18,6 @@ from cepdiff.collect.recorder import Act
 from cepdiff.errors import ConfigError, DivergenceError, MissingExtraError, SimulationError
 from cepdiff.randomness import stream_seed
 
-# The algorithms of stable-baselines3 with continuous actions that a file may hold: its module -> its class.
-_SB3_ALGORITHMS = {"a2c": "A2C", "ddpg": "DDPG", "ppo": "PPO", "sac": "SAC", "td3": "TD3"}
-
 
 def uniform(space: Box, *, seed: int, label: str) -> Act:
     """Actions drawn uniformly from the box: D4RL's random policy."""
@@ -76,12 +73,12 @@ def _from_zip(path: Path, trust: bool) -> Callable[[NDArray[Any]], Any]:
         raise ConfigError(f"--policy {path}: loading it runs code from the file; if you trust it, add --trust_policy")
     try:
         with zipfile.ZipFile(path) as archive:
-            # Plain JSON; the class is named "stable_baselines3.<algorithm>.policies".
-            home = str(json.loads(archive.read("data"))["policy_class"]["__module__"])
-        algorithm = _SB3_ALGORITHMS[home.split(".")[1]]
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, IndexError):
-        known = ", ".join(_SB3_ALGORITHMS.values())
-        raise ConfigError(f"--policy {path}: is no stable-baselines3 file of {known}") from None
+            settings = json.loads(archive.read("data"))  # plain JSON
+        # PPO's policy class is shared with A2C; SAC and TD3 name theirs "stable_baselines3.<algorithm>.policies".
+        home = settings["policy_class"]["__module__"].split(".")[1]
+        algorithm = "PPO" if "clip_range" in settings else {"sac": "SAC", "td3": "TD3"}[home]
+    except (zipfile.BadZipFile, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"--policy {path}: is no stable-baselines3 file of SAC, TD3 or PPO") from None
     try:
         import stable_baselines3
     except ImportError:

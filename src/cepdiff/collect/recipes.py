@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cepdiff.collect.kinds import KINDS
+from cepdiff.collect.kinds import KINDS, check_kinds
 from cepdiff.collect.policies import load_policy, uniform
 from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record
 from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
@@ -41,6 +41,12 @@ class Plan:
     reference_episodes: int = 100
     states: bool = False
 
+    def check(self, kinds: Sequence[str]) -> None:
+        """Raises `ConfigError` for a kind that is none, or more rows of `replay` than the training has."""
+        check_kinds(kinds)
+        if "replay" in kinds and self.steps is not None and self.steps > self.train_steps:
+            raise ConfigError(f"replay has {self.train_steps} rows, not {self.steps}: raise --train_steps")
+
 
 class Collector:
     """Makes the buffers of one plan; the training and each rollout happen once, when a kind first needs them."""
@@ -57,8 +63,10 @@ class Collector:
         """The buffer of one of `KINDS`, with its origin as metadata.
 
         Raises:
+            ConfigError: as `Plan.check`.
             SimulationError: a medium policy of a training that did not get beyond random.
         """
+        self.plan.check([kind])
         raw = self._raw(self._arrays(kind), kind, KINDS[kind])
         raw.metadata["reference_min"] = self.reference_min
         if kind != "random":
@@ -122,10 +130,6 @@ class Collector:
 
     def _arrays(self, kind: str) -> Arrays:
         if kind == "replay":
-            if self.plan.steps is not None and self.plan.steps > self.plan.train_steps:
-                raise ConfigError(
-                    f"replay has {self.plan.train_steps} rows, not {self.plan.steps}: raise --train_steps"
-                )
             return first_rows(self.training.transitions, self.plan.steps or self.plan.train_steps)
         if kind == "medium-replay":
             return first_rows(self.training.transitions, self.medium.step)

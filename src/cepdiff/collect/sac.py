@@ -69,8 +69,8 @@ def train_sac(
 ) -> SacTraining:
     """Train SAC with stable-baselines3's default hyper-parameters for exactly `steps` environment steps, on the CPU.
 
-    About `snapshots` equally spaced actors are kept, the last one at `steps`. Taking them draws no random numbers
-    of the training, so the transitions of a longer training begin with those of a shorter one.
+    About `snapshots` equally spaced actors are kept, at least 100 steps apart, the last one at `steps`. Taking them
+    draws no random numbers of the training, so a longer training begins with the transitions of a shorter one.
 
     Raises:
         MissingExtraError: without stable-baselines3.
@@ -84,10 +84,10 @@ def train_sac(
     recorder = RecordingEnv(make_env(), steps, states=states)
     judge = make_env()
     _, action_space = box_spaces(judge)
-    # stable-baselines3 takes 32 bits.
+    # 31 bits: NumPy takes 32, and stable-baselines3 adds an index.
     model = SAC("MlpPolicy", recorder, seed=stream_seed(seed, "sac") >> 32, device="cpu")
     taken: list[Snapshot] = []
-    every = max(1, steps // snapshots)
+    every = max(100, steps // snapshots)
 
     def predict(observation: NDArray[Any]) -> NDArray[Any]:
         action: NDArray[Any] = model.predict(observation, deterministic=True)[0]

@@ -126,6 +126,7 @@ class OfflineDataModule(LightningDataModule):
         self.seed = seed
         self.metadata: dict[str, Any] = {}  # the file's own notes, once it is read
         self._buffer: TransitionBuffer | None = None
+        self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
         self._energies: Tensor | None = None
 
@@ -167,6 +168,7 @@ class OfflineDataModule(LightningDataModule):
         """Reads the buffer once."""
         if self._buffer is None:
             self._buffer = self.load_buffer()
+            self._rewards = self.rewards()  # here, so that a rule that does not fit is known before any training
 
     def load_buffer(self) -> TransitionBuffer:
         """Reads and validates the dataset; override it to serve other data."""
@@ -215,7 +217,8 @@ class OfflineDataModule(LightningDataModule):
             elif field == "actions":
                 tables[field] = buffer.actions.to(device), None
             elif field == "rewards":
-                tables[field] = self.rewards().to(device), None
+                rewards = self.rewards() if self._rewards is None else self._rewards
+                tables[field] = rewards.to(device), None
             elif field == "terminals":
                 tables[field] = buffer.terminals.float().to(device), None
             elif field in ("support_actions", "next_support_actions"):

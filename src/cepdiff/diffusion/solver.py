@@ -56,6 +56,12 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> list
     return [grid_point(schedule, t) for t in times]
 
 
+def between(schedule: NoiseSchedule, s: Point, t: Point, fraction: float) -> Point:
+    """The point at `fraction` of the way from s to t in lambda."""
+    lam = torch.tensor(s.lam + fraction * (t.lam - s.lam), dtype=torch.float64)
+    return grid_point(schedule, schedule.inverse_lambda(lam))
+
+
 def first_order(x: Tensor, s: Point, t: Point, x0: Tensor) -> Tensor:
     """DPM-Solver++(1), which is DDIM: x_t of x_s and the data prediction at s (Eq. 9 with one term)."""
     phi_1 = math.expm1(s.lam - t.lam)
@@ -72,7 +78,11 @@ def multistep_second(x: Tensor, s: Point, t: Point, history: list[tuple[Point, T
 
 
 def multistep_third(x: Tensor, s: Point, t: Point, history: list[tuple[Point, Tensor]]) -> Tensor:
-    """DPM-Solver++(3M): backward differences over the last three data predictions."""
+    """DPM-Solver++(3M): backward differences over the last three data predictions.
+
+    `second` is the divided difference, half the second derivative: hence the factor 2 of phi_3, without which (as in
+    the reference implementation) the method is of second order.
+    """
     (s2, x0_2), (s1, x0_1), (_, x0) = history[-3:]
     h = t.lam - s.lam
     r0, r1 = (s.lam - s1.lam) / h, (s1.lam - s2.lam) / h
@@ -82,24 +92,32 @@ def multistep_third(x: Tensor, s: Point, t: Point, history: list[tuple[Point, Te
     phi_1 = math.expm1(-h)
     phi_2 = phi_1 / h + 1.0
     phi_3 = phi_2 / h - 0.5
-    return first_order(x, s, t, x0) + (t.alpha * phi_2) * first - (t.alpha * phi_3) * second
+    return first_order(x, s, t, x0) + (t.alpha * phi_2) * first - (2.0 * t.alpha * phi_3) * second
 
 
 def singlestep_second(
-    x: Tensor, s: Point, t: Point, predict: Callable[[Tensor, Point], Tensor], between: Point
+    x: Tensor,
+    s: Point,
+    t: Point,
+    predict: Callable[[Tensor, Point], Tensor],
+    middle: Point,
+    x0: Tensor | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2S) (Algorithm 1) with one point `between` s and t in lambda; 2 evaluations."""
-    x0 = predict(x, s)
-    r = (between.lam - s.lam) / (t.lam - s.lam)
-    x0_mid = predict(first_order(x, s, between, x0), between)
+    """DPM-Solver++(2S) (Algorithm 1) with one point in the `middle` of s and t in lambda.
+
+    2 evaluations, 1 where the data prediction `x0` at s is at hand.
+    """
+    x0 = predict(x, s) if x0 is None else x0
+    r = (middle.lam - s.lam) / (t.lam - s.lam)
+    x0_mid = predict(first_order(x, s, middle, x0), middle)
     return first_order(x, s, t, x0 + 0.5 / r * (x0_mid - x0))
 
 
 def singlestep_third(
-    x: Tensor, s: Point, t: Point, predict: Callable[[Tensor, Point], Tensor], between: tuple[Point, Point]
+    x: Tensor, s: Point, t: Point, predict: Callable[[Tensor, Point], Tensor], inner: tuple[Point, Point]
 ) -> Tensor:
-    """DPM-Solver++(3S) with two points between s and t in lambda; 3 evaluations."""
-    first, second = between
+    """DPM-Solver++(3S) with two `inner` points between s and t in lambda; 3 evaluations."""
+    first, second = inner
     h = t.lam - s.lam
     r1, r2 = (first.lam - s.lam) / h, (second.lam - s.lam) / h
     x0 = predict(x, s)
@@ -174,14 +192,20 @@ class DPMSolver:
         x: Tensor,
         callback: Callable[[float, Tensor], None] | None,
     ) -> tuple[Tensor, Point]:
-        grid = time_grid(schedule, self.num_steps, self.spacing)
+        # A third-order method needs a start of second order, or its first step dominates the error: one interval
+        # costs two evaluations.
+        two_stage_start = self.order == 3 and self.num_steps >= 3
+        num_intervals = self.num_steps - two_stage_start
+        grid = time_grid(schedule, num_intervals, self.spacing)
         history: list[tuple[Point, Tensor]] = []
         for step, (s, t) in enumerate(itertools.pairwise(grid)):
-            history = [*history[1 - self.order :], (s, predict(x, s))] if self.order > 1 else [(s, predict(x, s))]
+            history = [*history, (s, predict(x, s))][-self.order :]
             order = min(self.order, len(history))
             if self.lower_order_final:
-                order = min(order, self.num_steps - step)
-            if order == 1:
+                order = min(order, num_intervals - step)
+            if step == 0 and two_stage_start:
+                x = singlestep_second(x, s, t, predict, between(schedule, s, t, 1 / 2), x0=history[0][1])
+            elif order == 1:
                 x = first_order(x, s, t, history[-1][1])
             elif order == 2:
                 x = multistep_second(x, s, t, history)
@@ -203,17 +227,12 @@ class DPMSolver:
         orders = [self.order] * whole + ([rest] if rest else [])
         grid = time_grid(schedule, len(orders), self.spacing)
         for order, s, t in zip(orders, grid[:-1], grid[1:], strict=True):
-
-            def between(fraction: float, s: Point = s, t: Point = t) -> Point:
-                lam = torch.tensor(s.lam + fraction * (t.lam - s.lam), dtype=torch.float64)
-                return grid_point(schedule, schedule.inverse_lambda(lam))
-
             if order == 1:
                 x = first_order(x, s, t, predict(x, s))
             elif order == 2:
-                x = singlestep_second(x, s, t, predict, between(1 / 2))
+                x = singlestep_second(x, s, t, predict, between(schedule, s, t, 1 / 2))
             else:
-                x = singlestep_third(x, s, t, predict, (between(1 / 3), between(2 / 3)))
+                x = singlestep_third(x, s, t, predict, (between(schedule, s, t, 1 / 3), between(schedule, s, t, 2 / 3)))
             if callback is not None:
                 callback(t.t, x)
         return x, grid[-1]

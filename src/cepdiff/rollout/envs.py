@@ -6,7 +6,9 @@ import importlib
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -64,14 +66,13 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
     except gym.error.Error:
         hint = nearest(spec.env_id, gym.registry) or " Gymnasium lists all with gymnasium.pprint_registry()."
         raise SimulationError(f"No environment is registered as '{spec.env_id}'.{hint}") from None
+    _quiet_mujoco()
     try:
-        env = gym.make(registered, **{**spec.kwargs, **kwargs})
+        return gym.make(registered, **{**spec.kwargs, **kwargs})
     except Exception as error:  # every environment has its own kinds
         gl = os.environ.get("MUJOCO_GL")
         hint = f" (MUJOCO_GL={gl} is set: is its library installed?)" if gl and "gl" in str(error) else ""
         raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}{hint}") from error
-    _quiet_mujoco(env)
-    return env
 
 
 def make_vector_env(spec: EnvSpec, num_envs: int) -> SyncVectorEnv:
@@ -151,12 +152,19 @@ def _import(module: str) -> None:
         raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
 
 
-def _quiet_mujoco(env: Env) -> None:
+def _quiet_mujoco() -> None:
     """Log MuJoCo's warnings; without a handler it prints them and writes MUJOCO_LOG.TXT into the working folder."""
-    if hasattr(env.unwrapped, "mujoco_renderer"):
+    with suppress(Exception):  # an environment that needs MuJoCo says so itself
         mujoco = importlib.import_module("mujoco")
         if mujoco.get_mju_user_warning() is None:
-            mujoco.set_mju_user_warning(lambda message: _logger.warning("MuJoCo: %s", message))
+            mujoco.set_mju_user_warning(_log_once)
+
+
+@lru_cache(maxsize=256)
+def _log_once(message: str) -> None:
+    # Gymnasium's own models use deprecated attributes, and say so for every environment that is made.
+    level = logging.DEBUG if "deprecated" in message else logging.WARNING
+    _logger.log(level, "MuJoCo: %s", message.strip())
 
 
 def _name(env: Env) -> str:

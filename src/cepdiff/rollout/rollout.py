@@ -84,9 +84,10 @@ def rollout(
 
     Episode i starts from `reset(seed=reset_seed(seed, "rollout", i))` and its step noise comes from the stream
     (seed, "rollout-noise", i), at every scale. So a result depends on `seed`, index and scale alone, not on
-    `max_envs`, on the other episodes or on how they are sharded (up to rounding of matrix products, which may vary
-    with the batch size). Actions are clipped to the environment's bounds. `on_progress` gets the number of finished
-    episodes and of all; `on_step` the vectorised environment before each step, e.g. to render it.
+    `max_envs`, on the other episodes or on how they are sharded: exactly, if the policy computes rows independently;
+    matrix products round differently for other batch sizes, which chaotic simulations amplify. Actions are clipped to
+    the environment's bounds. `on_progress` gets the number of finished episodes and of all; `on_step` the vectorised
+    environment before each step, e.g. to render it.
 
     Raises:
         DivergenceError: an action that is NaN or infinite.

@@ -45,8 +45,8 @@ def summarize(results: Sequence[EpisodeResult], reference: Reference | None) -> 
     """
     rows = []
     for scale in sorted({result.guidance_scale for result in results}):
-        ordered = sorted((r for r in results if r.guidance_scale == scale), key=lambda r: r.index)
-        returns = [result.episode_return for result in ordered]
+        # fmean and stdev sum exactly: the order does not matter to the last bit.
+        returns = [result.episode_return for result in results if result.guidance_scale == scale]
         mean = fmean(returns)
         error = stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else 0.0
         score = score_error = None

@@ -97,7 +97,7 @@ class RunFolder:
         return StageFolder(self.path, name)
 
     def open(self, config: str) -> None:
-        """Makes the folder and keeps the configuration in it.
+        """Makes the folder, with the configuration in it where it holds none yet.
 
         Raises:
             RunError: the path is a file, or a folder with other things in it.
@@ -108,7 +108,11 @@ class RunFolder:
             foreign = [entry.name for entry in self.path.iterdir() if entry.name != ".lock"]
             if foreign:
                 raise RunError(f"{self.path} is no run folder (it holds {foreign[0]}); choose another --run_dir")
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.config.exists():
+            self.keep(config)
+
+    def keep(self, config: str) -> None:
+        """Replaces the configuration in the folder: that of the last command which it fitted."""
         write_text(self.config, config)
 
     @contextmanager

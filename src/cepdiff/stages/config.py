@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP
-from cepdiff.errors import CepdiffError, ConfigError
+from cepdiff.errors import CepdiffError, ConfigError, nearest
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
@@ -267,10 +267,12 @@ def flatten(section: Any, defaults: dict[str, Any], key: str) -> Any:
         default = nested.get(name)
         if isinstance(value, Mapping) and isinstance(default, Mapping) and "class_path" in default:
             rest = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
-            arguments[name] = {
-                "class_path": value.get("class_path", default["class_path"]),
-                "init_args": {**(value.get("init_args") or {}), **rest},
-            }
+            class_path = value.get("class_path", default["class_path"])
+            init_args = {**(value.get("init_args") or {}), **rest}
+            parameters = inspect.signature(import_class(class_path, object, f"{key}.{name}")).parameters
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                refuse_unknown(init_args, list(parameters), f"{key}.{name}.")
+            arguments[name] = {"class_path": class_path, "init_args": init_args}
     return arguments
 
 
@@ -278,9 +280,8 @@ def refuse_unknown(found: Mapping[str, Any], known: Sequence[str], where: str) -
     """ConfigError for the first key that is not known, with the nearest that are."""
     for key in found:
         if key not in known:
-            matches = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(where + match for match in matches)}?" if matches else ""
-            raise ConfigError(f"unknown key '{where}{key}'; {hint or 'there are ' + ', '.join(known)}")
+            hint = nearest(str(key), known)
+            raise ConfigError(f"unknown key '{where}{key}'.{hint or ' There are ' + ', '.join(known)}")
 
 
 def refuse_unknown_nested(found: Mapping[str, Any], default: Mapping[str, Any], where: str) -> None:
@@ -343,8 +344,21 @@ def one_line(error: BaseException) -> str:
 
 
 def readable(error: BaseException) -> str:
-    """jsonargparse's message as one line that names the key as it is written."""
+    """jsonargparse's message as one short line that names the key as it is written."""
+    cause: BaseException | None = error
+    while cause is not None:  # a constructor's own complaint, under jsonargparse's wrapping
+        if isinstance(cause, CepdiffError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     text = one_line(error)
-    text = re.sub(r'^Parser key "([^"]+)": ?', r"\1: ", text)
-    text = re.sub(r"\.init_args\b", "", text)
-    return re.sub(r"Namespace\((.*)\)", r"\1", text)
+    key = re.search(r'Parser key "([^"]+)"', text)
+    where = f"{key.group(1).replace('.init_args', '')}: " if key else ""
+    option = re.search(r"Option '([^']+)' is not accepted", text)
+    if option:
+        return f"{where}unknown option '{option.group(1)}'"
+    expected = re.findall(r"Expected an? (?:<class '([\w.]+)'>|(\w[^.]*?))(?=[. ])", text)
+    given = re.search(r"(?:Given value|Got value): (.*)$", text)
+    if expected and given:
+        names = dict.fromkeys((a or b).replace("NoneType", "null") for a, b in expected)
+        return f"{where}expected {' or '.join(names)}, found {given.group(1)}"
+    return where + re.sub(r'^Parser key "[^"]+": ?', "", text)

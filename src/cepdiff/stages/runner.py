@@ -81,6 +81,11 @@ class Fit:
     def run_stages(self, only: str | None) -> list[ScoreRow]:
         """All stages, or one whose predecessors are finished."""
         self.processes.on_main(lambda: self.run.open(self.config.to_yaml()))
+        rows = self._run_stages(only)
+        self.processes.on_main(lambda: self.run.keep(self.config.to_yaml()))
+        return rows
+
+    def _run_stages(self, only: str | None) -> list[ScoreRow]:
         for name in STAGES:
             if only not in (None, name):
                 if STAGES.index(name) < STAGES.index(str(only)):

@@ -88,6 +88,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # the loader starts at the right step
         ".*Starting from v.*tensorboardX.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # frozen targets and averages are meant to be
         ".*treespec, LeafSpec.*",  # torch's own deprecation, raised by Lightning
     ):
         warnings.filterwarnings("ignore", message=message)

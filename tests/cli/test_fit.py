@@ -1,0 +1,201 @@
+"""`cepdiff fit` and `evaluate` as a user types them, and what happens when they are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cepdiff.cli import main
+from cepdiff.policy.guided import GuidedPolicy
+
+STAGES = ("behavior", "critic", "guidance")
+LONG = ["--stages.behavior.max_steps", "3000", "--stages.behavior.checkpoint_every", "50"]
+
+
+def fit(config: Path, run_dir: Path, *arguments: str) -> int:
+    """The command in this process."""
+    return main(["fit", "--config", str(config), "--run_dir", str(run_dir), *arguments])
+
+
+def weights(run_dir: Path, stage: str) -> Mapping[str, torch.Tensor]:
+    """Weights of a finished stage, read as anyone can."""
+    content = torch.load(run_dir / stage / "final.ckpt", weights_only=True)
+    state: Mapping[str, torch.Tensor] = content["state_dict"]
+    return state
+
+
+def assert_equal_runs(first: Path, second: Path, stages: tuple[str, ...] = STAGES, tolerance: float = 0.0) -> None:
+    """All weights of the stages are equal."""
+    for stage in stages:
+        a, b = weights(first, stage), weights(second, stage)
+        assert a.keys() == b.keys()
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=f"{stage}: {name}")
+
+
+def start(config: Path, run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(config), "--run_dir", str(run_dir), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the file is there, at most two minutes."""
+    for _ in range(2400):
+        if path.exists():
+            return
+        if process.poll() is not None:
+            pytest.fail(f"the command ended early:\n{process.communicate()[0]}")
+        time.sleep(0.05)
+    process.kill()
+    pytest.fail(f"{path} did not appear")
+
+
+def test_a_run_leaves_stages_scores_logs_and_a_policy(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert fit(config, run) == 0
+    shown = capsys.readouterr().out
+    assert "behavior policy" in shown
+    assert "best" in shown
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["task"] == "buffer"
+    assert [row["guidance_scale"] for row in scores["scores"]] == [0.0, 1.0]
+    assert all(row["episodes"] == 2 for row in scores["scores"])
+    assert set(scores["scores"][0]) == {
+        "guidance_scale", "episodes", "mean_return", "standard_error", "normalized_score",
+    }  # fmt: skip
+    assert (run / "scores.png").stat().st_size > 1000
+    for stage in STAGES:
+        assert json.loads((run / stage / "stage.json").read_text())["done"]
+        assert not (run / stage / "last.ckpt").exists()
+        events = EventAccumulator(str(run / "logs" / stage)).Reload()
+        assert max(event.step for event in events.Scalars(f"{stage}/loss")) == 20
+    scalars = EventAccumulator(str(run / "logs" / "evaluation")).Reload().Tags()["scalars"]
+    assert "eval/mean_return/s=1.0" in scalars
+    policy = GuidedPolicy.from_run(run)
+    action = policy.act(torch.zeros(4), guidance_scale=1.0, noise=torch.zeros(1, 1))
+    assert action.shape == (1,)
+
+
+def test_finished_stages_are_skipped(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert fit(config, run) == 0
+    first = capsys.readouterr().out
+    files = [*run.glob("*/final.ckpt"), run / "support" / "actions.npy", run / "scores.json"]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    assert fit(config, run) == 0
+    again = capsys.readouterr()
+    assert again.err.count("finished earlier, skipped") == 5
+    assert first.splitlines()[:5] == again.out.splitlines()[:5]
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert fit(config, run, "--evaluation.episodes", "3") == 0
+    assert json.loads((run / "scores.json").read_text())["scores"][0]["episodes"] == 3
+
+
+def test_stages_one_by_one_equal_the_whole(config: Path, tmp_path: Path) -> None:
+    whole, single = tmp_path / "whole", tmp_path / "single"
+    assert fit(config, whole) == 0
+    for stage in ("behavior", "support", "critic", "guidance", "evaluation"):
+        assert fit(config, single, "--stage", stage) == 0
+    assert_equal_runs(whole, single)
+    a, b = (json.loads((run / "scores.json").read_text())["scores"] for run in (whole, single))
+    assert a == b
+
+
+def test_the_seed_changes_everything_and_repeats_itself(config: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert fit(config, tmp_path / name, "--seed", seed) == 0
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    for stage in STAGES:
+        different = weights(tmp_path / "a", stage), weights(tmp_path / "c", stage)
+        assert any(not torch.equal(different[0][name], different[1][name]) for name in different[0])
+
+
+def test_max_rows_draws_for_whole_episodes(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fit(config, run, "--stages.support.max_rows", "30") == 0
+    import numpy as np
+
+    ids = np.load(run / "support" / "state_ids.npy")
+    assert len(ids) == 30  # three episodes of ten rows
+    assert set(ids % 10) == set(range(10))
+    assert len({int(i) // 10 for i in ids}) == 3
+
+
+def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert fit(config, run) == 0
+    capsys.readouterr()
+    arguments = ["--scales", "0", "0.5", "--episodes", "3", "--seeds", "1", "2", "--num_solver_steps", "4"]
+    assert main(["evaluate", str(run), *arguments]) == 0
+    assert "guidance scale" in capsys.readouterr().out
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert scores["num_solver_steps"] == 4
+    assert [(row["guidance_scale"], row["episodes"]) for row in scores["scores"]] == [(0.0, 6), (0.5, 6)]
+    fitted = json.loads((run / "scores.json").read_text())["scores"]
+    assert main(["evaluate", str(run)]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["scores"] == fitted
+
+
+def test_evaluation_during_training_is_logged(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fit(config, run, "--evaluation.every_n_steps", "10") == 0
+    for stage, scales in (("behavior", ("0.0",)), ("guidance", ("0.0", "1.0"))):
+        events = EventAccumulator(str(run / "logs" / stage)).Reload()
+        for scale in scales:
+            assert [event.step for event in events.Scalars(f"eval/mean_return/s={scale}")] == [10, 20]
+
+
+def test_print_config_is_a_configuration(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "--config", str(config), "--critic.discount", "0.97", "--print_config"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["critic"]["init_args"]["discount"] == 0.97
+    again = tmp_path / "again.yaml"
+    again.write_text(shown)
+    assert main(["fit", "--config", str(again), "--print_config"]) == 0
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_stage_goes_on_to_the_same_weights(
+    config: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert fit(config, whole, *LONG, "--stage", "behavior") == 0
+    process = start(config, broken, *LONG, "--stage", "behavior")
+    wait_for(broken / "behavior" / "last.ckpt", process)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    if code > 0:
+        assert "run the same command to go on" in output
+    assert not (broken / "behavior" / "final.ckpt").exists()
+    step = torch.load(broken / "behavior" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < step < 3000
+    assert fit(config, broken, *LONG, "--stage", "behavior") == 0
+    assert_equal_runs(whole, broken, ("behavior",))
+
+
+def test_two_commands_do_not_share_a_folder(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    process = start(config, run, *LONG)
+    wait_for(run / "behavior" / "stage.json", process)
+    assert fit(config, run, *LONG) == 2
+    assert "another command is working in" in capsys.readouterr().err
+    process.kill()
+    process.communicate()

@@ -1,0 +1,134 @@
+"""The house rules of the package: which room may know which, read from the syntax trees, and what loads when."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cepdiff
+
+PACKAGE = Path(cepdiff.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Rooms from the ground up: a room knows itself and what lies in the rows before its own.
+FLOORS = (
+    ("errors", "types", "randomness", "components", "files"),
+    ("diffusion", "networks", "data"),
+    ("energy",),
+    ("modules",),
+    ("policy",),
+    ("rollout",),
+    ("callbacks", "collect"),
+    ("stages",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+GROUND = set(FLOORS[0])
+# Beside the rooms of the command `fit`: nothing but the command line may know it, and it knows neither of them.
+COLLECT_KNOWS = {*GROUND, "diffusion", "networks", "data", "energy", "modules", "policy", "rollout", "collect"}
+# Library -> the rooms (or files) that may import it.
+RIM = {
+    "lightning": ("data/datamodule.py", "modules", "callbacks", "stages", "cli"),
+    "gymnasium": ("rollout", "collect"),
+    "h5py": ("data",),
+}
+ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "gym": "gymnasium"}
+
+
+def imports_of(file: Path, root: Path = PACKAGE) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import of a file, inside functions too; relative ones made absolute."""
+    inside = [root.name, *file.relative_to(root).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = inside[: len(inside) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def own_imports(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, room) of the imports from this package; names of the package itself (`__version__`) are no room."""
+    for line, name in imports_of(file):
+        parts = name.split(".")
+        if parts[0] == "cepdiff" and len(parts) > 1 and parts[1] != "__version__":
+            yield line, parts[1]
+
+
+def test_every_file_belongs_to_a_known_room() -> None:
+    assert {room_of(file) for file in FILES} == {*FLOOR_OF, "__init__"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_downward(file: Path) -> None:
+    room = room_of(file)
+    for line, other in own_imports(file):
+        where = f"{file}:{line}: {room} imports {other}"
+        assert room != "__init__", f"{where}: importing the package must stay free"
+        assert other in FLOOR_OF, f"{where}, which is no room"
+        downward = FLOOR_OF[other] < FLOOR_OF[room] or (other in GROUND and room in GROUND)
+        assert other == room or downward, where
+        assert other != "collect" or room in ("collect", "cli"), where
+        assert room != "collect" or other in COLLECT_KNOWS, where
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_libraries_stay_at_the_rim(file: Path) -> None:
+    place = file.relative_to(PACKAGE).as_posix()
+    for line, name in imports_of(file):
+        library = name.split(".")[0]
+        library = ALIASES.get(library, library)
+        allowed = RIM.get(library)
+        assert allowed is None or place in allowed or room_of(file) in allowed, f"{file}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("room", ["diffusion", "energy", "networks"])
+def test_the_mathematics_knows_torch_alone(room: str) -> None:
+    known = {"torch", "cepdiff", *sys.stdlib_module_names}
+    for file in (PACKAGE / room).glob("*.py"):
+        for line, name in imports_of(file):
+            assert name.split(".")[0] in known, f"{file}:{line} imports {name}"
+
+
+def test_files_are_small_and_have_a_subject() -> None:
+    lengths = {str(file.relative_to(PACKAGE)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert [file for file in FILES if file.stem in ("utils", "util", "helpers", "misc", "common")] == []
+
+
+def test_the_reader_of_imports_sees_every_form(tmp_path: Path) -> None:
+    root = tmp_path / "package"
+    file = root / "room" / "file.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("import a.b\nfrom c import d\nfrom . import e\nfrom ..f import g\ndef h():\n    import i\n")
+    names = [name for _, name in sorted(imports_of(file, root))]
+    assert names == ["a.b", "c.d", "package.room.e", "package.f.g", "i"]
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    heavy = ("torch", "lightning", "numpy", "gymnasium", "h5py", "jsonargparse", "omegaconf", "yaml", "tqdm")
+    code = f"import sys, cepdiff.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    code = "import sys; from cepdiff.cli import main; sys.exit(main(['--help']))"
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1.0
+    assert all(f"\n    {command} " in done.stdout for command in ("fit", "evaluate", "data", "collect"))

@@ -1,0 +1,298 @@
+"""The pages speak the truth: examples run, links lead somewhere, commands parse, keys and metrics are explained."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from cepdiff.cli import build_parser, main
+from cepdiff.cli.fit import parse_overrides
+from cepdiff.energy.objectives import CEP, MSE, ExponentialMSE
+from cepdiff.modules.base import Noise, StageModule
+from cepdiff.modules.behavior import BehaviorDiffusion
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.networks.critic import QEnsemble
+from cepdiff.networks.energy import EnergyMLP
+from cepdiff.networks.score import MLPScore
+from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.stages.config import load_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
+EXTENDING = ROOT / "docs/extending.md"
+# Folders of this repository whose files the pages name.
+OURS = ("src", "tests", "configs", "docs", "notebooks", "docker", "cepdiff")
+
+TINY = """
+behavior: {batch_size: 8}
+critic: {batch_size: 8, net: {hidden: [8]}}
+guidance: {batch_size: 8, net: {hidden: [8]}}
+stages:
+  behavior: {max_steps: 4}
+  support: {max_rows: 100, num_actions: 2}
+  critic: {max_steps: 4}
+  guidance: {max_steps: 4}
+evaluation: {episodes: 1, scales: [0, 1]}
+trainer: {accelerator: cpu, progress_bar: false}
+"""
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the title (file name) of its info string, its text."""
+
+    language: str
+    title: str | None
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL)
+    return [Block(language, title or None, text) for language, title, text in found]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every titled block of the page as a file, and with the shipped configurations."""
+    folder = tmp_path_factory.mktemp("examples")
+    for block in blocks(EXTENDING):
+        if block.title is not None:
+            (folder / block.title).write_text(block.text)
+    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return folder
+
+
+@pytest.fixture
+def here(examples: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The examples as working folder and on Python's path."""
+    monkeypatch.chdir(examples)
+    monkeypatch.syspath_prepend(str(examples))
+    return examples
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+# file of the example -> class, and a method that a run must call
+USED = {
+    "my_critic": ("MyCritic", "target"),
+    "my_network": ("MyScore", "forward"),
+    "my_data": ("MyData", "rewards"),
+    "my_schedule": ("ConstantVP", "log_alpha"),
+    "my_solver": ("DDIM", "sample"),
+    "my_objective": ("CenteredCEP", "__call__"),
+    "my_callback": ("WeightNorm", "on_train_batch_end"),
+}
+
+
+@pytest.fixture(scope="module")
+def shared_run(examples: Path) -> tuple[Path, Counter[str]]:
+    """One run with all examples of own classes at once, and how often each class was called."""
+    calls: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(examples)
+        patch.syspath_prepend(str(examples))
+        for file, (name, method) in USED.items():
+            cls = getattr(importlib.import_module(file), name)
+
+            def counted(*args: Any, _method: Any = getattr(cls, method), _file: str = file, **kwargs: Any) -> Any:
+                calls[_file] += 1
+                return _method(*args, **kwargs)
+
+            patch.setattr(cls, method, functools.wraps(getattr(cls, method))(counted))
+        files = ["my_recipe.yaml", *(f"{file}.yaml" for file in USED), "tiny.yaml"]
+        arguments = [word for file in files for word in ("--config", file)]
+        assert main(["fit", *arguments, "--data.block_size", "2", "--run_dir", "run"]) == 0
+    return examples / "run", calls
+
+
+@pytest.mark.parametrize("file", USED)
+def test_own_class_is_used(shared_run: tuple[Path, Counter[str]], file: str) -> None:
+    assert shared_run[1][file] > 0
+
+
+def test_every_extension_example_is_in_the_shared_run() -> None:
+    titles = {block.title.removesuffix(".yaml") for block in blocks(EXTENDING) if block.title and block.language == "yaml"}
+    assert titles - {"my_recipe", "my_arrays"} == set(USED)  # those two have their own tests
+
+
+def test_init_args_of_the_examples_arrive(shared_run: tuple[Path, Counter[str]]) -> None:
+    values = yaml.safe_load((shared_run[0] / "config.yaml").read_text())
+    assert values["critic"]["init_args"]["pessimism"] == 0.2
+    assert values["behavior"]["init_args"]["net"]["init_args"] == {"width": 32}
+    assert values["solver"]["init_args"] == {"num_steps": 10}
+    assert values["guidance"]["init_args"]["objective"]["init_args"]["weight"] == 0.01
+
+
+def test_policy_of_own_classes_loads(shared_run: tuple[Path, Counter[str]], here: Path) -> None:
+    policy = GuidedPolicy.from_run(shared_run[0])
+    assert type(policy.eps_net).__name__ == "MyScore"
+    assert type(policy.solver).__name__ == "DDIM"
+    assert policy.act(np.zeros((3, 10), np.float32)).shape == (3, 2)
+
+
+def test_own_arrays(here: Path) -> None:
+    numbers = np.random.default_rng(0)
+    flags = np.zeros(20, bool)
+    np.savez(
+        here / "mine.npz",
+        observations=numbers.normal(size=(20, 10)),
+        actions=numbers.uniform(-1, 1, (20, 2)),
+        rewards=numbers.normal(size=20),
+        terminals=flags,
+        timeouts=flags,
+    )
+    config = load_config(["my_arrays.yaml"])
+    data = config.build("data", seed=0)
+    data.prepare_data()
+    data.setup()
+    assert type(data).__name__ == "MyArrays"
+    assert data.sizes == (10, 2)
+    assert len(data.buffer) == 20
+
+
+def test_modules_alone(shared_run: tuple[Path, Counter[str]], here: Path) -> None:
+    behavior = importlib.import_module("behavior_alone").train_behavior(max_steps=2, block_size=1, batch_size=4)
+    assert behavior.trainer.global_step == 2
+    train = importlib.import_module("critic_and_guidance_alone").train_critic_and_guidance
+    critic, guidance = train(str(shared_run[0]), max_steps=2, block_size=1, batch_size=4)
+    assert critic.trainer.global_step == guidance.trainer.global_step == 2
+    samples = importlib.import_module("density_alone").sample_tilted_ring(max_steps=2, num_samples=3)
+    assert samples.shape == (3, 2)
+    assert samples.isfinite().all()
+
+
+# --- links, files, commands --------------------------------------------------------------------------------------------
+
+
+def anchor(heading: str) -> str:
+    """GitHub's name of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if heading:
+            anchors = [anchor(text) for text in re.findall(r"^#+ (.*)$", prose(file), re.MULTILINE)]
+            assert heading in anchors, f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    named = re.findall(rf"\b((?:{'|'.join(OURS)})/[\w/.-]+\.(?:py|yaml|md|ipynb|png|json|hdf5))\b", page.read_text())
+    for name in named:
+        file = ROOT / "src" / name if name.startswith("cepdiff/") else ROOT / name
+        assert file.exists(), f"{page.name} names {name}"
+
+
+def commands() -> list[str]:
+    """Every `cepdiff` command in a bash block, one line each."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "bash":
+                for line in block.text.replace("\\\n", " ").splitlines():
+                    line = line.split(" #")[0]
+                    found += re.findall(r"(?:\bcepdiff|-m cepdiff) ((?:fit|evaluate|data|collect)\b[^&|;]*)", line)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_parse(command: str, here: Path) -> None:
+    parsed, rest = build_parser().parse_known_args(shlex.split(command))
+    if parsed.command == "fit":
+        load_config(parsed.config, parse_overrides(rest))
+    else:
+        assert not rest
+
+
+# --- configuration and glossary ----------------------------------------------------------------------------------------
+
+
+def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all leaves, as they are typed on the command line."""
+    found = []
+    for name, value in tree.items():
+        below = value.get("init_args", value) if isinstance(value, dict) else value
+        if isinstance(value, dict) and "class_path" in value and prefix:
+            found.append(f"{prefix}{name}")  # the key that chooses a class, then the class's own
+        if isinstance(below, dict) and below:
+            found += keys(below, f"{prefix}{name}.")
+        elif f"{prefix}{name}" not in found:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def test_every_key_is_explained() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    values = yaml.safe_load(load_config([ROOT / "configs/quickstart.yaml"]).to_yaml())
+    missing = [key for key in keys(values) if f"`{key}`" not in page]
+    assert missing == []
+
+
+class Fixed(Noise):
+    """Noise for a loss outside a Trainer."""
+
+    def __init__(self) -> None:
+        super().__init__(0, torch.device("cpu"))
+
+
+def shipped_metrics() -> set[str]:
+    """Names of all metrics that the shipped modules and objectives return."""
+    small: dict[str, Any] = {"hidden": [8]}
+    batch: dict[str, Tensor] = {
+        "observations": torch.zeros(4, 3),
+        "actions": torch.zeros(4, 2),
+        "rewards": torch.zeros(4),
+        "terminals": torch.zeros(4),
+        "next_observations": torch.zeros(4, 3),
+        "next_support_actions": torch.zeros(4, 5, 2),
+        "support_actions": torch.zeros(4, 5, 2),
+        "energies": torch.zeros(4, 5),
+    }
+
+    def make(cls: type[nn.Module]) -> Any:
+        return lambda s, a: cls(s, a, **small)
+
+    modules: list[StageModule] = [
+        BehaviorDiffusion(3, 2, make(MLPScore)),
+        SoftmaxQCritic(3, 2, make(QEnsemble)),
+        *(EnergyGuidance(3, 2, make(EnergyMLP), objective=objective()) for objective in (CEP, MSE, ExponentialMSE)),
+    ]
+    return {f"{module.stage}/{name}" for module in modules for name in module.loss(batch, Fixed())[1]}
+
+
+def test_every_metric_is_explained(shared_run: tuple[Path, Counter[str]]) -> None:
+    page = (ROOT / "docs/glossary.md").read_text()
+    logged = shipped_metrics()
+    for folder in sorted((shared_run[0] / "logs").iterdir()):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        logged |= {re.sub(r"/s=[\d.]+$", "/s=", tag) for tag in events.Tags()["scalars"]}
+    own = {"guidance/logit_size", *(f"{stage}/weights" for stage in ("behavior", "critic", "guidance"))}
+    assert {"behavior/learning_rate", "eval/normalized_score/s="} | own <= logged
+    missing = [name for name in sorted(logged - own) if f"`{name}" not in page]
+    assert missing == []
