@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +103,17 @@ USED = {
 }
 
 
+def counting(method: Callable[..., Any], calls: Counter[str], name: str) -> Callable[..., Any]:
+    """`method`, which counts its calls under `name`."""
+
+    @functools.wraps(method)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[name] += 1
+        return method(*args, **kwargs)
+
+    return counted
+
+
 @pytest.fixture(scope="module")
 def shared_run(examples: Path) -> tuple[Path, Counter[str]]:
     """One run with all examples of own classes at once, and how often each class was called."""
@@ -112,11 +124,7 @@ def shared_run(examples: Path) -> tuple[Path, Counter[str]]:
         for file, (name, method) in USED.items():
             cls = getattr(importlib.import_module(file), name)
 
-            def counted(*args: Any, _method: Any = getattr(cls, method), _file: str = file, **kwargs: Any) -> Any:
-                calls[_file] += 1
-                return _method(*args, **kwargs)
-
-            patch.setattr(cls, method, functools.wraps(getattr(cls, method))(counted))
+            patch.setattr(cls, method, counting(getattr(cls, method), calls, file))
         files = ["my_recipe.yaml", *(f"{file}.yaml" for file in USED), "tiny.yaml"]
         arguments = [word for file in files for word in ("--config", file)]
         assert main(["fit", *arguments, "--data.block_size", "2", "--run_dir", "run"]) == 0
@@ -129,7 +137,9 @@ def test_own_class_is_used(shared_run: tuple[Path, Counter[str]], file: str) -> 
 
 
 def test_every_extension_example_is_in_the_shared_run() -> None:
-    titles = {block.title.removesuffix(".yaml") for block in blocks(EXTENDING) if block.title and block.language == "yaml"}
+    titles = {
+        block.title.removesuffix(".yaml") for block in blocks(EXTENDING) if block.title and block.language == "yaml"
+    }
     assert titles - {"my_recipe", "my_arrays"} == set(USED)  # those two have their own tests
 
 
@@ -151,13 +161,14 @@ def test_policy_of_own_classes_loads(shared_run: tuple[Path, Counter[str]], here
 def test_own_arrays(here: Path) -> None:
     numbers = np.random.default_rng(0)
     flags = np.zeros(20, bool)
+    ends = np.arange(20) % 10 == 9
     np.savez(
         here / "mine.npz",
         observations=numbers.normal(size=(20, 10)),
         actions=numbers.uniform(-1, 1, (20, 2)),
         rewards=numbers.normal(size=20),
         terminals=flags,
-        timeouts=flags,
+        timeouts=ends,
     )
     config = load_config(["my_arrays.yaml"])
     data = config.build("data", seed=0)
@@ -179,7 +190,7 @@ def test_modules_alone(shared_run: tuple[Path, Counter[str]], here: Path) -> Non
     assert samples.isfinite().all()
 
 
-# --- links, files, commands --------------------------------------------------------------------------------------------
+# --- links, files, commands -------------------------------------------------------------------------------------------
 
 
 def anchor(heading: str) -> str:
@@ -229,7 +240,7 @@ def test_commands_parse(command: str, here: Path) -> None:
         assert not rest
 
 
-# --- configuration and glossary ----------------------------------------------------------------------------------------
+# --- configuration and glossary ---------------------------------------------------------------------------------------
 
 
 def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:

@@ -69,6 +69,10 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
     _quiet_mujoco()
     try:
         return gym.make(registered, **{**spec.kwargs, **kwargs})
+    except gym.error.DependencyNotInstalled as error:
+        if spec.module in _CLASSIC_MODULES:
+            raise MissingExtraError(f"The environment '{spec.env_id}'", "d4rl") from error
+        raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}") from error
     except Exception as error:  # every environment has its own kinds
         gl = os.environ.get("MUJOCO_GL")
         hint = f" (MUJOCO_GL={gl} is set: is its library installed?)" if gl and "gl" in str(error) else ""

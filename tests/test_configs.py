@@ -1,0 +1,102 @@
+"""Every shipped configuration is read, and run for a few steps a stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cepdiff.cli import main
+from cepdiff.data.arrays import RawArrays
+from cepdiff.data.hdf5 import write_arrays
+from cepdiff.data.tasks import TASKS
+from cepdiff.stages.config import load_config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+RECIPES = [path for path in CONFIGS if path.stem != "cpu_hour"]
+# Task's sizes (S, A) and environment; AntMaze's own environment needs the classic stack.
+SIZES = {
+    "walker2d": (17, 6, "Walker2d-v4"),
+    "hopper": (11, 3, "Hopper-v4"),
+    "halfcheetah": (17, 6, "HalfCheetah-v4"),
+    "antmaze": (29, 8, None),
+    "quickstart": (10, 2, "Reacher-v5"),
+}
+FEW_STEPS = [
+    "--stages.behavior.max_steps", "3", "--stages.critic.max_steps", "3", "--stages.guidance.max_steps", "3",
+    "--stages.support.max_rows", "40", "--behavior.batch_size", "32", "--evaluation.episodes", "1",
+    "--evaluation.scales", "[0, 1]", "--data.env_kwargs", "{max_episode_steps: 30}", "--solver.num_steps", "3", "--trainer.progress_bar", "false",
+]  # fmt: skip
+
+
+def synthetic(path: Path, observation_size: int, action_size: int) -> Path:
+    """A buffer of a task's sizes: 80 rows in eight episodes."""
+    rng = np.random.default_rng(0)
+    raw = RawArrays(
+        observations=rng.normal(size=(80, observation_size)).astype(np.float32),
+        actions=rng.uniform(-1, 1, size=(80, action_size)).astype(np.float32),
+        rewards=rng.normal(size=80).astype(np.float32),
+        terminals=np.arange(80) % 20 == 9,
+        timeouts=np.arange(80) % 20 == 19,
+    )
+    write_arrays(path, raw)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_config_trains(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    observation_size, action_size, env_id = SIZES[path.stem]
+    data = synthetic(tmp_path / "data.hdf5", observation_size, action_size)
+    arguments = ["fit", "--config", str(path), "--run_dir", str(tmp_path / "run"), *FEW_STEPS]
+    arguments += ["--data.dataset", str(data)]
+    arguments += ["--data.env_id", env_id] if env_id else ["--evaluation.episodes", "0"]
+    assert main(arguments) == 0
+    assert (tmp_path / "run" / "policy.pt").exists()
+    assert ("behavior policy" in capsys.readouterr().out) == (env_id is not None)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_the_paper_says(path: Path) -> None:
+    config = load_config([path])
+    task = TASKS[config.arguments["data"]["dataset"]]
+    assert config.stages.support.num_actions == task.num_support_actions
+    assert config.evaluation.scales == list(task.evaluation_scales)
+    assert config.evaluation.episodes == task.evaluation_episodes
+    if path.stem != "quickstart":
+        lengths = [getattr(config.stages, stage).max_steps for stage in ("behavior", "critic", "guidance")]
+        assert lengths == [600_000, 500_000, 1_000_000]
+        assert config.arguments["behavior"]["batch_size"] == 4096
+        assert config.arguments["guidance"]["objective"].inverse_temperature == 3.0
+
+
+def test_the_cpu_overlay_fits_every_locomotion_recipe(tmp_path: Path) -> None:
+    overlay = next(path for path in CONFIGS if path.stem == "cpu_hour")
+    for path in RECIPES:
+        config = load_config([path, overlay])
+        assert config.stages.behavior.max_steps == 30_000
+        assert config.arguments["critic"]["net"](3, 2).critics[0].joint.weight.shape == (256, 5)
+
+
+def test_antmaze_without_its_environment_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "antmaze-umaze-v2"
+    assert TASKS[name].url is not None
+    data = synthetic(tmp_path / TASKS[name].url.rsplit("/", 1)[1], 29, 8)
+    path = next(path for path in CONFIGS if path.stem == "antmaze")
+    arguments = ["fit", "--config", str(path), "--data.dataset", name, "--data.dataset_dir", str(data.parent)]
+    assert main([*arguments, "--run_dir", str(tmp_path / "run")]) == 2
+    assert "pip install 'cepdiff[d4rl]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("D4RL_DATASET_DIR" not in os.environ, reason="needs the buffers of D4RL_DATASET_DIR")
+@pytest.mark.parametrize("robot", ["hopper", "walker2d", "halfcheetah"])
+def test_a_recipe_trains_on_a_real_buffer(robot: str, tmp_path: Path) -> None:
+    dataset = f"{robot}-medium-expert-zoo"
+    if not (Path(os.environ["D4RL_DATASET_DIR"]) / f"{dataset}.hdf5").exists():
+        pytest.skip(f"{dataset} is not there")
+    path = next(path for path in CONFIGS if path.stem == robot)
+    arguments = ["fit", "--config", str(path), "--run_dir", str(tmp_path / "run"), *FEW_STEPS]
+    assert main([*arguments, "--data.dataset", dataset]) == 0
+    assert (tmp_path / "run" / "scores.json").exists()
