@@ -27,7 +27,8 @@ SIZES = {
 FEW_STEPS = [
     "--stages.behavior.max_steps", "3", "--stages.critic.max_steps", "3", "--stages.guidance.max_steps", "3",
     "--stages.support.max_rows", "40", "--behavior.batch_size", "32", "--evaluation.episodes", "1",
-    "--evaluation.scales", "[0, 1]", "--data.env_kwargs", "{max_episode_steps: 30}", "--solver.num_steps", "3", "--trainer.progress_bar", "false",
+    "--evaluation.scales", "[0, 1]", "--data.env_kwargs", "{max_episode_steps: 30}",
+    "--solver.num_steps", "3", "--trainer.progress_bar", "false",
 ]  # fmt: skip
 
 

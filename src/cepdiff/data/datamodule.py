@@ -136,7 +136,7 @@ class OfflineDataModule(LightningDataModule):
         return TASKS.get(self.dataset)
 
     @property
-    def name(self) -> str:
+    def dataset_name(self) -> str:
         """Short name of the dataset, for folders and tables."""
         if self.dataset.startswith("minari:"):
             return self.dataset.removeprefix("minari:").replace("/", "-")

@@ -25,7 +25,7 @@ NOISE_CHUNK = 1024  # states that share a noise stream; part of the definition o
 def states_of_rows(buffer: TransitionBuffer, rows: Tensor) -> Tensor:
     """The ids of all states that transitions of `rows` (R,) touch: s and, where it is known, s'. Sorted, unique."""
     successors = buffer.next_index[rows]
-    return torch.cat([rows, successors[successors >= 0]]).unique()
+    return torch.unique(torch.cat([rows, successors[successors >= 0]]))  # type: ignore[no-any-return]
 
 
 def support_noise(seed: int, state_ids: Tensor, num_actions: int, action_size: int) -> Tensor:
@@ -35,9 +35,9 @@ def support_noise(seed: int, state_ids: Tensor, num_actions: int, action_size: i
     """
     noise = torch.empty(len(state_ids), num_actions, action_size)
     streams = state_ids // NOISE_CHUNK
-    for stream in streams.unique().tolist():
+    for stream in sorted(set(streams.tolist())):
         here = streams == stream
-        block = torch.randn(NOISE_CHUNK, num_actions, action_size, generator=generator(seed, "support", int(stream)))
+        block = torch.randn(NOISE_CHUNK, num_actions, action_size, generator=generator(seed, "support", stream))
         noise[here] = block[state_ids[here] % NOISE_CHUNK]
     return noise
 
@@ -54,7 +54,9 @@ class SupportCache:
             self._chunks = np.load(folder / "chunks.npy", mmap_mode="r+")
             state_ids = np.load(folder / "state_ids.npy")
         except (OSError, ValueError) as error:
-            raise RunError(f"the support cache in {folder} cannot be read ({error}); delete that folder and run again")
+            raise RunError(
+                f"the support cache in {folder} cannot be read ({error}); delete that folder and run again"
+            ) from error
         if len(self.actions) != len(state_ids) or (len(state_ids) and state_ids[-1] >= num_states):
             raise RunError(f"the support cache in {folder} does not fit this buffer; delete that folder and run again")
         self.folder = folder

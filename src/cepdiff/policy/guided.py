@@ -115,7 +115,7 @@ class GuidedPolicy:
             RunError: a scale other than 0 where the policy has no energy network.
         """
         is_array = isinstance(observations, np.ndarray)
-        batch = torch.from_numpy(np.asarray(observations)) if is_array else cast(Tensor, observations)
+        batch = cast(Tensor, torch.from_numpy(observations) if isinstance(observations, np.ndarray) else observations)
         single = batch.ndim == 1
         batch = batch.unsqueeze(0) if single else batch  # (S,) -> (1, S)
         size = self.spec.observation_size
@@ -180,7 +180,7 @@ class GuidedPolicy:
                 energy_net.load_state_dict(weights["energy"])
         except (KeyError, RuntimeError) as error:
             raise RunError(f"{path}: the weights do not fit the networks that it names") from error
-        schedule: NoiseSchedule = build(recipe.schedule, cast(type[NoiseSchedule], NoiseSchedule), "schedule")
+        schedule: NoiseSchedule = build(recipe.schedule, NoiseSchedule, "schedule")  # type: ignore[type-abstract]
         policy = cls(spec, eps_net, schedule, build(solver_spec, DPMSolver, "solver"), energy_net, device)
         policy.recipe = recipe
         return policy

@@ -162,7 +162,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The complete configuration; `load_config` reads it back to the same."""
-        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+        return str(yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True))
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:

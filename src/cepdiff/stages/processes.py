@@ -78,9 +78,9 @@ class Processes:
                 outcome = (None, error)
         if self.world > 1:
             outcome = self._fabric.broadcast(outcome)
-        result, error = outcome
-        if error is not None:
-            raise error
+        result, failure = outcome
+        if failure is not None:
+            raise failure
         return result  # type: ignore[return-value]
 
     def trainer_arguments(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def fit(config: Config, stage: str | None = None, sources: Sequence[str] = ()) -
     if stage is not None and stage not in STAGES:
         raise ConfigError(f"there is no stage '{stage}'; stages are {', '.join(STAGES)}")
     data: OfflineDataModule = config.build("data", seed=config.seed)
-    run = RunFolder(Path(config.run_dir or Path("runs") / data.name / str(config.seed)))
+    run = RunFolder(Path(config.run_dir or Path("runs") / data.dataset_name / str(config.seed)))
     processes = Processes(config.trainer)
     processes.on_main(data.prepare_data)
     data.setup()
@@ -167,7 +167,7 @@ class Fit:
             rows = summarize(results, self.evaluation.reference)
             self.processes.on_main(lambda: self._write_scores(rows, made_from))
         if self.processes.is_main:
-            print(f"\n{self.data.name}, seed {self.config.seed}\n{format_table(rows)}")
+            print(f"\n{self.data.dataset_name}, seed {self.config.seed}\n{format_table(rows)}")
             print(f"\n{self._timings()}\nscores {self.run.scores}, figure {self.run.figure}")
             print(f"tensorboard --logdir {self.run.logs}")
         return rows
@@ -226,7 +226,7 @@ class Fit:
     def _save_policy(self, guided: bool) -> None:
         values = self.config.values
         recipe = PolicyRecipe(
-            task=self.data.name,
+            task=self.data.dataset_name,
             spec=self.data.spec.to_dict(),
             behavior_net=values["behavior"]["init_args"]["net"],
             energy_net=values["guidance"]["init_args"]["net"] if guided else None,
@@ -267,8 +267,8 @@ class Fit:
     def _write_scores(self, rows: Sequence[ScoreRow], made_from: dict[str, Any]) -> None:
         seconds = {name: self.run.stage(name).seconds for name in STAGES[:-1]}
         extra = {"seed": self.config.seed, "cepdiff": __version__, "seconds": seconds, "made_from": made_from}
-        write_scores(self.run.scores, self.data.name, rows, extra)
-        plot_scores(rows, self.run.figure, f"{self.data.name}, seed {self.config.seed}")
+        write_scores(self.run.scores, self.data.dataset_name, rows, extra)
+        plot_scores(rows, self.run.figure, f"{self.data.dataset_name}, seed {self.config.seed}")
         log_scores(self.run, rows, self.config.stages.guidance.max_steps)
 
 
