@@ -1,5 +1,40 @@
-"""Exact energy-guided diffusion sampling, and offline reinforcement learning with it."""
+"""Exact energy-guided diffusion sampling, and offline reinforcement learning with it.
 
+The names below are imported when they are first used, so that the command line starts at once.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cepdiff.callbacks.rollout import RolloutCallback
+    from cepdiff.data.datamodule import OfflineDataModule
+    from cepdiff.modules.behavior import BehaviorDiffusion
+    from cepdiff.modules.critic import SoftmaxQCritic
+    from cepdiff.modules.guidance import EnergyGuidance
+    from cepdiff.policy.guided import GuidedPolicy
 
 __version__ = version("cepdiff")
+__all__ = [
+    "BehaviorDiffusion",
+    "EnergyGuidance",
+    "GuidedPolicy",
+    "OfflineDataModule",
+    "RolloutCallback",
+    "SoftmaxQCritic",
+]
+_HOMES = {
+    "BehaviorDiffusion": "modules.behavior",
+    "EnergyGuidance": "modules.guidance",
+    "GuidedPolicy": "policy.guided",
+    "OfflineDataModule": "data.datamodule",
+    "RolloutCallback": "callbacks.rollout",
+    "SoftmaxQCritic": "modules.critic",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cepdiff' has no attribute '{name}'")
+    return getattr(import_module(f"cepdiff.{_HOMES[name]}"), name)

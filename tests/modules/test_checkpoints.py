@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def train(run: RunFolder, *callbacks: Callback, poison: int | None = None, steps
     return module
 
 
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[dict[int, Any]]:
+    """The handlers before the test; put back after it, whatever it did."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
@@ -102,13 +112,11 @@ def test_divergence_before_the_first_checkpoint_says_so(run: RunFolder) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_next_run_ends_with_the_same_weights(run: RunFolder, number: signal.Signals) -> None:
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     expected = train(RunFolder(run.path.parent / "whole")).state_dict()
     with pytest.raises(StoppedError, match="at step 6 of the behavior stage") as stopped:
         train(run, At(6, lambda: os.kill(os.getpid(), number)))
     assert stopped.value.exit_code == 128 + number
     assert read_checkpoint(run.stage("behavior").last)["global_step"] == 6
-    assert {n: signal.getsignal(n) for n in handlers} == handlers  # Ctrl-C works again
     resumed = train(run).state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.items())
 
@@ -125,6 +133,20 @@ def test_a_failure_leaves_a_checkpoint_to_resume_from_bit_for_bit(run: RunFolder
     assert read_checkpoint(run.stage("behavior").last)["global_step"] == 8
     resumed = train(run).state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.items())
+
+
+@pytest.mark.parametrize("how", ["finished", "stopped", "diverged"])
+def test_signals_work_again_after_a_stage(run: RunFolder, handlers: dict[int, Any], how: str) -> None:
+    """Or else SIGTERM would be swallowed in the stages without a Trainer: support and evaluation."""
+    if how == "finished":
+        train(run)
+    elif how == "stopped":
+        with pytest.raises(StoppedError):
+            train(run, At(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    else:
+        with pytest.raises(DivergenceError):
+            train(run, poison=7)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
 def test_a_torn_checkpoint_is_refused_with_what_to_do(run: RunFolder) -> None:

@@ -1,12 +1,13 @@
 """The cache of support actions: K samples of the behavior policy at every state that later stages ask for.
 
 States are named by their row in `TransitionBuffer.states`; s' of a row is s of the next wherever that is the same
-state, so it is drawn once. The cache is two memory-mapped arrays in a folder, filled chunk by chunk in any order by
-any number of processes; a chunk counts once its data are on disk.
+state, so it is drawn once. The cache is one memory-mapped array in a folder, filled chunk by chunk in any order by any
+number of processes; a chunk counts once its data are on disk.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from cepdiff.data.buffer import TransitionBuffer
 from cepdiff.errors import RunError
+from cepdiff.files import write_text, written_aside
 from cepdiff.randomness import generator
 
+MARKS = "drawn-{}.txt"  # the chunks that a process has drawn, a line each
 NOISE_CHUNK = 1024  # states that share a noise stream; part of the definition of the numbers, not a setting
 
 
@@ -50,9 +53,9 @@ class SupportCache:
 
     def __init__(self, folder: Path, num_states: int) -> None:
         try:
-            self.actions = np.load(folder / "actions.npy", mmap_mode="r+")
-            self._chunks = np.load(folder / "chunks.npy", mmap_mode="r+")
+            self.actions: NDArray[np.float32] = np.load(folder / "actions.npy", mmap_mode="r")
             state_ids = np.load(folder / "state_ids.npy")
+            self.chunk_size = int((folder / "chunk_size").read_text())
         except (OSError, ValueError) as error:
             raise RunError(
                 f"the support cache in {folder} cannot be read ({error}); delete that folder and run again"
@@ -63,17 +66,18 @@ class SupportCache:
         self.state_ids = torch.from_numpy(state_ids)
         self.slots = torch.full((num_states,), -1, dtype=torch.int64)
         self.slots[self.state_ids] = torch.arange(len(state_ids))
-        self.chunk_size = -(-len(state_ids) // max(len(self._chunks), 1))
 
     @classmethod
     def create(cls, folder: Path, state_ids: Tensor, num_actions: int, action_size: int, chunk_size: int) -> None:
         """Lays out an empty cache for sorted `state_ids`; call on one process."""
         folder.mkdir(parents=True, exist_ok=True)
-        num_chunks = -(-len(state_ids) // chunk_size)  # their size follows from their number, see __init__
+        for marks in folder.glob(MARKS.format("*")):
+            marks.unlink()
         shape = (len(state_ids), num_actions, action_size)
         np.lib.format.open_memmap(folder / "actions.npy", mode="w+", dtype=np.float32, shape=shape).flush()
-        np.save(folder / "chunks.npy", np.zeros(num_chunks, dtype=np.uint8))
-        np.save(folder / "state_ids.npy", state_ids.numpy())
+        write_text(folder / "chunk_size", str(chunk_size))
+        with written_aside(folder / "state_ids.npy") as file:
+            np.save(file, state_ids.numpy())
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -88,23 +92,33 @@ class SupportCache:
     @property
     def complete(self) -> bool:
         """Whether every chunk has been drawn."""
-        return bool(self._chunks.all())
+        return not self.pending()
 
     def pending(self, rank: int = 0, world: int = 1) -> list[int]:
         """Chunks that are still to be drawn, those of this rank."""
-        missing: NDArray[np.int64] = np.flatnonzero(self._chunks == 0)
-        return [int(chunk) for chunk in missing if chunk % world == rank]
+        drawn = set[int]()
+        for marks in self.folder.glob(MARKS.format("*")):
+            drawn.update(int(line) for line in marks.read_text().split())
+        chunks = range(-(-len(self.state_ids) // self.chunk_size))
+        return [chunk for chunk in chunks[rank::world] if chunk not in drawn]
 
     def chunk_ids(self, chunk: int) -> Tensor:
         """State ids of a chunk."""
         return self.state_ids[self._span(chunk)]
 
-    def write(self, chunk: int, actions: Tensor) -> None:
-        """Stores a chunk's actions (M', K, A), then marks it: a kill in between draws it again."""
-        self.actions[self._span(chunk)] = actions.cpu().numpy()
-        self.actions.flush()
-        self._chunks[chunk] = 1
-        self._chunks.flush()
+    def write(self, chunk: int, actions: Tensor, rank: int = 0) -> None:
+        """Stores a chunk's actions (M', K, A), then marks it: a kill in between draws it again.
+
+        Plain writes at a position and a file of marks for each process: they do not meet on a shared file system.
+        """
+        row_bytes = self.actions[:1].nbytes
+        with (self.folder / "actions.npy").open("r+b") as file:
+            file.seek(self.actions.offset + self._span(chunk).start * row_bytes)  # type: ignore[attr-defined]
+            file.write(actions.cpu().numpy().astype(np.float32).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        with (self.folder / MARKS.format(rank)).open("a") as file:
+            file.write(f"{chunk}\n")
 
     def _span(self, chunk: int) -> slice:
         return slice(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self.state_ids)))
@@ -120,5 +134,5 @@ def fill(
     """Draws what is missing of this rank's chunks; `draw(state_ids)` gives (M', K, A). Yields states done at a time."""
     for chunk in cache.pending(rank, world):
         state_ids = cache.chunk_ids(chunk)
-        cache.write(chunk, draw(state_ids))
+        cache.write(chunk, draw(state_ids), rank)
         yield len(state_ids)

@@ -50,6 +50,8 @@ class SoftmaxQCritic(StageModule):
         **options: Any,
     ) -> None:
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
+        if self.ema_net is not None:
+            raise ConfigError("critic.ema_decay: the target critics are the critic's average; set critic.tau instead")
         if not 0.0 <= discount < 1.0:
             raise ConfigError(f"critic.discount is {discount}; expected a number in [0, 1)")
         if not 0.0 < tau <= 1.0:

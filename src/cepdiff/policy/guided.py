@@ -115,7 +115,7 @@ class GuidedPolicy:
             RunError: a scale other than 0 where the policy has no energy network.
         """
         is_array = isinstance(observations, np.ndarray)
-        batch = cast(Tensor, torch.from_numpy(observations) if isinstance(observations, np.ndarray) else observations)
+        batch: Tensor = torch.from_numpy(observations) if isinstance(observations, np.ndarray) else observations
         single = batch.ndim == 1
         batch = batch.unsqueeze(0) if single else batch  # (S,) -> (1, S)
         size = self.spec.observation_size

@@ -185,13 +185,28 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is no readable YAML: {one_line(error)}") from error
     try:
-        merged = OmegaConf.merge(*trees, OmegaConf.from_dotlist(list(overrides)))
+        merged: Any = OmegaConf.create()
+        for layer in (*trees, OmegaConf.from_dotlist(list(overrides))):
+            forget_replaced(merged, layer)
+            merged = OmegaConf.merge(merged, layer)
         tree = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"the configuration cannot be merged: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError("the configuration must be a mapping of sections")
     return check_config({str(key): value for key, value in tree.items()})
+
+
+def forget_replaced(merged: Any, layer: Any) -> None:
+    """Drops the arguments of a named class that a later layer replaces by another: they were meant for the first."""
+    if not (OmegaConf.is_dict(merged) and OmegaConf.is_dict(layer)):
+        return
+    if "class_path" in layer and merged.get("class_path", layer["class_path"]) != layer["class_path"]:
+        for name in list(merged):
+            del merged[name]
+    for name in layer:
+        if name in merged and not OmegaConf.is_interpolation(layer, name):
+            forget_replaced(merged._get_node(name), layer._get_node(name))
 
 
 def check_config(tree: dict[str, Any]) -> Config:
@@ -221,6 +236,11 @@ def check_config(tree: dict[str, Any]) -> Config:
         for name, default in nested.items():
             if name in defaults[key] and not flat.get(key, {}).get(name):
                 flat.setdefault(key, {})[name] = default
+    for key in COMPONENTS:
+        for name, value in (flat.get(key) or {}).items():
+            if isinstance(value, Mapping) and "class_path" in value and isinstance(defaults[key].get(name), Mapping):
+                # Another class than the default must not inherit the default's arguments.
+                parser.set_defaults({f"{key}.{name}": {"class_path": value["class_path"]}})
     try:
         parsed = parser.parse_object(flat)
         built = parser.instantiate(parsed) if hasattr(parser, "instantiate") else parser.instantiate_classes(parsed)

@@ -34,6 +34,10 @@ from cepdiff.stages.support import draw_support, support_energies
 from cepdiff.stages.training import load_finished, train_stage
 
 DEFAULT_SUPPORT_ACTIONS = 16
+# Arguments of a data module that change nothing, that the buffer's hash covers, or (rewards) that concern the critic.
+NOT_RECORDED = {
+    "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
+}  # fmt: skip
 
 
 def fit(config: Config, stage: str | None = None, sources: Sequence[str] = ()) -> list[ScoreRow]:
@@ -239,9 +243,11 @@ class Fit:
         self.processes.on_main(lambda: self._policy(guided).save(self.run.path, recipe))
 
     def _common(self) -> dict[str, Any]:
+        data = self._values("data")
+        arguments = {key: value for key, value in data["init_args"].items() if key not in NOT_RECORDED}
         return {
             "dataset": self.data.buffer.content_hash,
-            "normalize_observations": self.data.spec.observation_mean is not None,
+            "data": {"class_path": data["class_path"], "init_args": arguments},
             "seed": self.config.seed,
         }
 

@@ -14,6 +14,7 @@ from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.data.support import SupportCache, fill, states_of_rows, support_noise
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.errors import RunError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.stages.artifacts import StageFolder
@@ -60,8 +61,15 @@ def draw_support(
         for states in fill(cache, draw, rank=processes.rank, world=processes.world):
             bar.update(states * num_actions)
     processes.barrier()
-    processes.on_main(lambda: folder.finish(time.monotonic() - started))
-    return cache
+    processes.on_main(lambda: finish_support(folder, len(buffer.states), time.monotonic() - started))
+    return SupportCache(folder.path, len(buffer.states))  # opened anew: what other processes wrote is in it
+
+
+def finish_support(folder: StageFolder, num_states: int, seconds: float) -> None:
+    """Marks the stage as done once every chunk is there."""
+    if missing := SupportCache(folder.path, num_states).pending():
+        raise RunError(f"{len(missing)} chunks of support actions are missing in {folder.path}; run the command again")
+    folder.finish(seconds)
 
 
 def support_energies(
