@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,28 @@ def test_bad_input_on_two_processes_ends_all_of_them(config: Path, tmp_path: Pat
     )
     assert done.returncode == 2
     assert "batch_size 15 cannot be shared equally by 2 processes" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_two_processes_stops_both_and_they_go_on(config: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["--stage", "behavior", "--stages.behavior.max_steps", "800", "--stages.behavior.checkpoint_every", "20"]
+    assert main(["fit", "--config", str(config), "--run_dir", str(one), *options]) == 0
+    command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(config), "--run_dir", str(two), *options]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    for _ in range(1200):
+        if (two / "behavior" / "last.ckpt").exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, to all of them
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert not (two / "behavior" / "final.ckpt").exists()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    a, b = (torch.load(run / "behavior" / "final.ckpt", weights_only=True)["state_dict"] for run in (one, two))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=name)

@@ -58,7 +58,7 @@ MODULES: dict[str, Callable[..., StageModule]] = {
     "behavior-options": partial(
         behavior, ema_decay=0.9, lr_schedule="cosine", weight_decay=0.01, max_grad_norm=1.0, weighting="sigmoid"
     ),
-    "critic-options": partial(critic, ema_decay=0.9, lr_schedule="cosine", weight_decay=0.01, max_grad_norm=1.0),
+    "critic-options": partial(critic, lr_schedule="cosine", weight_decay=0.01, max_grad_norm=1.0),
     "guidance-options": partial(guidance, ema_decay=0.9, lr_schedule="cosine", weight_decay=0.01, max_grad_norm=1.0),
 }
 STAGES = ("behavior", "critic", "guidance")
@@ -264,8 +264,8 @@ def test_polyak_update_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "average", "rate"),
     [("critic", {"tau": 0.2}, "target_net", 0.2)]
-    + [(name, {"ema_decay": 0.9}, "ema_net", 0.1) for name in STAGES]
-    + [("critic", {"ema_decay": 0.9, "tau": 1.0}, "target_net", 1.0)],
+    + [("critic", {"tau": 1.0}, "target_net", 1.0)]
+    + [(name, {"ema_decay": 0.9}, "ema_net", 0.1) for name in ("behavior", "guidance")],
 )
 def test_averages_follow_step_by_step(name: str, options: dict[str, Any], average: str, rate: float) -> None:
     module = make(name, **options)
@@ -480,7 +480,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path) -> None:
         ("critic", {"tau": 1.1}),
     ]
     + [("critic", {"bellman_inverse_temperature": beta}) for beta in (-1.0, math.nan, math.inf)]
-    + [("behavior", {"weighting": "none"})],
+    + [("critic", {"ema_decay": 0.9}), ("behavior", {"weighting": "none"})],
 )
 def test_impossible_options_are_refused_by_name(name: str, options: dict[str, Any]) -> None:
     (option,) = options

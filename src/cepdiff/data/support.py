@@ -53,7 +53,7 @@ class SupportCache:
 
     def __init__(self, folder: Path, num_states: int) -> None:
         try:
-            self.actions: NDArray[np.float32] = np.load(folder / "actions.npy", mmap_mode="r")
+            self.actions: NDArray[np.float32] = np.load(folder / "actions.npy", mmap_mode="c")
             state_ids = np.load(folder / "state_ids.npy")
             self.chunk_size = int((folder / "chunk_size").read_text())
         except (OSError, ValueError) as error:

@@ -69,16 +69,18 @@ class Processes:
         return self._fabric.autocast()
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Runs `function` on the main process alone; its result, or its CepdiffError, reaches all of them."""
-        outcome: tuple[T | None, CepdiffError | None] = (None, None)
+        """Runs `function` on the main process alone; its result reaches all of them, and so does a CepdiffError."""
+        result: T | None = None
+        failure: CepdiffError | None = None
         if self.is_main:
             try:
-                outcome = (function(), None)
+                result = function()
             except CepdiffError as error:
-                outcome = (None, error)
+                failure = error
         if self.world > 1:
-            outcome = self._fabric.broadcast(outcome)
-        result, failure = outcome
+            result, message = self._fabric.broadcast((result, None if failure is None else str(failure)))
+            if message is not None and failure is None:
+                failure = CepdiffError(message)  # the main process raises the error itself, and prints it
         if failure is not None:
             raise failure
         return result  # type: ignore[return-value]

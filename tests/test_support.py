@@ -1,0 +1,223 @@
+"""The cache of support actions: filled by any number of processes, killed and gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cepdiff.data.arrays import RawArrays
+from cepdiff.data.buffer import TransitionBuffer
+from cepdiff.data.support import MARKS, NOISE_CHUNK, SupportCache, fill, states_of_rows, support_noise
+from cepdiff.errors import RunError
+
+K, A, NUM_STATES, CHUNK = 3, 2, 40, 4
+STATE_IDS = torch.tensor([*range(0, 20, 2), *range(25, 38)])  # 23 states: five chunks of 4 and one of 3
+
+
+class Draw:
+    """Actions that follow from the state id; remembers which it was asked for, and may be killed."""
+
+    def __init__(self, killed_at: int | None = None) -> None:
+        self.drawn: list[int] = []
+        self.calls = 0
+        self.killed_at = killed_at
+
+    def __call__(self, state_ids: Tensor) -> Tensor:
+        if self.calls == self.killed_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.drawn += state_ids.tolist()
+        return actions_of(state_ids)
+
+
+def actions_of(state_ids: Tensor) -> Tensor:
+    return state_ids.reshape(-1, 1, 1) / 100 + torch.arange(K * A).reshape(K, A) / 1000
+
+
+def lay_out(folder: Path, state_ids: Tensor = STATE_IDS, chunk_size: int = CHUNK) -> SupportCache:
+    SupportCache.create(folder, state_ids, K, A, chunk_size)
+    return SupportCache(folder, NUM_STATES)
+
+
+def run(cache: SupportCache, draw: Callable[[Tensor], Tensor], rank: int = 0, world: int = 1) -> list[int]:
+    return list(fill(cache, draw, rank=rank, world=world))
+
+
+def check_whole(cache: SupportCache, state_ids: Tensor = STATE_IDS) -> None:
+    assert cache.complete
+    assert cache.pending() == []
+    torch.testing.assert_close(torch.tensor(np.array(cache.actions)), actions_of(state_ids))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 5, 23, 1000])
+def test_every_state_is_drawn_once(tmp_path: Path, chunk_size: int) -> None:
+    assert not SupportCache.exists(tmp_path)
+    cache = lay_out(tmp_path, chunk_size=chunk_size)
+    assert SupportCache.exists(tmp_path)
+    assert not cache.complete
+    assert cache.num_actions == K
+    draw = Draw()
+    done = run(cache, draw)
+    assert sum(done) == len(STATE_IDS)
+    assert max(done) == min(chunk_size, len(STATE_IDS))
+    assert draw.drawn == STATE_IDS.tolist()
+    check_whole(cache)
+    check_whole(SupportCache(tmp_path, NUM_STATES))  # on disk, not in memory alone
+
+
+def test_slots_lead_from_a_state_to_its_actions(tmp_path: Path) -> None:
+    cache = lay_out(tmp_path)
+    run(cache, Draw())
+    assert len(cache.slots) == NUM_STATES
+    for state in range(NUM_STATES):
+        slot = int(cache.slots[state])
+        if state in STATE_IDS.tolist():
+            torch.testing.assert_close(torch.tensor(cache.actions[slot]), actions_of(torch.tensor([state]))[0])
+        else:
+            assert slot == -1
+
+
+def test_a_kill_between_chunks_costs_nothing(tmp_path: Path) -> None:
+    killed, resumed = Draw(killed_at=3), Draw()
+    with pytest.raises(KeyboardInterrupt):
+        run(lay_out(tmp_path), killed)
+    cache = SupportCache(tmp_path, NUM_STATES)
+    assert not cache.complete
+    run(cache, resumed)
+    check_whole(cache)
+    assert killed.drawn + resumed.drawn == STATE_IDS.tolist()
+
+
+def test_a_kill_while_a_chunk_is_written_draws_it_again(tmp_path: Path) -> None:
+    """Its bytes are half on disk, its mark is not."""
+    cache = lay_out(tmp_path)
+    chunks = fill(cache, Draw())
+    next(chunks)
+    chunks.close()
+    with (tmp_path / "actions.npy").open("r+b") as file:
+        file.seek(cache.actions.offset + CHUNK * K * A * 4)  # where the second chunk begins
+        file.write(b"\xff" * 30)
+    resumed, cache = Draw(), SupportCache(tmp_path, NUM_STATES)
+    assert cache.pending() == [1, 2, 3, 4, 5]
+    run(cache, resumed)
+    check_whole(cache)
+    assert resumed.drawn == STATE_IDS[CHUNK:].tolist()
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_torn_mark_never_stands_for_another_chunk(tmp_path: Path, cut: int) -> None:
+    """Of the mark of chunk 11 the first '1' alone may have reached the disk."""
+    cache = lay_out(tmp_path, chunk_size=1)
+    cache.write(11, actions_of(STATE_IDS[11:12]))
+    assert 11 not in cache.pending()
+    (marks,) = tmp_path.glob(MARKS.format("*"))
+    marks.write_bytes(marks.read_bytes()[:-cut])
+    assert set(cache.pending()) >= set(range(23)) - {11}
+    run(cache, Draw())
+    check_whole(SupportCache(tmp_path, NUM_STATES))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shards_of_several_ranks_equal_one_process(tmp_path: Path, world: int) -> None:
+    lay_out(tmp_path)
+    draws = [Draw() for _ in range(world)]
+    for rank in reversed(range(world)):
+        run(SupportCache(tmp_path, NUM_STATES), draws[rank], rank, world)
+    check_whole(SupportCache(tmp_path, NUM_STATES))
+    assert all(draw.drawn for draw in draws)
+    assert sorted(state for draw in draws for state in draw.drawn) == STATE_IDS.tolist()
+
+
+def test_another_number_of_ranks_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(SupportCache(tmp_path, NUM_STATES), Draw(killed_at=1), 1, 2)
+    alone = Draw()
+    run(SupportCache(tmp_path, NUM_STATES), alone)
+    check_whole(SupportCache(tmp_path, NUM_STATES))
+    assert len(alone.drawn) == len(STATE_IDS) - CHUNK
+
+
+def test_laying_out_again_forgets_the_first(tmp_path: Path) -> None:
+    run(lay_out(tmp_path), Draw())
+    cache = lay_out(tmp_path, STATE_IDS[:7])
+    assert not cache.complete
+    run(cache, Draw())
+    check_whole(cache, STATE_IDS[:7])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "actions.npy").unlink(),
+        lambda folder: (folder / "actions.npy").write_bytes(b""),
+        lambda folder: (folder / "actions.npy").write_bytes((folder / "actions.npy").read_bytes()[:-100]),
+        lambda folder: (folder / "actions.npy").write_bytes(b"no array at all"),
+        lambda folder: (folder / "state_ids.npy").write_bytes(b""),
+        lambda folder: (folder / "state_ids.npy").write_bytes(b"\x93NUMPY"),
+        lambda folder: np.save(folder / "state_ids.npy", np.arange(5)),
+        lambda folder: np.save(folder / "state_ids.npy", STATE_IDS.numpy() + 30),
+        lambda folder: (folder / "chunk_size").unlink(),
+        lambda folder: (folder / "chunk_size").write_text("0"),
+    ],
+    ids=[
+        "no actions",
+        "empty actions",
+        "short actions",
+        "foreign actions",
+        "empty ids",
+        "torn ids",
+        "other ids",
+        "ids beyond the buffer",
+        "no chunk size",
+        "chunk size 0",
+    ],
+)
+def test_a_damaged_cache_is_refused_with_what_to_do(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    lay_out(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(RunError, match="delete that folder and run again"):
+        SupportCache(tmp_path, NUM_STATES).pending()
+
+
+def test_noise_of_a_state_does_not_depend_on_the_others() -> None:
+    everything = torch.arange(3 * NOISE_CHUNK)
+    noise = support_noise(0, everything, K, A)
+    subset = torch.tensor([3, NOISE_CHUNK - 1, NOISE_CHUNK, 2 * NOISE_CHUNK + 7])
+    assert torch.equal(support_noise(0, subset, K, A), noise[subset])
+    assert torch.equal(support_noise(0, everything[:5], K, A), noise[:5])
+
+
+def test_noise_is_normal_and_differs_between_states_actions_and_seeds() -> None:
+    ids = torch.arange(2 * NOISE_CHUNK)
+    noise = support_noise(0, ids, K, A)
+    assert noise.shape == (2 * NOISE_CHUNK, K, A)
+    assert len(noise.reshape(-1).unique()) > 0.99 * noise.numel()
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
+    assert not torch.equal(support_noise(1, ids, K, A), noise)
+    assert support_noise(0, ids[:0], K, A).shape == (0, K, A)
+
+
+def test_states_of_rows_are_each_named_once() -> None:
+    """Rows 0-2 end in a terminal, 3-4 at a time limit whose next state is known by the file alone."""
+    observations = np.arange(5, dtype=np.float32)[:, None]
+    arrays = {
+        "observations": observations,
+        "actions": np.zeros((5, 1), np.float32),
+        "rewards": np.zeros(5, np.float32),
+        "terminals": np.array([0, 0, 1, 0, 0], bool),
+        "timeouts": np.array([0, 0, 0, 0, 1], bool),
+    }
+    implicit = TransitionBuffer.from_arrays(RawArrays(**arrays))
+    assert states_of_rows(implicit, torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    assert states_of_rows(implicit, torch.tensor([0])).tolist() == [0, 1]
+    assert states_of_rows(implicit, torch.tensor([4])).tolist() == [4]  # its successor is unknown
+    explicit = TransitionBuffer.from_arrays(RawArrays(**arrays, next_observations=observations + 1.0))
+    assert states_of_rows(explicit, torch.tensor([0, 1])).tolist() == [0, 1, 2]
+    assert explicit.states[states_of_rows(explicit, torch.tensor([4]))].flatten().tolist() == [4.0, 5.0]
