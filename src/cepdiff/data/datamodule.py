@@ -126,6 +126,7 @@ class OfflineDataModule(LightningDataModule):
         self.seed = seed
         self.metadata: dict[str, Any] = {}  # the file's own notes, once it is read
         self._buffer: TransitionBuffer | None = None
+        self._spec: DataSpec | None = None
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
         self._energies: Tensor | None = None
@@ -152,7 +153,9 @@ class OfflineDataModule(LightningDataModule):
     @property
     def spec(self) -> DataSpec:
         """Sizes, action bounds and observation statistics of the buffer."""
-        return self.buffer.spec(normalize=self.normalize_observations)
+        if self._spec is None:  # statistics take a pass over the buffer
+            self._spec = self.buffer.spec(normalize=self.normalize_observations)
+        return self._spec
 
     @property
     def sizes(self) -> tuple[int, int]:
