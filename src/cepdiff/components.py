@@ -6,6 +6,8 @@ import importlib
 import inspect
 from typing import Any, TypeVar
 
+from torch import nn
+
 from cepdiff.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -29,6 +31,8 @@ def import_class(class_path: str, base: type[T], where: str) -> type[T]:
                 f"package, is found by its name"
             ) from error
         raise
+    except SyntaxError as error:
+        raise ConfigError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from error
     found = getattr(module, name, None)
     if found is None:
         raise ConfigError(f"{where}: '{module_name}' has no class '{name}'.{nearest(name, vars(module))}")
@@ -46,7 +50,7 @@ def build(spec: dict[str, Any], base: type[T], where: str, *args: Any) -> T:
     """Instantiates `{"class_path": ..., "init_args": {...}}` with `args` first; nested specs likewise."""
     cls = import_class(spec["class_path"], base, where)
     init_args = {
-        name: build(value, object, f"{where}.{name}") if isinstance(value, dict) and "class_path" in value else value
+        name: build(value, nn.Module, f"{where}.{name}") if isinstance(value, dict) and "class_path" in value else value
         for name, value in spec.get("init_args", {}).items()
     }
     return cls(*args, **init_args)

@@ -37,7 +37,8 @@ def assert_same_run(first: Path, second: Path) -> None:
     """Weights within float32 rounding of another order of summation, the same support, as many episodes."""
     for stage in STAGES:
         a, b = (torch.load(run / stage / "final.ckpt", weights_only=True)["state_dict"] for run in (first, second))
-        for name in a:
+        # CEP is blind to a constant, so the gradient of the last bias is rounding, which Adam scales up to its rate.
+        for name in a.keys() - {"net.net.rest.1.bias"}:
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5, msg=f"{stage}: {name}")
     a, b = (np.load(run / "support" / "actions.npy") for run in (first, second))
     np.testing.assert_allclose(a, b, atol=1e-3)

@@ -65,14 +65,13 @@ class StageCheckpoint(Checkpoint):
             self.stopped_by = self._signal or signal.SIGTERM
             trainer.should_stop = True
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handlers()
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count()
+        # Before Lightning takes its own handlers down: put back later, they would swallow every SIGTERM to come.
+        self._restore_handlers()
 
     def state_dict(self) -> dict[str, Any]:
         return {"elapsed": self.elapsed}

@@ -72,6 +72,7 @@ class RolloutCallback(Callback):
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluated_at = trainer.global_step
+        modes = [(module, module.training) for module in pl_module.modules()]  # a policy puts its networks in eval mode
         results = evaluate(
             self.policy_of(pl_module),
             self.environment,
@@ -83,6 +84,8 @@ class RolloutCallback(Callback):
             max_envs=self.max_envs,
             device=pl_module.device,
         )
+        for module, training in modes:
+            module.training = training
         self.scores = summarize(results, self.reference)
         values = score_scalars(self.scores)
         for logger in trainer.loggers:

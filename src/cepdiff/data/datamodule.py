@@ -164,7 +164,8 @@ class OfflineDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Downloads what is missing; Lightning calls it on one process a node."""
-        if not self.dataset.startswith("minari:"):
+        own_data = type(self).load_buffer is not OfflineDataModule.load_buffer
+        if not own_data and not self.dataset.startswith("minari:"):
             resolve(self.dataset, self.dataset_dir, allow_download=True)
 
     def setup(self, stage: str | None = None) -> None:

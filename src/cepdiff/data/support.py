@@ -8,6 +8,7 @@ number of processes; a chunk counts once its data are on disk.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,7 +57,9 @@ class SupportCache:
             self.actions: NDArray[np.float32] = np.load(folder / "actions.npy", mmap_mode="c")
             state_ids = np.load(folder / "state_ids.npy")
             self.chunk_size = int((folder / "chunk_size").read_text())
-        except (OSError, ValueError) as error:
+            if self.chunk_size < 1:
+                raise ValueError(f"chunk_size is {self.chunk_size}")
+        except (OSError, ValueError, EOFError) as error:
             raise RunError(
                 f"the support cache in {folder} cannot be read ({error}); delete that folder and run again"
             ) from error
@@ -98,7 +101,7 @@ class SupportCache:
         """Chunks that are still to be drawn, those of this rank."""
         drawn = set[int]()
         for marks in self.folder.glob(MARKS.format("*")):
-            drawn.update(int(line) for line in marks.read_text().split())
+            drawn.update(int(mark) for mark in re.findall(r"<(\d+)>", marks.read_text()))
         chunks = range(-(-len(self.state_ids) // self.chunk_size))
         return [chunk for chunk in chunks[rank::world] if chunk not in drawn]
 
@@ -118,7 +121,7 @@ class SupportCache:
             file.flush()
             os.fsync(file.fileno())
         with (self.folder / MARKS.format(rank)).open("a") as file:
-            file.write(f"{chunk}\n")
+            file.write(f"<{chunk}>\n")
 
     def _span(self, chunk: int) -> slice:
         return slice(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self.state_ids)))

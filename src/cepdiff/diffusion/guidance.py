@@ -15,8 +15,9 @@ from cepdiff.types import EnergyLogits, NoisePredictor, Predictor
 
 def logits_gradient(logits: EnergyLogits, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
     """∇_x f(x_t, t, s), of the shape of `x` (..., A). Works under `torch.no_grad`, and detaches its result."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_(True)
+        t, condition = t.clone(), None if condition is None else condition.clone()  # inference tensors cannot be saved
         (gradient,) = torch.autograd.grad(logits(x, t, condition).sum(), x)
     return gradient
 

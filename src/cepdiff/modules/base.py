@@ -80,6 +80,12 @@ class StageModule(LightningModule, ABC):
         for name, value in (("learning_rate", learning_rate), ("batch_size", batch_size)):
             if not value > 0:
                 raise ConfigError(f"{self.stage}.{name} is {value}; expected a number above 0")
+        if lr_schedule not in ("constant", "cosine"):
+            raise ConfigError(f"{self.stage}.lr_schedule is '{lr_schedule}'; expected constant or cosine")
+        if not weight_decay >= 0.0:
+            raise ConfigError(f"{self.stage}.weight_decay is {weight_decay}; expected 0 or more")
+        if max_grad_norm is not None and not max_grad_norm > 0.0:
+            raise ConfigError(f"{self.stage}.max_grad_norm is {max_grad_norm}; expected a number above 0, or null")
         if ema_decay is not None and not 0.0 < ema_decay < 1.0:
             raise ConfigError(f"{self.stage}.ema_decay is {ema_decay}; expected a number in (0, 1), or null for none")
         self.net = net

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ class SoftmaxQCritic(StageModule):
             raise ConfigError(f"critic.discount is {discount}; expected a number in [0, 1)")
         if not 0.0 < tau <= 1.0:
             raise ConfigError(f"critic.tau is {tau}; expected a number in (0, 1]")
-        if not bellman_inverse_temperature >= 0.0:
+        if not 0.0 <= bellman_inverse_temperature < math.inf:
             raise ConfigError(f"critic.bellman_inverse_temperature is {bellman_inverse_temperature}; expected >= 0")
         self.target_net = frozen_copy(self.net)
         self.discount = discount

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cepdiff.errors import ConfigError
 from cepdiff.networks.mlp import JointMLP
 
 
@@ -25,6 +26,8 @@ class QEnsemble(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
+        if num_critics < 1:
+            raise ConfigError(f"num_critics is {num_critics}; expected at least 1")
         self.critics = nn.ModuleList(
             JointMLP([action_size, observation_size], hidden, 1, activation) for _ in range(num_critics)
         )

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cepdiff.errors import ConfigError, nearest
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "mish": nn.Mish}
+
+
+def activation_class(name: str) -> type[nn.Module]:
+    """The activation of that name; raises ConfigError with the nearest names."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"no activation '{name}'; there are {', '.join(ACTIVATIONS)}.{nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
 class JointLinear(nn.Module):
@@ -42,7 +51,7 @@ def mlp(sizes: Sequence[int], activation: str = "relu", first: nn.Module | None 
     for i, (size, next_size) in enumerate(itertools.pairwise(sizes)):
         layers.append(nn.Linear(size, next_size))
         if i < len(sizes) - 2:
-            layers.append(ACTIVATIONS[activation]())
+            layers.append(activation_class(activation)())
     return nn.Sequential(*layers)
 
 
@@ -51,8 +60,10 @@ class JointMLP(nn.Module):
 
     def __init__(self, in_sizes: Sequence[int], hidden: Sequence[int], out_size: int, activation: str = "relu") -> None:
         super().__init__()
+        if not hidden:
+            raise ConfigError("hidden is empty; expected the width of one layer or more")
         self.joint = JointLinear(in_sizes, hidden[0])
-        self.rest = mlp([*hidden, out_size], activation, first=ACTIVATIONS[activation]())
+        self.rest = mlp([*hidden, out_size], activation, first=activation_class(activation)())
 
     def forward(self, *inputs: Tensor) -> Tensor:
         output: Tensor = self.rest(self.joint(*inputs))

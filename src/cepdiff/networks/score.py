@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cepdiff.errors import ConfigError
 from cepdiff.networks.embeddings import FourierFeatures
 from cepdiff.networks.mlp import JointLinear, JointMLP, present
 
@@ -53,6 +54,8 @@ class ResidualUNet(nn.Module):
         fourier_scale: float = 30.0,
     ) -> None:
         super().__init__()
+        if len(widths) != 3:
+            raise ConfigError(f"widths is {list(widths)}; expected three")
         self.time = nn.Sequential(
             FourierFeatures(time_features, fourier_scale), nn.Linear(time_features, time_features)
         )

@@ -123,12 +123,19 @@ class GuidedPolicy:
             raise DataError(f"observations of shape {tuple(batch.shape)}; expected (B, {size}) or ({size},)")
         if not bool(batch.isfinite().all()):
             raise DataError("observations hold NaN or infinite values")
-        scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device=self.device).expand(len(batch))
+        scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device=self.device)
+        if scale.shape not in ((), (len(batch),)):
+            raise DataError(f"guidance_scale of shape {tuple(scale.shape)}; expected one number or ({len(batch)},)")
+        if not bool(((scale >= 0) & scale.isfinite()).all()):
+            raise DataError(f"guidance_scale is {guidance_scale}; expected finite numbers of 0 or more")
+        scale = scale.expand(len(batch))
         if self.energy_net is None and bool((scale != 0).any()):
             raise RunError("this policy has no energy network yet (the guidance stage is unfinished): use scale 0")
         if noise is None:
             shape = (len(batch), self.action_size)
             noise = torch.randn(shape, generator=generator, device=generator.device if generator else self.device)
+        elif noise.numel() != len(batch) * self.action_size or noise.shape[-1] != self.action_size:
+            raise DataError(f"noise of shape {tuple(noise.shape)}; expected ({len(batch)}, {self.action_size})")
         actions = sample_guided(
             self.eps_net,
             self.schedule,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +21,20 @@ from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP
-from cepdiff.errors import CepdiffError, ConfigError, nearest
+from cepdiff.errors import CepdiffError, ConfigError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.stages.layers import forget_replaced, lifted
+from cepdiff.stages.messages import (
+    one_line,
+    readable,
+    refuse_null,
+    refuse_unknown,
+    refuse_unknown_nested,
+    unresolved,
+)
 
 
 @dataclass
@@ -181,32 +190,30 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         if folder not in sys.path:  # classes in a file beside the configuration
             sys.path.insert(0, folder)
         try:
-            trees.append(OmegaConf.load(path))
+            layer = OmegaConf.load(path)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{path}: {unresolved(error)}") from error
         except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is no readable YAML: {one_line(error)}") from error
+        if not OmegaConf.is_dict(layer):
+            raise ConfigError(f"{path} holds a list; expected a mapping of sections")
+        trees.append(layer)
+    for override in overrides:
+        try:
+            trees.append(OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+            key, _, value = override.partition("=")
+            raise ConfigError(f"{key}: the value '{value}' is no readable YAML") from error
     try:
         merged: Any = OmegaConf.create()
-        for layer in (*trees, OmegaConf.from_dotlist(list(overrides))):
+        for layer in (lifted(tree, COMPONENTS) for tree in trees):
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
         tree = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"the configuration cannot be merged: {one_line(error)}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError("the configuration must be a mapping of sections")
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(unresolved(error)) from error
+    assert isinstance(tree, dict)
     return check_config({str(key): value for key, value in tree.items()})
-
-
-def forget_replaced(merged: Any, layer: Any) -> None:
-    """Drops the arguments of a named class that a later layer replaces by another: they were meant for the first."""
-    if not (OmegaConf.is_dict(merged) and OmegaConf.is_dict(layer)):
-        return
-    if "class_path" in layer and merged.get("class_path", layer["class_path"]) != layer["class_path"]:
-        for name in list(merged):
-            del merged[name]
-    for name in layer:
-        if name in merged and not OmegaConf.is_interpolation(layer, name):
-            forget_replaced(merged._get_node(name), layer._get_node(name))
 
 
 def check_config(tree: dict[str, Any]) -> Config:
@@ -227,6 +234,7 @@ def check_config(tree: dict[str, Any]) -> Config:
     for key in (*COMPONENTS, *SETTINGS):
         if isinstance(flat.get(key), Mapping):
             refuse_unknown_nested(flat[key], defaults[key], key)
+            refuse_null(flat[key], defaults[key], key)
         elif key in flat and flat[key] is not None:
             raise ConfigError(f"{key} is {flat[key]!r}; expected a mapping of options")
     flat = {key: value for key, value in flat.items() if value is not None}
@@ -280,37 +288,26 @@ def flatten(section: Any, defaults: dict[str, Any], key: str) -> Any:
     """
     if not isinstance(section, Mapping):
         return section
-    arguments = {**(section.get("init_args") or {})}
+    init_args = section.get("init_args") or {}
+    if not isinstance(init_args, Mapping):
+        raise ConfigError(f"{key}: its arguments are {init_args!r}; expected a mapping of options")
+    arguments = {**init_args}
     arguments |= {name: value for name, value in section.items() if name not in ("class_path", "init_args")}
     nested = {**defaults.get(key, {}), **NESTED_DEFAULTS.get(key, {})}
     for name, value in arguments.items():
         default = nested.get(name)
-        if isinstance(value, Mapping) and isinstance(default, Mapping) and "class_path" in default:
+        known = default if isinstance(default, Mapping) and "class_path" in default else {}
+        if known and value is not None and not isinstance(value, (Mapping, str)):
+            raise ConfigError(f"{key}.{name} is {value!r}; expected a class_path and its options")
+        if isinstance(value, Mapping) and ("class_path" in value or known):
             rest = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
-            class_path = value.get("class_path", default["class_path"])
+            class_path = str(value.get("class_path", known.get("class_path")))
             init_args = {**(value.get("init_args") or {}), **rest}
             parameters = inspect.signature(import_class(class_path, object, f"{key}.{name}")).parameters
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
                 refuse_unknown(init_args, list(parameters), f"{key}.{name}.")
             arguments[name] = {"class_path": class_path, "init_args": init_args}
     return arguments
-
-
-def refuse_unknown(found: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """ConfigError for the first key that is not known, with the nearest that are."""
-    for key in found:
-        if key not in known:
-            hint = nearest(str(key), known)
-            raise ConfigError(f"unknown key '{where}{key}'.{hint or ' There are ' + ', '.join(known)}")
-
-
-def refuse_unknown_nested(found: Mapping[str, Any], default: Mapping[str, Any], where: str) -> None:
-    """`refuse_unknown` down the settings; classes' own arguments are checked by jsonargparse."""
-    refuse_unknown(found, list(default), f"{where}.")
-    for key, value in found.items():
-        below = default[key]
-        if isinstance(value, Mapping) and isinstance(below, Mapping) and below and "class_path" not in below:
-            refuse_unknown_nested(value, below, f"{where}.{key}")
 
 
 def check_settings(built: Namespace) -> None:
@@ -341,7 +338,7 @@ def check_settings(built: Namespace) -> None:
     if stages.support.num_actions == 1:
         raise ConfigError("stages.support.num_actions is 1; contrastive energies need at least 2 support actions")
     scales = built.evaluation.scales
-    if scales is not None and (not scales or any(scale < 0 for scale in scales)):
+    if scales is not None and (not scales or not all(0 <= scale < math.inf for scale in scales)):
         raise ConfigError(f"evaluation.scales is {scales}; expected one or more numbers of 0 or more")
     if built.evaluation.episodes is not None and built.evaluation.episodes < 0:
         raise ConfigError(f"evaluation.episodes is {built.evaluation.episodes}; expected 0 or more")
@@ -356,29 +353,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks."""
-    return re.sub(r"\s+", " ", str(error)).strip()
-
-
-def readable(error: BaseException) -> str:
-    """jsonargparse's message as one short line that names the key as it is written."""
-    cause: BaseException | None = error
-    while cause is not None:  # a constructor's own complaint, under jsonargparse's wrapping
-        if isinstance(cause, CepdiffError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = one_line(error)
-    key = re.search(r'Parser key "([^"]+)"', text)
-    where = f"{key.group(1).replace('.init_args', '')}: " if key else ""
-    option = re.search(r"Option '([^']+)' is not accepted", text)
-    if option:
-        return f"{where}unknown option '{option.group(1)}'"
-    expected = re.findall(r"Expected an? (?:<class '([\w.]+)'>|(\w[^.]*?))(?=[. ])", text)
-    given = re.search(r"(?:Given value|Got value): (.*)$", text)
-    if expected and given:
-        names = dict.fromkeys((a or b).replace("NoneType", "null") for a, b in expected)
-        return f"{where}expected {' or '.join(names)}, found {given.group(1)}"
-    return where + re.sub(r'^Parser key "[^"]+": ?', "", text)
