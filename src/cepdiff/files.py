@@ -37,5 +37,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Replaces `path` by indented JSON in one move."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """Replaces `path` by indented JSON in one move. Raises ValueError for NaN and infinity: JSON has neither."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

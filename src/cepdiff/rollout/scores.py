@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cepdiff.data.tasks import normalized_score as normalized_score
+from cepdiff.files import write_json, written_aside
 from cepdiff.rollout.rollout import EpisodeResult
 
 # The keys of a row in the scores file, in order.
@@ -85,13 +84,7 @@ def write_scores(path: Path, task: str, rows: Sequence[ScoreRow], extra: Mapping
     """`{"task": ..., "scores": [...]}` and the keys of `extra` as JSON; written aside and renamed."""
     scores = [{key: getattr(row, key) for key in _FILE_KEYS} for row in rows]
     fixed = {"task": task, "scores": scores}
-    content = {**fixed, **(extra or {}), **fixed}  # the fixed keys first in the file, and not to be replaced
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_json(path, {**fixed, **(extra or {}), **fixed})  # the fixed keys first in the file, and not to be replaced
 
 
 def plot_scores(rows: Sequence[ScoreRow], path: Path, title: str = "") -> None:
@@ -123,4 +116,5 @@ def plot_scores(rows: Sequence[ScoreRow], path: Path, title: str = "") -> None:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with written_aside(path) as file:
+        figure.savefig(file, dpi=150, format=path.suffix[1:] or "png")
