@@ -199,6 +199,8 @@ def read_policy_file(path: Path) -> tuple[PolicyRecipe, Mapping[str, Any]]:
         raise RunError(f"{path} does not exist: run `cepdiff fit` until the behavior stage has finished")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"holds a {type(content).__name__}")
         if content["format"] != FORMAT:
             raise ConfigError(f"{path} has format {content['format']}; this version of cepdiff reads {FORMAT}")
         return PolicyRecipe(**content["recipe"]), content["weights"]

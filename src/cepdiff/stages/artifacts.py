@@ -15,6 +15,7 @@ import torch
 from cepdiff.errors import RunError
 from cepdiff.files import write_json, write_text
 
+LOCK = ".lock"
 STAGES = ("behavior", "support", "critic", "guidance", "evaluation")
 
 
@@ -96,18 +97,17 @@ class RunFolder:
         """The folder of a stage."""
         return StageFolder(self.path, name)
 
-    def open(self, config: str) -> None:
-        """Makes the folder, with the configuration in it where it holds none yet.
-
-        Raises:
-            RunError: the path is a file, or a folder with other things in it.
-        """
+    def check(self) -> None:
+        """Raises RunError where the path is a file, or a folder with other things in it."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; choose another --run_dir")
         if self.path.is_dir() and not self.config.exists():
-            foreign = [entry.name for entry in self.path.iterdir() if entry.name != ".lock"]
+            foreign = [entry.name for entry in self.path.iterdir() if entry.name != LOCK]
             if foreign:
                 raise RunError(f"{self.path} is no run folder (it holds {foreign[0]}); choose another --run_dir")
+
+    def open(self, config: str) -> None:
+        """Keeps the configuration in the folder where it holds none yet."""
         if not self.config.exists():
             self.keep(config)
 
@@ -117,11 +117,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process, so that two commands never write to one run."""
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; choose another --run_dir")
+        """Makes the folder and holds it for this process, so that two commands never write to one run."""
+        self.check()
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

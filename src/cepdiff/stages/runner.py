@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,9 @@ def fit(config: Config, stage: str | None = None, sources: Sequence[str] = ()) -
     processes.on_main(data.prepare_data)
     data.setup()
     fitting = Fit(config, run, data, processes, sources)
-    if not processes.is_main:
+    with ExitStack() as held:
+        processes.on_main(lambda: held.enter_context(run.locked()))
         rows = fitting.run_stages(stage)
-    else:
-        with run.locked():
-            rows = fitting.run_stages(stage)
     processes.close()
     return rows
 
