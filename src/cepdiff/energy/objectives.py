@@ -19,6 +19,11 @@ from cepdiff.errors import ConfigError
 from cepdiff.types import Metrics
 
 
+def effective_sample_size(energies: Tensor, inverse_temperature: float) -> Tensor:
+    """1 / Σ_k w_k² of w = softmax_K(-beta E), in [1, K]; `energies` (..., K) -> (...)."""
+    return 1.0 / torch.softmax(-inverse_temperature * energies, -1).square().sum(-1)
+
+
 def cep_loss(logits: Tensor, energies: Tensor, inverse_temperature: float) -> tuple[Tensor, Metrics]:
     """Contrastive energy prediction: cross-entropy of softmax_K(logits) against softmax_K(-beta E).
 
@@ -29,8 +34,8 @@ def cep_loss(logits: Tensor, energies: Tensor, inverse_temperature: float) -> tu
     labels = log_labels.exp()
     loss = -(labels * logits.log_softmax(-1)).sum(-1).mean()
     entropy = -(labels * log_labels).sum(-1).mean()
-    label_ess = 1.0 / labels.square().sum(-1)
-    return loss, {"loss": loss.detach(), "excess": loss.detach() - entropy, "label_ess": label_ess.mean()}
+    label_ess = effective_sample_size(energies, inverse_temperature).mean()
+    return loss, {"loss": loss.detach(), "excess": loss.detach() - entropy, "label_ess": label_ess}
 
 
 def mse_loss(logits: Tensor, energies: Tensor, inverse_temperature: float) -> tuple[Tensor, Metrics]:
@@ -90,8 +95,3 @@ class ExponentialMSE(EnergyObjective):
 
     def __call__(self, logits: Tensor, energies: Tensor) -> tuple[Tensor, Metrics]:
         return exponential_mse_loss(logits, energies, self.inverse_temperature)
-
-
-def effective_sample_size(energies: Tensor, inverse_temperature: float) -> Tensor:
-    """1 / Σ_k w_k² of w = softmax_K(-beta E), in [1, K]; `energies` (..., K) -> (...)."""
-    return 1.0 / torch.softmax(-inverse_temperature * energies, -1).square().sum(-1)

@@ -22,6 +22,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.networks.mlp import parameter_count
 from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
 from cepdiff.randomness import stream_seed
 from cepdiff.rollout.evaluation import evaluate
@@ -187,7 +188,7 @@ class Fit:
         folder = self.run.stage(module.stage)
         self.processes.on_main(lambda: folder.claim(record | {"max_steps": settings.max_steps}))
         done = self.processes.on_main(lambda: folder.done)
-        self._announce(module.stage, done)
+        self._announce(module.stage, done, f", {parameter_count(module.net):,} parameters")
         if not done:
             callbacks = [*self.config.callbacks, *self._rollouts(module.stage)]
             train_stage(module, data, self.run, settings, self.processes, callbacks)
@@ -261,9 +262,9 @@ class Fit:
         if not self.processes.on_main(lambda: self.run.stage(name).done):
             raise RunError(f"--stage {wanted} needs the {name} stage, which has not finished in {self.run.path}")
 
-    def _announce(self, stage: str, done: bool) -> None:
+    def _announce(self, stage: str, done: bool, size: str = "") -> None:
         if self.processes.is_main:
-            print(f"{stage}: {'finished earlier, skipped' if done else 'running'}", file=sys.stderr)
+            print(f"{stage}: {'finished earlier, skipped' if done else f'running{size}'}", file=sys.stderr)
 
     def _timings(self) -> str:
         seconds = {name: self.run.stage(name).seconds for name in STAGES[:-1]}
