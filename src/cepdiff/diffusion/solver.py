@@ -32,6 +32,11 @@ class Point:
     lam: float
 
 
+# The data prediction at a point of the grid, and who looks on: (t, x_t) after each step.
+PointPredictor = Callable[[Tensor, Point], Tensor]
+StepCallback = Callable[[float, Tensor], None]
+
+
 def grid_point(schedule: NoiseSchedule, t: Tensor) -> Point:
     """The schedule's coefficients at the float64 scalar `t`."""
     alpha, sigma, lam = schedule.alpha(t), schedule.sigma(t), schedule.lam(t)
@@ -99,7 +104,7 @@ def singlestep_second(
     x: Tensor,
     s: Point,
     t: Point,
-    predict: Callable[[Tensor, Point], Tensor],
+    predict: PointPredictor,
     middle: Point,
     x0: Tensor | None = None,
 ) -> Tensor:
@@ -113,9 +118,7 @@ def singlestep_second(
     return first_order(x, s, t, x0 + 0.5 / r * (x0_mid - x0))
 
 
-def singlestep_third(
-    x: Tensor, s: Point, t: Point, predict: Callable[[Tensor, Point], Tensor], inner: tuple[Point, Point]
-) -> Tensor:
+def singlestep_third(x: Tensor, s: Point, t: Point, predict: PointPredictor, inner: tuple[Point, Point]) -> Tensor:
     """DPM-Solver++(3S) with two `inner` points between s and t in lambda; 3 evaluations."""
     first, second = inner
     h = t.lam - s.lam
@@ -171,7 +174,7 @@ class DPMSolver:
         data_predictor: Predictor,
         schedule: NoiseSchedule,
         noise: Tensor,
-        callback: Callable[[float, Tensor], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Tensor:
         """A sample of the shape of `noise` (..., A), which is standard normal.
 
@@ -187,10 +190,10 @@ class DPMSolver:
 
     def _multistep(
         self,
-        predict: Callable[[Tensor, Point], Tensor],
+        predict: PointPredictor,
         schedule: NoiseSchedule,
         x: Tensor,
-        callback: Callable[[float, Tensor], None] | None,
+        callback: StepCallback | None,
     ) -> tuple[Tensor, Point]:
         # A third-order method needs a start of second order, or its first step dominates the error: one interval
         # costs two evaluations.
@@ -217,10 +220,10 @@ class DPMSolver:
 
     def _singlestep(
         self,
-        predict: Callable[[Tensor, Point], Tensor],
+        predict: PointPredictor,
         schedule: NoiseSchedule,
         x: Tensor,
-        callback: Callable[[float, Tensor], None] | None,
+        callback: StepCallback | None,
     ) -> tuple[Tensor, Point]:
         # Whole steps of the full order, then one of what is left of the budget.
         whole, rest = divmod(self.num_steps, self.order)

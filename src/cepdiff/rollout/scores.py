@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,15 @@ def summarize(results: Sequence[EpisodeResult], reference: Reference | None) -> 
         returns = [result.episode_return for result in results if result.guidance_scale == scale]
         mean = fmean(returns)
         error = stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else 0.0
-        score = score_error = None
-        if reference is not None:
-            score = normalized_score(mean, reference.minimum, reference.maximum)
-            score_error = 100 * error / abs(reference.maximum - reference.minimum)
-        rows.append(ScoreRow(scale, len(returns), mean, error, score, score_error))
+        rows.append(_row(scale, len(returns), mean, error, reference))
     return rows
+
+
+def _row(scale: float, episodes: int, mean: float, error: float, reference: Reference | None) -> ScoreRow:
+    if reference is None:
+        return ScoreRow(scale, episodes, mean, error, None, None)
+    score = normalized_score(mean, reference.minimum, reference.maximum)
+    return ScoreRow(scale, episodes, mean, error, score, 100 * error / abs(reference.maximum - reference.minimum))
 
 
 def best_row(rows: Sequence[ScoreRow]) -> ScoreRow:
@@ -85,6 +89,14 @@ def write_scores(path: Path, task: str, rows: Sequence[ScoreRow], extra: Mapping
     scores = [{key: getattr(row, key) for key in _FILE_KEYS} for row in rows]
     fixed = {"task": task, "scores": scores}
     write_json(path, {**fixed, **(extra or {}), **fixed})  # the fixed keys first in the file, and not to be replaced
+
+
+def read_scores(path: Path, reference: Reference | None) -> list[ScoreRow]:
+    """The rows of a file that `write_scores` wrote."""
+    return [
+        _row(row["guidance_scale"], row["episodes"], row["mean_return"], row["standard_error"], reference)
+        for row in json.loads(path.read_text(encoding="utf-8"))["scores"]
+    ]
 
 
 def plot_scores(rows: Sequence[ScoreRow], path: Path, title: str = "") -> None:

@@ -27,7 +27,7 @@ from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
 from cepdiff.randomness import stream_seed
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.rollout import EpisodeResult
-from cepdiff.rollout.scores import Reference, ScoreRow, format_table, plot_scores, summarize, write_scores
+from cepdiff.rollout.scores import ScoreRow, format_table, plot_scores, read_scores, summarize, write_scores
 from cepdiff.stages.artifacts import STAGES, RunFolder, compare, file_hash, record_hash
 from cepdiff.stages.config import Config, StageSettings
 from cepdiff.stages.environment import Evaluation, evaluation_of
@@ -165,7 +165,7 @@ class Fit:
         }
         if self.processes.on_main(lambda: not any(compare(scores_made_from(self.run.scores), made_from))):
             self._announce("evaluation", True)
-            rows = self.processes.on_main(lambda: read_rows(self.run.scores, self.evaluation.reference))
+            rows = self.processes.on_main(lambda: read_scores(self.run.scores, self.evaluation.reference))
         else:
             results = rollouts(self._policy(guided=True), self.evaluation, self.processes)
             rows = summarize(results, self.evaluation.reference)
@@ -266,13 +266,14 @@ class Fit:
         if self.processes.is_main:
             print(f"{stage}: {'finished earlier, skipped' if done else f'running{size}'}", file=sys.stderr)
 
+    def _seconds(self) -> dict[str, float]:
+        return {name: self.run.stage(name).seconds for name in STAGES[:-1]}
+
     def _timings(self) -> str:
-        seconds = {name: self.run.stage(name).seconds for name in STAGES[:-1]}
-        return "wall clock: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+        return "wall clock: " + ", ".join(f"{name} {value:.0f} s" for name, value in self._seconds().items())
 
     def _write_scores(self, rows: Sequence[ScoreRow], made_from: dict[str, Any]) -> None:
-        seconds = {name: self.run.stage(name).seconds for name in STAGES[:-1]}
-        extra = {"seed": self.config.seed, "cepdiff": __version__, "seconds": seconds, "made_from": made_from}
+        extra = {"seed": self.config.seed, "cepdiff": __version__, "seconds": self._seconds(), "made_from": made_from}
         write_scores(self.run.scores, self.data.dataset_name, rows, extra)
         plot_scores(rows, self.run.figure, f"{self.data.dataset_name}, seed {self.config.seed}")
         log_scores(self.run, rows, self.config.stages.guidance.max_steps)
@@ -308,17 +309,6 @@ def scores_made_from(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged; delete it to evaluate again") from error
     return made_from
-
-
-def read_rows(path: Path, reference: Reference | None) -> list[ScoreRow]:
-    """The rows of a scores file."""
-    rows = []
-    for row in json.loads(path.read_text())["scores"]:
-        error = None
-        if reference is not None:
-            error = 100.0 * row["standard_error"] / abs(reference.maximum - reference.minimum)
-        rows.append(ScoreRow(**row, normalized_standard_error=error))
-    return rows
 
 
 def log_scores(run: RunFolder, rows: Sequence[ScoreRow], step: int) -> None:
