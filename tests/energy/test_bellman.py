@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cepdiff.energy.bellman import bellman_target, softmax_value
+from cepdiff.energy.bellman import bellman_target, softmax_entropy, softmax_value
 
 Q = torch.tensor([[1.0, 3.0, -2.0], [0.0, 0.0, 6.0]], dtype=torch.float64)
 
@@ -43,3 +43,13 @@ def test_terminals_stop_bootstrapping_and_nothing_else_does(dtype: torch.dtype) 
     target = bellman_target(rewards, terminals, torch.tensor([10.0, 20.0, -30.0]), 0.9)
     assert target.tolist() == pytest.approx([10.0, 2.0, -24.0])
     assert target.dtype == torch.float32
+
+
+def test_entropy_by_hand_and_its_limits() -> None:
+    weights = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    entropy = softmax_entropy(weights.log() / 2.0 + 7.0, 2.0)
+    assert entropy.item() == pytest.approx(0.5 * math.log(2.0) + 0.5 * math.log(4.0))
+    assert softmax_entropy(Q, 0.0).tolist() == pytest.approx([math.log(3.0)] * 2)
+    assert softmax_entropy(Q, 1e4).tolist() == pytest.approx([0.0, 0.0])
+    assert softmax_entropy(torch.tensor([[1e6, 0.0]]), 10.0).tolist() == [0.0]
+    assert softmax_entropy(torch.zeros(2, 3, 4), 1.0).shape == (2, 3)

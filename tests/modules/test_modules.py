@@ -375,6 +375,36 @@ def test_the_critics_target_is_the_softmax_backup_of_the_smaller_critic() -> Non
     assert not target.requires_grad
 
 
+def test_the_critic_logs_percentiles_and_entropy_at_no_further_evaluation() -> None:
+    module = make("critic", discount=0.9, bellman_inverse_temperature=2.0)
+    assert isinstance(module, SoftmaxQCritic)
+    batch = minibatch(module)
+    calls: list[nn.Module] = []
+    for net in (module.net, module.target_net):
+        net.register_forward_hook(lambda net, *_: calls.append(net))
+    _, metrics = module.loss(batch, Noise(0, torch.device("cpu")))
+    assert calls == [module.target_net, module.net]
+    q = module.net(batch["observations"], batch["actions"]).detach().flatten()
+    for level in (5, 50, 95):
+        assert metrics[f"q_p{level}"].item() == pytest.approx(q.quantile(level / 100).item())
+    next_q = module.q_value(batch["next_observations"].unsqueeze(1), batch["next_support_actions"]).double()
+    entropy = torch.distributions.Categorical(logits=2.0 * next_q).entropy().mean()
+    assert metrics["bellman_entropy"].item() == pytest.approx(entropy.item(), rel=1e-5)
+    assert 0.0 < entropy.item() < math.log(K)
+    assert "q_levels" not in module.state_dict()
+
+
+def test_a_critic_with_a_target_of_its_own_logs_no_entropy_of_another() -> None:
+    class Own(SoftmaxQCritic):
+        def target(self, batch: Batch) -> torch.Tensor:
+            return batch["rewards"]
+
+    module = Own(S, A, net=partial(QEnsemble, **SMALL))
+    _, metrics = module.loss(minibatch(module), Noise(0, torch.device("cpu")))
+    assert "bellman_entropy" not in metrics
+    assert "q_p50" in metrics
+
+
 def test_the_guidance_loss_shares_one_time_among_the_actions_of_a_state() -> None:
     module = make("guidance")
     assert isinstance(module, EnergyGuidance)

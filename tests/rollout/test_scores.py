@@ -8,11 +8,16 @@ import pytest
 
 from cepdiff.rollout.rollout import EpisodeResult
 from cepdiff.rollout.scores import (
+    OfflineScore,
     Reference,
+    best_row,
     format_table,
     normalized_score,
+    offline_regret,
     plot_scores,
+    read_scores,
     summarize,
+    with_offline,
     write_scores,
 )
 
@@ -22,6 +27,8 @@ RESULTS = [
     for scale, values in {2.0: (2.0, 6.0, 10.0), 0.0: (-3.0, 1.0, -1.0), 1.0: (5.0,)}.items()
     for index, value in enumerate(values)
 ]
+
+EVIDENCE = [OfflineScore(0.0, 95.0, 0.95, False), OfflineScore(1.0, 97.1234, 0.5, True)]
 
 
 def test_normalized_score():
@@ -95,4 +102,95 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 @pytest.mark.parametrize("reference", [None, Reference(-4.0, 16.0)])
 def test_figure(tmp_path, reference):
     plot_scores(summarize(RESULTS, reference), tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Offline evidence
+
+
+def test_table_without_evidence_looks_as_ever():
+    lines = [
+        "guidance scale  episodes   mean return  normalized score",
+        "             0         3  -1.00 ± 1.15        15.0 ± 5.8  behavior policy",
+        "             1         1   5.00 ± 0.00        45.0 ± 0.0",
+        "             2         3   6.00 ± 2.31       50.0 ± 11.5  best",
+    ]
+    rows = summarize(RESULTS, Reference(-4.0, 16.0))
+    assert format_table(rows).splitlines() == lines
+    assert format_table(with_offline(rows, [])).splitlines() == lines
+    assert format_table([]) == "no episodes"
+
+
+def test_evidence_stands_beside_the_rollouts():
+    rows = with_offline(summarize(RESULTS, Reference(-4.0, 16.0)), EVIDENCE)
+    assert format_table(rows).splitlines() == [
+        "guidance scale  episodes   mean return  normalized score  offline value  inside support",
+        "             0         3  -1.00 ± 1.15        15.0 ± 5.8         95.000             95%  behavior policy",
+        "             1         1   5.00 ± 0.00        45.0 ± 0.0         97.123             50%  offline choice",
+        "             2         3   6.00 ± 2.31       50.0 ± 11.5              -               -  best",
+    ]
+    assert [row.offline_value for row in rows] == [95.0, 97.1234, None]
+    assert offline_regret(rows) == 5.0
+    better = [OfflineScore(2.0, 1.0, 1.0, True)]
+    assert format_table(with_offline(rows, better)).endswith("best, offline choice")
+    assert offline_regret(with_offline(rows, better)) == 0.0
+    assert [row.offline_value for row in with_offline(rows, better)] == [None, None, 1.0]
+
+
+def test_table_without_any_rollout():
+    rows = with_offline([], EVIDENCE[::-1])
+    assert format_table(rows).splitlines() == [
+        "guidance scale  offline value  inside support",
+        "             0         95.000             95%  behavior policy",
+        "             1         97.123             50%  offline choice",
+    ]
+    assert {row.episodes for row in rows} == {0}
+    assert offline_regret(rows) is None
+
+
+def test_regret_is_in_returns_where_no_reference_is_known():
+    rows = summarize(RESULTS, None)
+    assert offline_regret(rows) is None
+    assert offline_regret(with_offline(rows, EVIDENCE)) == 1.0
+    assert offline_regret(with_offline(rows, [OfflineScore(7.0, 0.0, 0.0, True)])) is None  # not rolled out
+
+
+def test_a_row_without_episodes_is_never_the_best():
+    rows = with_offline(summarize(RESULTS, Reference(-4.0, 16.0)), [OfflineScore(9.0, 99.0, 1.0, True)])
+    assert best_row(rows).guidance_scale == 2.0
+    assert format_table(rows).splitlines()[-1] == (
+        "             9         0             -                 -         99.000            100%  offline choice"
+    )
+
+
+@pytest.mark.parametrize("reference", [None, Reference(-4.0, 16.0)])
+def test_scores_file_keeps_the_evidence(tmp_path, reference):
+    path = tmp_path / "scores.json"
+    for rows in (
+        summarize(RESULTS, reference),
+        with_offline(summarize(RESULTS, reference), [*EVIDENCE, OfflineScore(9.0, 99.0, 1.0, False)]),
+        with_offline([], EVIDENCE),
+    ):
+        write_scores(path, "a-task", rows)
+        found = read_scores(path, reference)
+        assert format_table(found) == format_table(rows)
+        assert [(r.offline_value, r.inside_support, r.offline_choice) for r in found] == [
+            (r.offline_value, r.inside_support, r.offline_choice) for r in rows
+        ]
+    assert json.loads(path.read_text())["scores"][1] == {
+        "guidance_scale": 1.0,
+        "episodes": 0,
+        "mean_return": None,
+        "standard_error": None,
+        "normalized_score": None,
+        "offline_value": 97.1234,
+        "inside_support": 0.5,
+        "offline_choice": True,
+    }
+
+
+@pytest.mark.parametrize("results", [[], RESULTS])
+def test_figure_with_evidence(tmp_path, results):
+    rows = with_offline(summarize(results, None), [*EVIDENCE, OfflineScore(9.0, 99.0, 1.0, False)])
+    plot_scores(rows, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")

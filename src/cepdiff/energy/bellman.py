@@ -13,6 +13,12 @@ def softmax_value(q: Tensor, inverse_temperature: float) -> Tensor:
     return ((inverse_temperature * q).softmax(-1) * q).sum(-1)
 
 
+def softmax_entropy(q: Tensor, inverse_temperature: float) -> Tensor:
+    """Entropy of softmax_k(beta_Q Q(s, a_k)) in nats, in [0, ln K]; `q` (..., K) -> (...)."""
+    log_weights = (inverse_temperature * q).log_softmax(-1)
+    return -(log_weights.exp() * log_weights).sum(-1)
+
+
 def bellman_target(rewards: Tensor, terminals: Tensor, next_values: Tensor, discount: float) -> Tensor:
     """r + gamma (1 - terminal) V(s'); all (B,). A time limit is no terminal: it does bootstrap."""
     return rewards + discount * (1.0 - terminals.to(next_values.dtype)) * next_values

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cepdiff.energy.bellman import bellman_target, softmax_value
+from cepdiff.energy.bellman import bellman_target, softmax_entropy, softmax_value
 from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.base import Noise, StageModule, frozen_copy, polyak_update
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.types import Batch, Metrics
 
 RUNAWAY_FACTOR = 10.0
+# The percentiles of Q on a batch that are logged, as q_p5, ...
+Q_PERCENTILES = (5, 50, 95)
 
 
 class SoftmaxQCritic(StageModule):
@@ -37,6 +39,7 @@ class SoftmaxQCritic(StageModule):
     stage = "critic"
     batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations", "next_support_actions")
     max_abs_reward: Tensor
+    q_levels: Tensor
 
     def __init__(
         self,
@@ -64,6 +67,9 @@ class SoftmaxQCritic(StageModule):
         self.tau = tau
         self.bellman_inverse_temperature = bellman_inverse_temperature
         self.register_buffer("max_abs_reward", torch.zeros(()))
+        # A buffer, so that no step copies it to the device; a constant, so no checkpoint holds it.
+        self.register_buffer("q_levels", torch.tensor(Q_PERCENTILES) / 100.0, persistent=False)
+        self._backup_metrics: Metrics = {}  # of the last `target`; empty where a subclass has its own
 
     @property
     def sampling_net(self) -> nn.Module:
@@ -78,10 +84,11 @@ class SoftmaxQCritic(StageModule):
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
         """Bellman target (B,) of a minibatch."""
+        beta_q = self.bellman_inverse_temperature
         # (B, 1, S) against (B, K, A) -> (B, K)
         next_q = self.q_value(batch["next_observations"].unsqueeze(1), batch["next_support_actions"])
-        next_value = softmax_value(next_q, self.bellman_inverse_temperature)
-        return bellman_target(batch["rewards"], batch["terminals"], next_value, self.discount)
+        self._backup_metrics = {"bellman_entropy": softmax_entropy(next_q, beta_q).mean()}
+        return bellman_target(batch["rewards"], batch["terminals"], softmax_value(next_q, beta_q), self.discount)
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         target = self.target(batch)
@@ -89,12 +96,15 @@ class SoftmaxQCritic(StageModule):
         loss = (q - target).square().mean(-1).sum()
         self.max_abs_reward = torch.maximum(self.max_abs_reward, batch["rewards"].abs().max())
         q = q.detach()
+        percentiles = torch.quantile(q.float().flatten(), self.q_levels)  # (num_critics * B,) -> (3,)
         return loss, {
             "loss": loss.detach(),
             "q": q.mean(),
             "q_abs_max": q.abs().max(),
             "target": target.mean(),
             "twin_gap": (q.amax(0) - q.amin(0)).mean(),
+            **{f"q_p{level}": value for level, value in zip(Q_PERCENTILES, percentiles, strict=True)},
+            **self._backup_metrics,
         }
 
     def after_step(self) -> None:

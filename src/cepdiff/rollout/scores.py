@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,6 +16,8 @@ from cepdiff.rollout.rollout import EpisodeResult
 
 # The keys of a row in the scores file, in order.
 _FILE_KEYS = ("guidance_scale", "episodes", "mean_return", "standard_error", "normalized_score")
+# Those that a row with offline evidence has beside them.
+_OFFLINE_KEYS = ("offline_value", "inside_support", "offline_choice")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,23 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class OfflineScore:
+    """What data and critic alone say of a guidance scale: the value that scales are ranked by (scaled reward), the
+    share of guided actions inside the support in [0, 1], and whether this is the scale to choose."""
+
+    guidance_scale: float
+    value: float
+    inside_support: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class ScoreRow:
-    """All episodes of one guidance scale; the normalised fields are None where no reference is known."""
+    """All episodes of one guidance scale; the normalised fields are None where no reference is known.
+
+    Without any episode, return and error are NaN. The last three fields are those of `OfflineScore`, None and False
+    where there is none.
+    """
 
     guidance_scale: float
     episodes: int
@@ -35,6 +53,9 @@ class ScoreRow:
     standard_error: float
     normalized_score: float | None
     normalized_standard_error: float | None
+    offline_value: float | None = None
+    inside_support: float | None = None
+    offline_choice: bool = False
 
 
 def summarize(results: Sequence[EpisodeResult], reference: Reference | None) -> list[ScoreRow]:
@@ -61,53 +82,118 @@ def _row(scale: float, episodes: int, mean: float, error: float, reference: Refe
 
 
 def best_row(rows: Sequence[ScoreRow]) -> ScoreRow:
-    """The row with the highest mean return; the smallest scale among equals."""
-    return max(rows, key=lambda row: (row.mean_return, -row.guidance_scale))
+    """The row with the highest mean return, of those with episodes; the smallest scale among equals."""
+    return max((row for row in rows if row.episodes), key=lambda row: (row.mean_return, -row.guidance_scale))
+
+
+def with_offline(rows: Sequence[ScoreRow], evidence: Sequence[OfflineScore]) -> list[ScoreRow]:
+    """`rows` with the offline evidence of their scales; a scale that only the evidence has gets a row of 0 episodes.
+
+    Evidence that the rows held before is dropped.
+    """
+    known = {score.guidance_scale: score for score in evidence}
+    scored = {row.guidance_scale: row for row in rows}
+    merged = []
+    for scale in sorted(known.keys() | scored.keys()):
+        row = scored[scale] if scale in scored else _row(scale, 0, math.nan, math.nan, None)
+        value, inside, chosen = None, None, False
+        if score := known.get(scale):
+            value, inside, chosen = score.value, score.inside_support, score.chosen
+        merged.append(replace(row, offline_value=value, inside_support=inside, offline_choice=chosen))
+    return merged
+
+
+def offline_regret(rows: Sequence[ScoreRow]) -> float | None:
+    """How far the offline choice lies below the best row, >= 0: in points of normalised score, or in return where no
+    reference is known. None where the choice was not rolled out, or none was made."""
+    chosen = next((row for row in rows if row.offline_choice and row.episodes), None)
+    if chosen is None:
+        return None
+    best = best_row(rows)
+    if best.normalized_score is None or chosen.normalized_score is None:
+        return best.mean_return - chosen.mean_return
+    return best.normalized_score - chosen.normalized_score
 
 
 def format_table(rows: Sequence[ScoreRow]) -> str:
-    """An aligned text table that marks the behavior policy (scale 0) and the best scale."""
+    """An aligned text table that marks the behavior policy (scale 0), the best scale and the offline choice.
+
+    Columns that no row can fill, of episodes or of offline evidence, are left out.
+    """
     if not rows:
         return "no episodes"
-    best = best_row(rows)
-    header = ("guidance scale", "episodes", "mean return", "normalized score", "")
-    lines = [header]
-    for row in rows:
-        notes = ["behavior policy"] * (row.guidance_scale == 0) + ["best"] * (row is best)
-        score = "-"
-        if row.normalized_score is not None:
-            score = f"{row.normalized_score:.1f} ± {row.normalized_standard_error:.1f}"
-        mean = f"{row.mean_return:.2f} ± {row.standard_error:.2f}"
-        lines.append((f"{row.guidance_scale:g}", str(row.episodes), mean, score, ", ".join(notes)))
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    text = ["  ".join([*(c.rjust(w) for c, w in zip(line, widths, strict=False)), line[4]]) for line in lines]
-    return "\n".join(line.rstrip() for line in text)
+    best = best_row(rows) if any(row.episodes for row in rows) else None
+    columns = [["guidance scale", *(f"{row.guidance_scale:g}" for row in rows)]]
+    if best is not None:
+        columns.append(["episodes", *(str(row.episodes) for row in rows)])
+        columns.append(["mean return", *(_spread(row.mean_return, row.standard_error, 2) for row in rows)])
+        scores = (_spread(row.normalized_score, row.normalized_standard_error, 1) for row in rows)
+        columns.append(["normalized score", *scores])
+    if any(row.offline_value is not None for row in rows):
+        columns.append(["offline value", *(_number(row.offline_value, ".3f") for row in rows)])
+        columns.append(["inside support", *(_number(row.inside_support, ".0%") for row in rows)])
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        [cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in zip(*columns, strict=True)
+    ]
+    notes = ["", *(_notes(row, row is best) for row in rows)]
+    return "\n".join("  ".join([*line, note]).rstrip() for line, note in zip(lines, notes, strict=True))
+
+
+def _notes(row: ScoreRow, best: bool) -> str:
+    marks = {"behavior policy": row.guidance_scale == 0, "best": best, "offline choice": row.offline_choice}
+    return ", ".join(mark for mark, holds in marks.items() if holds)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def _spread(value: float | None, error: float | None, digits: int) -> str:
+    if value is None or error is None or math.isnan(value):
+        return "-"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def write_scores(path: Path, task: str, rows: Sequence[ScoreRow], extra: Mapping[str, Any] | None = None) -> None:
-    """`{"task": ..., "scores": [...]}` and the keys of `extra` as JSON; written aside and renamed."""
-    scores = [{key: getattr(row, key) for key in _FILE_KEYS} for row in rows]
+    """`{"task": ..., "scores": [...]}` and the keys of `extra` as JSON; written aside and renamed.
+
+    A row without episodes has null for return and error, one without offline evidence has no key of it.
+    """
+    scores = [_to_file(row) for row in rows]
     fixed = {"task": task, "scores": scores}
     write_json(path, {**fixed, **(extra or {}), **fixed})  # the fixed keys first in the file, and not to be replaced
 
 
 def read_scores(path: Path, reference: Reference | None) -> list[ScoreRow]:
     """The rows of a file that `write_scores` wrote."""
-    return [
-        _row(row["guidance_scale"], row["episodes"], row["mean_return"], row["standard_error"], reference)
-        for row in json.loads(path.read_text(encoding="utf-8"))["scores"]
-    ]
+    return [_from_file(row, reference) for row in json.loads(path.read_text(encoding="utf-8"))["scores"]]
+
+
+def _to_file(row: ScoreRow) -> dict[str, Any]:
+    keys = _FILE_KEYS if row.offline_value is None else (*_FILE_KEYS, *_OFFLINE_KEYS)
+    values = {key: getattr(row, key) for key in keys}
+    return values if row.episodes else {**values, "mean_return": None, "standard_error": None}
+
+
+def _from_file(values: Mapping[str, Any], reference: Reference | None) -> ScoreRow:
+    mean, error = values["mean_return"], values["standard_error"]
+    if values["episodes"] == 0:
+        mean, error, reference = math.nan, math.nan, None
+    row = _row(values["guidance_scale"], values["episodes"], mean, error, reference)
+    return replace(row, **{key: values[key] for key in _OFFLINE_KEYS if key in values})
 
 
 def plot_scores(rows: Sequence[ScoreRow], path: Path, title: str = "") -> None:
     """Score (or return, where no reference is known) against guidance scale, with standard errors.
 
-    The behavior policy (scale 0) is a dashed line with its standard error as a band. The suffix of `path` chooses
-    the format.
+    The behavior policy (scale 0) is a dashed line with its standard error as a band, the offline choice a dotted line.
+    Rows without episodes are left out. The suffix of `path` chooses the format.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if row.episodes]
     normalized = all(row.normalized_score is not None for row in rows)
     key = "normalized_score" if normalized else "mean_return"
     error_key = "normalized_standard_error" if normalized else "standard_error"
@@ -121,6 +207,8 @@ def plot_scores(rows: Sequence[ScoreRow], path: Path, title: str = "") -> None:
         if row.guidance_scale == 0:
             axes.axhline(value, color="0.4", linestyle="--", label="behavior policy (scale 0)")
             axes.axhspan(value - error, value + error, color="0.4", alpha=0.15, linewidth=0)
+        if row.offline_choice:
+            axes.axvline(row.guidance_scale, color="tab:green", linestyle=":", label="offline choice")
     scales = [row.guidance_scale for row in rows]
     axes.errorbar(scales, values, yerr=errors, marker="o", capsize=3, label="guided policy")
     axes.set_xlabel("guidance scale")

@@ -1,0 +1,160 @@
+"""The 2-D densities of Lu et al. 2023 (Sec. 5.1, Fig. 2) with their energies, and exact draws of p ∝ q exp(-beta E).
+
+A point x ~ q(x) comes with its energy E in [0, 1], which may be a label (the component it was drawn from) and no
+function of x: then p(x) ∝ Σ_labels q(x, label) exp(-beta E(label)). Rows are independent draws: the counts of the
+components vary too.
+
+**Sign.** The official code tilts by exp(+beta e) with these numbers as e, as if they were rewards. Here they are
+energies, as in the paper's text: low ones win.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cepdiff.errors import ConfigError, DataError, nearest
+
+Sampler = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]  # points (n, 2) and energies (n,) in float32
+
+CHUNK = 16384  # proposals at a time; part of the definition of the numbers, not a setting
+
+
+@dataclass(frozen=True)
+class Density:
+    """q(x) with an energy: `sample(n, generator)` draws points (n, 2) and energies (n,); `title` is for figures."""
+
+    name: str
+    title: str
+    sample: Sampler
+
+
+def swissroll(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A noisy spiral of one and a half turns (scikit-learn's, seen from the side, over 5); E = |x|² / 9, at most 1."""
+    angle = 1.5 * math.pi * (1.0 + 2.0 * _uniform(n, generator))
+    curve = angle.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], -1)  # (n, 2)
+    points = (curve + _normal(n, generator)) / 5.0
+    return points, (points.square().sum(-1) / 9.0).clamp(max=1.0)
+
+
+def eight_gaussians(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gaussians of deviation 0.5/√2 around 4/√2 (cos kπ/4, sin kπ/4), k = 0...7; E = k / 7."""
+    k = _choice(8, n, generator)
+    points = (4.0 * _on_circle(k * (math.pi / 4.0)) + 0.5 * _normal(n, generator)) / math.sqrt(2.0)
+    return points, k / 7.0
+
+
+def moons(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two interleaved half circles with noise 0.1 (scikit-learn's), times 2 and moved by (-1, -0.2); E = 0 and 1."""
+    moon = _choice(2, n, generator)
+    upper = _on_circle(math.pi * _uniform(n, generator))
+    lower = upper.new_tensor([1.0, 0.5]) - upper
+    points = torch.where(moon.unsqueeze(-1) == 0, upper, lower) + 0.1 * _normal(n, generator)
+    return 2.0 * points + points.new_tensor([-1.0, -0.2]), moon
+
+
+def rings(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Circles of radius 0.75, 1.5, 2.25, 3, alike in mass, with noise 0.08; E = 0, 1, 1/3, 2/3 from the innermost."""
+    ring = _choice(4, n, generator)
+    circle = _on_circle(2.0 * math.pi * _uniform(n, generator))
+    points = 0.75 * (ring + 1.0).unsqueeze(-1) * circle + 0.08 * _normal(n, generator)
+    return points, ring.new_tensor([0.0, 1.0, 1.0 / 3.0, 2.0 / 3.0])[ring.long()]
+
+
+def checkerboard(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Uniform on every other field of a 4x4 board over [-4, 4]²; E = 1, 0, 1, 0 by column from the left."""
+    across = 4.0 * _uniform(n, generator) - 2.0
+    odd_column = across.floor().remainder(2.0)
+    up = _uniform(n, generator) - 2.0 * _choice(2, n, generator) + odd_column
+    return 2.0 * torch.stack([across, up], -1), 1.0 - odd_column
+
+
+def two_spirals(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two arms of one and a half turns, each the other's negative; E falls from 1 at the middle to 0 at the ends."""
+    angle = 3.0 * math.pi * _uniform(n, generator).sqrt()
+    thickness = 0.5 * torch.stack([_uniform(n, generator), _uniform(n, generator)], -1)
+    arm = angle.unsqueeze(-1) * torch.stack([-angle.cos(), angle.sin()], -1) + thickness  # (n, 2)
+    sign = 1.0 - 2.0 * _choice(2, n, generator)
+    points = sign.unsqueeze(-1) * arm / 3.0 + 0.1 * _normal(n, generator)
+    return points, (1.0 - angle / (3.0 * math.pi)).clamp(0.0, 1.0)
+
+
+DENSITIES: dict[str, Density] = {
+    density.name: density
+    for density in (
+        Density("swissroll", "Swiss roll", swissroll),
+        Density("8gaussians", "8 Gaussians", eight_gaussians),
+        Density("moons", "Moons", moons),
+        Density("rings", "Rings", rings),
+        Density("checkerboard", "Checkerboard", checkerboard),
+        Density("2spirals", "2 spirals", two_spirals),
+    )
+}
+
+
+def find_density(name: str) -> Density:
+    """The density of that name; raises ConfigError with the nearest names."""
+    if name not in DENSITIES:
+        raise ConfigError(f"no density '{name}'; there are {', '.join(DENSITIES)}.{nearest(name, DENSITIES)}")
+    return DENSITIES[name]
+
+
+def tilted_sample(
+    density: Density,
+    n: int,
+    inverse_temperature: float,
+    generator: torch.Generator,
+    max_draws: int = 100_000_000,
+) -> Tensor:
+    """`n` exact, independent draws (n, 2) of p(x) ∝ q(x) exp(-beta E), by rejection from q; beta = 0 draws q itself.
+
+    A draw is accepted with probability exp(-beta E), which is one since E >= 0. Raises ConfigError where beta is
+    negative or not finite, or where `max_draws` draws of q do not yield `n`; DataError where an energy is negative.
+    """
+    if not (inverse_temperature >= 0.0 and math.isfinite(inverse_temperature)):
+        raise ConfigError(f"inverse_temperature is {inverse_temperature}; expected a finite number, at least 0")
+    if n < 1:
+        raise ConfigError(f"n is {n}; expected at least 1")
+    if inverse_temperature == 0.0:
+        return density.sample(n, generator)[0]
+    accepted: list[Tensor] = []
+    found = drawn = 0
+    while found < n:
+        if drawn >= max_draws:
+            raise ConfigError(
+                f"only {found} of {drawn} draws of '{density.name}' were accepted at inverse_temperature "
+                f"{inverse_temperature:g}, and {n} are wanted; lower it or raise max_draws"
+            )
+        points, energies = density.sample(CHUNK, generator)
+        if not bool((energies >= 0.0).all()):
+            raise DataError(f"the density '{density.name}' has negative energies or NaN; rejection needs E >= 0")
+        # float64: a float32 uniform is zero once in 2^24 draws, and zero accepts any energy.
+        u = torch.rand(CHUNK, generator=generator, device=generator.device, dtype=torch.float64)
+        kept = points[u < (-inverse_temperature * energies.double()).exp()]
+        accepted.append(kept)
+        found, drawn = found + len(kept), drawn + CHUNK
+    return torch.cat(accepted)[:n]
+
+
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    """Uniform on [0, 1), (n,)."""
+    return torch.rand(n, generator=generator, device=generator.device)
+
+
+def _normal(n: int, generator: torch.Generator) -> Tensor:
+    """Standard normal, (n, 2)."""
+    return torch.randn(n, 2, generator=generator, device=generator.device)
+
+
+def _choice(count: int, n: int, generator: torch.Generator) -> Tensor:
+    """One of 0...count-1, all alike likely, as a float (n,)."""
+    return torch.randint(count, (n,), generator=generator, device=generator.device).float()
+
+
+def _on_circle(angle: Tensor) -> Tensor:
+    """(n,) -> (n, 2) on the unit circle."""
+    return torch.stack([angle.cos(), angle.sin()], -1)

@@ -1,0 +1,353 @@
+"""Diagnostics on modules whose every answer is known: Gaussian behavior policies, linear values, exact guidance."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from cepdiff.data.arrays import RawArrays
+from cepdiff.data.buffer import TransitionBuffer
+from cepdiff.data.datamodule import OfflineDataModule
+from cepdiff.data.support import SupportCache, fill, support_noise
+from cepdiff.diffusion.sampling import sample_guided
+from cepdiff.diffusion.schedule import LinearVP
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.errors import ConfigError, DataError
+from cepdiff.modules.behavior import BehaviorDiffusion
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.rollout.scores import OfflineScore
+from cepdiff.stages.diagnostics import (
+    Diagnostics,
+    ScaleEvidence,
+    choose_inside,
+    choose_scale,
+    diagnose,
+    disagreement,
+    draw_states,
+    guided_actions,
+)
+from cepdiff.stages.diagnostics_report import (
+    FIGURE,
+    VALUES,
+    diagnostic_scalars,
+    log_diagnostics,
+    write_diagnostics,
+)
+
+S, A, K, N = 2, 3, 16, 1500
+SPREAD = 0.05  # standard deviation c of the behavior policy, a dimension
+SLOPE = 4.0  # |∇_a Q|
+BETA = 1.0 / (SLOPE * SPREAD)  # so that scale 1 moves actions by one standard deviation
+SCHEDULE = LinearVP()
+SOLVER = DPMSolver(20)
+SCALES = [0.0, 0.5, 1.0, 2.0, 4.0, 8.0]
+DIRECTION = torch.tensor([2.0, -1.0, 2.0]) / 3.0
+
+
+def policy_mean(states: Tensor) -> Tensor:
+    """Mean action (..., A) of the behavior policy at normalised states (..., S)."""
+    return 0.2 * torch.tanh(states[..., :1] + torch.tensor([0.0, 1.0, -1.0]))
+
+
+def variance(t: Tensor) -> Tensor:
+    """Of the noised actions: alpha² c² + sigma²."""
+    return SCHEDULE.alpha(t) ** 2 * SPREAD**2 + SCHEDULE.sigma(t) ** 2
+
+
+class Net(nn.Module):
+    """A network with one (unused) weight, so that modules can hold it, and a function for its forward."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def noise_prediction(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    return SCHEDULE.sigma(t) * (x - SCHEDULE.alpha(t) * policy_mean(states)) / variance(t)
+
+
+def logits(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    """log E[exp(beta SLOPE w·x_0) | x_t] up to a constant: exact for Gaussian and linear value."""
+    return BETA * SLOPE * (x @ DIRECTION) * SCHEDULE.alpha(t) * SPREAD**2 / variance(t)
+
+
+def values(states: Tensor, actions: Tensor) -> Tensor:
+    """Two critics (2, ...) that differ by 0.25; the smaller one is SLOPE w·a + 10 s_0."""
+    q = SLOPE * (actions @ DIRECTION) + 10.0 * states[..., 0]
+    return torch.stack([q + 0.25, q])
+
+
+class Data(OfflineDataModule):
+    """Unnormalised states; actions of the behavior policy, `shift` of its standard deviations off."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__("own", normalize_observations=True)
+        self.shift = shift
+        self.setup()
+
+    def load_buffer(self) -> TransitionBuffer:
+        rng = np.random.default_rng(0)
+        states = rng.normal(5.0, 3.0, size=(N, S)).astype(np.float32)
+        normal = torch.from_numpy((states - states.mean(0)) / states.std(0))
+        noise = torch.from_numpy(rng.normal(size=(N, A)).astype(np.float32)) + self.shift * DIRECTION
+        return TransitionBuffer.from_arrays(
+            RawArrays(
+                observations=states,
+                actions=(policy_mean(normal) + SPREAD * noise).numpy(),
+                rewards=np.zeros(N, np.float32),
+                terminals=np.zeros(N, bool),
+                timeouts=np.arange(N) % 50 == 49,
+            )
+        )
+
+    def rewards(self) -> Tensor:
+        return self.buffer.rewards
+
+
+def modules(net: Callable[..., Tensor] = logits) -> tuple[BehaviorDiffusion, SoftmaxQCritic, EnergyGuidance]:
+    return (
+        BehaviorDiffusion(S, A, lambda s, a: Net(noise_prediction)),
+        SoftmaxQCritic(S, A, lambda s, a: Net(values)),
+        EnergyGuidance(S, A, lambda s, a: Net(net)),
+    )
+
+
+def draw(folder: Path, data: OfflineDataModule, ids: Tensor, num_actions: int = K) -> SupportCache:
+    SupportCache.create(folder, ids, num_actions, A, 512)
+    cache = SupportCache(folder, len(data.buffer.states))
+
+    def sample(state_ids: Tensor) -> Tensor:
+        states = data.normalize(data.buffer.states[state_ids]).unsqueeze(1)
+        return sample_guided(
+            noise_prediction, SCHEDULE, SOLVER, states, support_noise(0, state_ids, num_actions, A), data_bound=1.0
+        )
+
+    list(fill(cache, sample))
+    return cache
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, data: Data) -> SupportCache:
+    return draw(tmp_path_factory.mktemp("support"), data, torch.arange(0, N, 2))
+
+
+@pytest.fixture(scope="module")
+def found(data: Data, cache: SupportCache) -> Diagnostics:
+    return diagnose(*modules(), SOLVER, data, cache, SCALES, seed=0, device="cpu", num_states=700)
+
+
+def run(data: OfflineDataModule, cache: SupportCache, **options: Any) -> Diagnostics:
+    arguments = {"scales": [0.0, 1.0], "seed": 0, "device": "cpu", "num_states": 64, **options}
+    return diagnose(*modules(), SOLVER, data, cache, **arguments)
+
+
+# What is measured
+
+
+def test_dataset_actions_of_the_behavior_policy_are_inside(found: Diagnostics, cache: SupportCache) -> None:
+    assert found.num_states == 700
+    assert found.data_inside == pytest.approx(0.95, abs=0.03)
+    assert found.data_distance == pytest.approx(found.support_distance, rel=0.1)
+    away = run(Data(shift=5.0), cache, num_states=700)
+    assert away.data_inside < 0.1
+    assert away.data_distance > 2 * found.data_distance
+
+
+def test_statistics_of_q(found: Diagnostics) -> None:
+    assert found.q_slope == pytest.approx(SLOPE, rel=1e-5)
+    assert found.q_std_actions == pytest.approx(SLOPE * SPREAD, rel=0.05)
+    assert found.q_std_states == pytest.approx(10.0, rel=0.1)
+    assert found.q_disagreement == pytest.approx(0.0, abs=1e-5)  # the critics differ by a constant
+    for percentiles in (found.q_data, found.q_support):
+        assert percentiles["p50"] == pytest.approx(0.0, abs=1.0)
+        assert percentiles["p5"] == pytest.approx(-16.4, abs=2.0)  # 1.64 standard deviations of 10
+        assert list(percentiles) == ["p5", "p25", "p50", "p75", "p95"]
+        assert sorted(percentiles.values()) == list(percentiles.values())
+
+
+def test_disagreement_is_about_actions(data: Data, cache: SupportCache) -> None:
+    """Critics ±w·a: advantages of standard deviation c, whose spread over two critics is √2 |w·a - mean|."""
+    sample = draw_states(data, cache, 700, 0, "cpu")
+
+    def opposed(states: Tensor, actions: Tensor) -> Tensor:
+        return torch.stack([actions @ DIRECTION, 7.0 - actions @ DIRECTION])
+
+    critic = SoftmaxQCritic(S, A, lambda s, a: Net(opposed))
+    mean_deviation = math.sqrt(2.0 / math.pi) * SPREAD * math.sqrt(1.0 - 1.0 / K)
+    assert disagreement(critic, sample) == pytest.approx(math.sqrt(2.0) * mean_deviation, rel=0.03)
+    alone = SoftmaxQCritic(S, A, lambda s, a: Net(lambda states, actions: opposed(states, actions)[:1]))
+    assert disagreement(alone, sample) == 0.0
+
+
+def test_norms_over_time_by_closed_form(found: Diagnostics) -> None:
+    norms = found.norms
+    assert len(norms.times) == 20
+    assert norms.times[0] == 1.0
+    assert norms.times[-1] > SCHEDULE.t_min
+    chi = math.sqrt(2.0) * math.gamma(2.0) / math.gamma(1.5)  # mean norm of three standard normal numbers
+    for time, guidance, score, ratio in zip(norms.times, norms.guidance, norms.score, norms.ratios, strict=True):
+        t = torch.tensor(time)
+        exact = BETA * SLOPE * float(SCHEDULE.alpha(t)) * SPREAD**2 / float(variance(t))
+        assert guidance == pytest.approx(exact, rel=1e-4)
+        assert score == pytest.approx(chi / float(variance(t).sqrt()), rel=0.06)
+        assert ratio == pytest.approx(guidance / score)
+
+
+def test_evidence_by_closed_form(found: Diagnostics) -> None:
+    """p ∝ q exp(s beta Q) is the behavior policy moved by s beta c² ∇Q: here s standard deviations."""
+    assert [e.guidance_scale for e in found.scales] == SCALES
+    unguided = found.scales[0]
+    assert unguided.inside_support == pytest.approx(0.95, abs=0.03)
+    assert unguided.distance == pytest.approx(found.support_distance, rel=0.1)
+    for e in found.scales:
+        assert e.gain == pytest.approx(e.guidance_scale * SPREAD * SLOPE, rel=0.02, abs=1e-6)
+        assert e.value == pytest.approx(unguided.value + e.gain)
+        assert e.twin_gap == pytest.approx(0.25, abs=1e-4)
+        assert e.nearest_value <= e.value + 0.5 * SPREAD * SLOPE
+        excess = e.distance - found.support_distance
+        assert e.penalized_value == pytest.approx(e.nearest_value - SLOPE * excess, abs=1e-3)
+    shares = [e.inside_support for e in found.scales]
+    assert all(after < before + 0.01 for before, after in itertools.pairwise(shares))
+    assert shares[SCALES.index(4.0)] < 0.4
+    assert shares[SCALES.index(8.0)] < 0.01
+    # In the support no more is to be had than its best actions, about 1.8 standard deviations from the mean.
+    best = found.scales[-1].nearest_value - unguided.value
+    assert best == pytest.approx(1.8 * SPREAD * SLOPE, rel=0.15)
+
+
+def test_scale_0_is_the_reference_also_where_it_is_not_asked_for(found: Diagnostics, data: Data, cache: Any) -> None:
+    few = diagnose(*modules(), SOLVER, data, cache, [4, 1], seed=0, device="cpu", num_states=700)
+    assert "diagnostics/value/s=4.0" in diagnostic_scalars(few)  # as the other metrics of a scale, also for integers
+    assert few.scales == [e for e in found.scales if e.guidance_scale in (1.0, 4.0)]
+
+
+# The choice
+
+
+def test_scales_that_leave_the_support_are_rejected(found: Diagnostics) -> None:
+    """The critic promises most at the largest scale; the choice does not believe it."""
+    assert max(found.scales, key=lambda e: e.value).guidance_scale == 8.0
+    assert found.offline_choice in (1.0, 2.0)
+    assert found.inside_choice == 1.0
+    chosen = [score for score in found.offline_scores() if score.chosen]
+    (e,) = (e for e in found.scales if e.guidance_scale == found.offline_choice)
+    assert chosen == [OfflineScore(e.guidance_scale, e.penalized_value, e.inside_support, True)]
+
+
+def test_a_guidance_that_pushes_nowhere_useful_leaves_the_behavior_policy(data: Data, cache: SupportCache) -> None:
+    """Across the values, so that nothing but distance is gained."""
+    across = torch.tensor([1.0, 2.0, 0.0]) / math.sqrt(5.0)
+    assert float(across @ DIRECTION) == pytest.approx(0.0, abs=1e-6)
+    wrong = modules(lambda x, t, s: 100.0 * (x @ across))
+    found = diagnose(*wrong, SOLVER, data, cache, [0.0, 1.0, 3.0], seed=0, device="cpu", num_states=300)
+    assert found.scales[-1].inside_support < 0.05
+    assert found.offline_choice == 0.0
+    assert found.inside_choice == 0.0
+
+
+def evidence(scale: float, value: float, inside: float, penalized: float) -> ScaleEvidence:
+    return ScaleEvidence(scale, value, 0.0, inside, 0.1, value, penalized, 0.0)
+
+
+def test_rules_by_hand() -> None:
+    table = [evidence(0.0, 1.0, 0.95, 1.0), evidence(1.0, 2.0, 0.86, 1.5), evidence(2.0, 3.0, 0.85, 1.5)]
+    assert choose_scale(table) == 1.0  # the smaller of two equals
+    assert choose_scale(table[::-1]) == 1.0
+    assert choose_inside(table, 0.95) == 1.0  # 0.855 is asked for
+    assert choose_inside(table, 0.95, kept=0.8) == 2.0
+    assert choose_inside([replace(e, value=5.0) for e in table], 0.95) == 0.0
+    assert choose_inside(table[1:], 0.99) == 1.0  # none stays inside: the nearest to it
+
+
+# The sample
+
+
+def test_states_have_support_and_are_those_of_the_buffer(data: Data, cache: SupportCache) -> None:
+    sample = draw_states(data, cache, 100, 0, "cpu")
+    assert sample.ids.tolist() == sorted(set(sample.ids.tolist()))
+    assert set((sample.ids % 2).tolist()) == {0}
+    assert torch.equal(sample.actions, data.buffer.actions[sample.ids])
+    assert torch.equal(sample.states, data.normalize(data.buffer.states[sample.ids]))
+    assert torch.equal(sample.support, torch.from_numpy(np.array(cache.actions))[sample.ids // 2])
+    assert len(draw_states(data, cache, 10**6, 0, "cpu").ids) == N // 2
+    assert set(draw_states(data, cache, 50, 0, "cpu").ids.tolist()) < set(sample.ids.tolist())
+    assert not torch.equal(draw_states(data, cache, 100, 1, "cpu").ids, sample.ids)
+
+
+def test_it_is_a_function_of_the_seed(data: Data, cache: SupportCache) -> None:
+    first = run(data, cache)
+    torch.manual_seed(123)
+    assert run(data, cache) == first
+    assert run(data, cache, seed=1) != first
+
+
+def test_guided_actions_are_bounded_and_scale_0_needs_no_energy(data: Data, cache: SupportCache) -> None:
+    def broken(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        raise AssertionError("no gradient is wanted")
+
+    sample = draw_states(data, cache, 20, 0, "cpu")
+    noise = torch.randn(20, A, generator=torch.Generator().manual_seed(0))
+    behavior, _, guidance = modules(broken)
+    unguided = guided_actions(behavior, guidance, SOLVER, sample.states, noise, 0.0)
+    strong = guided_actions(behavior, modules()[2], SOLVER, sample.states, noise, 100.0)
+    assert float(unguided.abs().max()) < 0.6
+    assert float(strong.abs().max()) == 1.0
+
+
+def test_what_cannot_be_diagnosed_is_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no row"):
+        run(data, draw(tmp_path / "none", data, torch.arange(0)))
+    with pytest.raises(ConfigError, match="at least 2"):
+        run(data, draw(tmp_path / "one", data, torch.arange(20), num_actions=1))
+    assert run(data, draw(tmp_path / "two", data, torch.arange(20), num_actions=2)).num_states == 20
+
+
+# Files
+
+
+def test_files_and_logs(found: Diagnostics, tmp_path: Path) -> None:
+    write_diagnostics(tmp_path, found, "a title")
+    assert json.loads((tmp_path / VALUES).read_text()) == found.to_dict()
+    assert (tmp_path / FIGURE).read_bytes().startswith(b"\x89PNG")
+    log_diagnostics(tmp_path / "logs", found, tmp_path / FIGURE, step=500)
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    curves = {"diagnostics/guidance_norm", "diagnostics/score_norm"}
+    scalars = diagnostic_scalars(found)
+    assert set(events.Tags()["scalars"]) == {*scalars, *curves}
+    assert events.Tags()["images"] == ["diagnostics"]
+    for name, value in scalars.items():
+        (event,) = events.Scalars(name)
+        assert (event.step, event.value) == (500, pytest.approx(value, rel=1e-5, abs=1e-6))
+    assert scalars["diagnostics/value/s=2.0"] == found.scales[3].value
+    assert scalars["diagnostics/q_data_p95"] == found.q_data["p95"]
+    assert scalars["diagnostics/guidance_to_score"] == max(found.norms.ratios)
+    for curve in curves:
+        assert [event.step for event in events.Scalars(curve)] == [round(1000 * t) for t in found.norms.times]
+
+
+def test_every_metric_is_in_the_glossary(found: Diagnostics) -> None:
+    page = (Path(__file__).parents[1] / "docs/glossary.md").read_text()
+    names = {name.split("=")[0] for name in diagnostic_scalars(found)}
+    names |= {"diagnostics/guidance_norm", "diagnostics/score_norm"}
+    assert sorted(name for name in names if f"`{name}" not in page) == []
