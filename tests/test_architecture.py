@@ -19,7 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up: a room knows itself and what lies in the rows before its own.
 FLOORS = (
     ("errors", "types", "randomness", "components", "files"),
-    ("diffusion", "networks", "data"),
+    ("diffusion",),
+    ("networks", "data"),
     ("energy",),
     ("modules",),
     ("policy",),
@@ -35,7 +36,7 @@ GROUND = set(FLOORS[0])
 COLLECT_KNOWS = {*GROUND, "diffusion", "networks", "data", "energy", "modules", "policy", "rollout", "collect"}
 # Library -> the rooms (or files) that may import it.
 RIM = {
-    "lightning": ("data/datamodule.py", "modules", "callbacks", "stages", "cli"),
+    "lightning": ("data/blocks.py", "data/datamodule.py", "modules", "callbacks", "stages", "cli"),
     "gymnasium": ("rollout", "collect"),
     "h5py": ("data",),
 }

@@ -13,8 +13,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from cepdiff.data.arrays import RawArrays
+from cepdiff.data.blocks import BlockLoader
 from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.datamodule import BlockLoader, OfflineDataModule
+from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.data.hdf5 import write_arrays
 from cepdiff.data.support import SupportCache, fill
 from cepdiff.errors import ConfigError, DataError

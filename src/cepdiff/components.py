@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any, TypeVar
-
-from torch import nn
 
 from cepdiff.errors import ConfigError, nearest
 
@@ -18,9 +17,24 @@ def import_class(class_path: str, base: type[T], where: str) -> type[T]:
 
     `where` names the configuration key in messages.
     """
-    module_name, _, name = class_path.rpartition(".")
+    found = _import_name(class_path, where, "class")
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ConfigError(f"{where}: {class_path} is not a subclass of {base.__name__}")
+    return found
+
+
+def import_function(path: str, where: str) -> Callable[..., Any]:
+    """The function at "package.module.name"; raises ConfigError where there is none."""
+    found = _import_name(path, where, "function")
+    if not callable(found):
+        raise ConfigError(f"{where}: {path} is no function")
+    return found  # type: ignore[no-any-return]
+
+
+def _import_name(path: str, where: str, kind: str) -> Any:
+    module_name, _, name = path.rpartition(".")
     if not module_name:
-        raise ConfigError(f"{where}: '{class_path}' is no class path; expected package.module.{class_path}")
+        raise ConfigError(f"{where}: '{path}' is no {kind} path; expected package.module.{path}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -35,9 +49,7 @@ def import_class(class_path: str, base: type[T], where: str) -> type[T]:
         raise ConfigError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from error
     found = getattr(module, name, None)
     if found is None:
-        raise ConfigError(f"{where}: '{module_name}' has no class '{name}'.{nearest(name, vars(module))}")
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ConfigError(f"{where}: {class_path} is not a subclass of {base.__name__}")
+        raise ConfigError(f"{where}: '{module_name}' has no {kind} '{name}'.{nearest(name, vars(module))}")
     return found
 
 
@@ -50,7 +62,7 @@ def build(spec: dict[str, Any], base: type[T], where: str, *args: Any) -> T:
     """Instantiates `{"class_path": ..., "init_args": {...}}` with `args` first; nested specs likewise."""
     cls = import_class(spec["class_path"], base, where)
     init_args = {
-        name: build(value, nn.Module, f"{where}.{name}") if isinstance(value, dict) and "class_path" in value else value
+        name: build(value, object, f"{where}.{name}") if isinstance(value, dict) and "class_path" in value else value
         for name, value in spec.get("init_args", {}).items()
     }
     return cls(*args, **init_args)

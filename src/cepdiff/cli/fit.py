@@ -27,6 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--config", action="append", metavar="FILE", help="YAML file; several are merged in order", default=[]
     )
     parser.add_argument("--stage", metavar="NAME", help="run one of behavior, support, critic, guidance, evaluation")
+    parser.add_argument(
+        "--reuse", metavar="RUN_DIR", help="take over finished stages of another run that were made from the same"
+    )
     parser.add_argument("--print_config", action="store_true", help="show the complete configuration and exit")
     parser.add_argument("--KEY", dest="_overrides", metavar="VALUE", help="any key of the configuration, dotted")
     parser.set_defaults(run=run, takes_overrides=True)
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from cepdiff.stages.runner import fit
 
-    fit(config, args.stage, sources=[str(Path(name).resolve().parent) for name in args.config])
+    fit(config, args.stage, [str(Path(name).resolve().parent) for name in args.config], args.reuse)
     return 0
 
 

@@ -4,8 +4,7 @@ A point x ~ q(x) comes with its energy E in [0, 1], which may be a label (the co
 function of x: then p(x) ∝ Σ_labels q(x, label) exp(-beta E(label)). Rows are independent draws: the counts of the
 components vary too.
 
-**Sign.** The official code tilts by exp(+beta e) with these numbers as e, as if they were rewards. Here they are
-energies, as in the paper's text: low ones win.
+**Sign.** The official code tilts by exp(+beta e); here E = 1 - e, so that exp(-beta E) weighs its points alike.
 """
 
 from __future__ import annotations
@@ -34,53 +33,53 @@ class Density:
 
 
 def swissroll(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A noisy spiral of one and a half turns (scikit-learn's, seen from the side, over 5); E = |x|² / 9, at most 1."""
+    """A noisy spiral of one and a half turns (scikit-learn's, from the side, over 5); E = 1 - |x|² / 9, at least 0."""
     angle = 1.5 * math.pi * (1.0 + 2.0 * _uniform(n, generator))
     curve = angle.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], -1)  # (n, 2)
     points = (curve + _normal(n, generator)) / 5.0
-    return points, (points.square().sum(-1) / 9.0).clamp(max=1.0)
+    return points, (1.0 - points.square().sum(-1) / 9.0).clamp(min=0.0)
 
 
 def eight_gaussians(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Gaussians of deviation 0.5/√2 around 4/√2 (cos kπ/4, sin kπ/4), k = 0...7; E = k / 7."""
+    """Gaussians of deviation 0.5/√2 around 4/√2 (-sin kπ/4, cos kπ/4), k = 0...7; E = 1 - k / 7."""
     k = _choice(8, n, generator)
-    points = (4.0 * _on_circle(k * (math.pi / 4.0)) + 0.5 * _normal(n, generator)) / math.sqrt(2.0)
-    return points, k / 7.0
+    points = (4.0 * _on_circle(math.pi / 2.0 + k * (math.pi / 4.0)) + 0.5 * _normal(n, generator)) / math.sqrt(2.0)
+    return points, 1.0 - k / 7.0
 
 
 def moons(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two interleaved half circles with noise 0.1 (scikit-learn's), times 2 and moved by (-1, -0.2); E = 0 and 1."""
+    """Two interleaved half circles with noise 0.1 (scikit-learn's), times 2 and moved by (-1, -0.2); E = 1 and 0."""
     moon = _choice(2, n, generator)
     upper = _on_circle(math.pi * _uniform(n, generator))
     lower = upper.new_tensor([1.0, 0.5]) - upper
     points = torch.where(moon.unsqueeze(-1) == 0, upper, lower) + 0.1 * _normal(n, generator)
-    return 2.0 * points + points.new_tensor([-1.0, -0.2]), moon
+    return 2.0 * points + points.new_tensor([-1.0, -0.2]), 1.0 - moon
 
 
 def rings(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Circles of radius 0.75, 1.5, 2.25, 3, alike in mass, with noise 0.08; E = 0, 1, 1/3, 2/3 from the innermost."""
+    """Circles of radius 0.75, 1.5, 2.25, 3, alike in mass, with noise 0.08; E = 1, 0, 2/3, 1/3 from the innermost."""
     ring = _choice(4, n, generator)
     circle = _on_circle(2.0 * math.pi * _uniform(n, generator))
     points = 0.75 * (ring + 1.0).unsqueeze(-1) * circle + 0.08 * _normal(n, generator)
-    return points, ring.new_tensor([0.0, 1.0, 1.0 / 3.0, 2.0 / 3.0])[ring.long()]
+    return points, ring.new_tensor([1.0, 0.0, 2.0 / 3.0, 1.0 / 3.0])[ring.long()]
 
 
 def checkerboard(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Uniform on every other field of a 4x4 board over [-4, 4]²; E = 1, 0, 1, 0 by column from the left."""
+    """Uniform on every other field of a 4x4 board over [-4, 4]²; E = 0, 1, 0, 1 by column from the left."""
     across = 4.0 * _uniform(n, generator) - 2.0
     odd_column = across.floor().remainder(2.0)
     up = _uniform(n, generator) - 2.0 * _choice(2, n, generator) + odd_column
-    return 2.0 * torch.stack([across, up], -1), 1.0 - odd_column
+    return 2.0 * torch.stack([across, up], -1), odd_column
 
 
 def two_spirals(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two arms of one and a half turns, each the other's negative; E falls from 1 at the middle to 0 at the ends."""
+    """Two arms of one and a half turns, each the other's negative; E rises from 0 at the middle to 1 at the ends."""
     angle = 3.0 * math.pi * _uniform(n, generator).sqrt()
     thickness = 0.5 * torch.stack([_uniform(n, generator), _uniform(n, generator)], -1)
     arm = angle.unsqueeze(-1) * torch.stack([-angle.cos(), angle.sin()], -1) + thickness  # (n, 2)
     sign = 1.0 - 2.0 * _choice(2, n, generator)
     points = sign.unsqueeze(-1) * arm / 3.0 + 0.1 * _normal(n, generator)
-    return points, (1.0 - angle / (3.0 * math.pi)).clamp(0.0, 1.0)
+    return points, (angle / (3.0 * math.pi)).clamp(0.0, 1.0)
 
 
 DENSITIES: dict[str, Density] = {
@@ -109,11 +108,13 @@ def tilted_sample(
     inverse_temperature: float,
     generator: torch.Generator,
     max_draws: int = 100_000_000,
+    lowest: float = 0.0,
 ) -> Tensor:
     """`n` exact, independent draws (n, 2) of p(x) ∝ q(x) exp(-beta E), by rejection from q; beta = 0 draws q itself.
 
-    A draw is accepted with probability exp(-beta E), which is one since E >= 0. Raises ConfigError where beta is
-    negative or not finite, or where `max_draws` draws of q do not yield `n`; DataError where an energy is negative.
+    A draw is accepted with probability exp(-beta (E - lowest)), which is one where E >= lowest. Raises ConfigError
+    where beta is negative or not finite, or where `max_draws` draws of q do not yield `n`; DataError where an energy
+    lies below `lowest`.
     """
     if not (inverse_temperature >= 0.0 and math.isfinite(inverse_temperature)):
         raise ConfigError(f"inverse_temperature is {inverse_temperature}; expected a finite number, at least 0")
@@ -130,11 +131,13 @@ def tilted_sample(
                 f"{inverse_temperature:g}, and {n} are wanted; lower it or raise max_draws"
             )
         points, energies = density.sample(CHUNK, generator)
-        if not bool((energies >= 0.0).all()):
-            raise DataError(f"the density '{density.name}' has negative energies or NaN; rejection needs E >= 0")
+        if not bool((energies >= lowest).all()):
+            raise DataError(
+                f"the density '{density.name}' has energies below {lowest:g}, or NaN; rejection needs a bound"
+            )
         # float64: a float32 uniform is zero once in 2^24 draws, and zero accepts any energy.
         u = torch.rand(CHUNK, generator=generator, device=generator.device, dtype=torch.float64)
-        kept = points[u < (-inverse_temperature * energies.double()).exp()]
+        kept = points[u < (-inverse_temperature * (energies.double() - lowest)).exp()]
         accepted.append(kept)
         found, drawn = found + len(kept), drawn + CHUNK
     return torch.cat(accepted)[:n]

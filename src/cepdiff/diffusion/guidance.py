@@ -22,6 +22,20 @@ def logits_gradient(logits: EnergyLogits, x: Tensor, t: Tensor, condition: Tenso
     return gradient
 
 
+def predicted_data_logits(clean_logits: EnergyLogits, eps_net: NoisePredictor, schedule: NoiseSchedule) -> EnergyLogits:
+    """Logits at x_t made of logits at clean samples: f(x0_pred(x_t, t, s), t_min, s) (Chung et al. 2023, "DPS").
+
+    Inexact: the energy of the mean is not -log of the mean of exp(-E). Its gradient runs through `eps_net`.
+    """
+
+    def logits(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        times = t.unsqueeze(-1)  # (...) -> (..., 1)
+        x0_pred = (x - schedule.sigma(times) * eps_net(x, t, condition)) / schedule.alpha(times)
+        return clean_logits(x0_pred, torch.full_like(t, schedule.t_min), condition)
+
+    return logits
+
+
 def guided_noise(
     eps_net: NoisePredictor,
     logits: EnergyLogits | None,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.errors import ConfigError, nearest
@@ -50,12 +51,19 @@ def denoising_loss(
     t: Tensor,
     eps: Tensor,
     weighting: Callable[[NoiseSchedule, Tensor], Tensor] = uniform_weight,
+    sources: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Mean over the batch of w_t ||eps - eps_pred(x_t, t, s)||² (Lu et al. 2023, Eq. 6).
 
-    `x0`, `eps` (B, A), `condition` (B, S), `t` (B,) in [t_min, 1].
+    `x0`, `eps` (B, A), `condition` (B, S), `t` (B,) in [t_min, 1]. With `sources` (K, A), samples of the same density
+    that include `x0`, the mean noise given x_t and them is predicted, see `diffusion.posterior`.
     """
-    eps_pred = net(perturb(schedule, x0, t, eps), t, condition)
+    x = perturb(schedule, x0, t, eps)
+    if sources is not None:
+        mean_x0 = origin_posterior(schedule, x, sources, t) @ sources  # (B, K) (K, A) -> (B, A)
+        # As a correction of eps, which does not cancel where sigma_t is small.
+        eps = eps + (schedule.alpha(t) / schedule.sigma(t)).unsqueeze(-1) * (x0 - mean_x0)
+    eps_pred = net(x, t, condition)
     squared_error = (eps - eps_pred).square().sum(-1)  # (B, A) -> (B,)
     loss = (weighting(schedule, t) * squared_error).mean()
     return loss, {"loss": loss.detach(), "eps_mse": squared_error.detach().mean() / x0.shape[-1]}

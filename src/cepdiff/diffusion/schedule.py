@@ -42,9 +42,12 @@ class NoiseSchedule(ABC):
         """Half log-SNR lambda_t = log(alpha_t / sigma_t), strictly decreasing in t."""
         return self.log_alpha(t) - self.sigma(t).log()
 
-    def sample_times(self, uniform: Tensor) -> Tensor:
-        """Training times in [t_min, 1) from uniform numbers in [0, 1)."""
-        return self.t_min + (1.0 - self.t_min) * uniform
+    def sample_times(self, uniform: Tensor, exponent: float = 1.0) -> Tensor:
+        """Training times t_min + (1 - t_min) u^exponent in [t_min, 1) from uniform numbers u in [0, 1).
+
+        Exponents above 1 favour small times, where the guidance gradient is steepest.
+        """
+        return self.t_min + (1.0 - self.t_min) * uniform**exponent
 
 
 class LinearVP(NoiseSchedule):

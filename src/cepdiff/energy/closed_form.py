@@ -1,7 +1,7 @@
 """Densities whose guidance is known exactly: Gaussian mixtures under quadratic energies, in any dimension.
 
-A mixture q = Σ_i w_i N(mu_i, C_i) tilted by exp(-beta E), with E quadratic in x, is a mixture again, and both diffuse to
-mixtures. Since p_t ∝ q_t exp(-E_t) (Lu et al. 2023, Eq. 8), the intermediate energy is
+A mixture q = Σ_i w_i N(mu_i, C_i) tilted by exp(-beta E), with E quadratic in x, is a mixture again, and both diffuse
+to mixtures. Since p_t ∝ q_t exp(-E_t) (Lu et al. 2023, Eq. 8), the intermediate energy is
 
     E_t(x) = -log E_{q(x_0|x_t)}[exp(-beta E(x_0))] = log q_t(x) - log p_t(x) - log Z,   Z = E_q[exp(-beta E)]
 

@@ -18,7 +18,7 @@ BLOCK = 1 << 19  # float64 numbers held at a time, 4 MiB: what stays in the cach
 
 
 def sliced_wasserstein(
-    x: Tensor, y: Tensor, num_projections: int = 512, seed: int = 0, block_size: int = BLOCK
+    x: Tensor, y: Tensor, num_projections: int = 256, seed: int = 0, block_size: int = BLOCK
 ) -> Tensor:
     """Sliced Wasserstein-2 distance of two samples of one size; `x`, `y` (N, D) -> () in float64.
 

@@ -3,14 +3,17 @@
 **Sign.** Networks output `logits` f(x_t, t, s), which stand for -E_t(x_t) up to a constant of t and s; `energies`
 are E(x_0) (in offline RL -Q). A sample with low energy has a high logit.
 
-All take `logits` (B, K) at K noised samples that share one time and condition a row, and the `energies` (B, K) of
-the clean samples, and return `(loss, metrics)`.
+An objective has two halves. `targets` turns the energies (..., K) of a contrastive set's clean samples into what the
+logits (..., K) at its noised samples are fitted to. `loss` compares the two and returns `(loss, metrics)`; it is linear
+in the targets, up to terms without logits, so that their mean given x_t alone matters, and they may be averaged over
+what is not known of x_0 (`diffusion.posterior`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,36 +27,34 @@ def effective_sample_size(energies: Tensor, inverse_temperature: float) -> Tenso
     return 1.0 / torch.softmax(-inverse_temperature * energies, -1).square().sum(-1)
 
 
-def cep_loss(logits: Tensor, energies: Tensor, inverse_temperature: float) -> tuple[Tensor, Metrics]:
-    """Contrastive energy prediction: cross-entropy of softmax_K(logits) against softmax_K(-beta E).
+def cep_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
+    """Contrastive energy prediction: cross-entropy of softmax_K(logits) against non-negative `labels` (..., K).
 
     Lu et al. 2023, Eq. 10 and 12. Exact: at its optimum ∇f = -∇E_t. `excess` is the loss above the labels' entropy
-    (a KL divergence, in nats); `label_ess` the effective number of samples 1 / Σ label² in [1, K].
+    (a KL divergence, in nats, of labels that sum to one).
     """
-    log_labels = (-inverse_temperature * energies).log_softmax(-1)
-    labels = log_labels.exp()
-    loss = -(labels * logits.log_softmax(-1)).sum(-1).mean()
-    entropy = -(labels * log_labels).sum(-1).mean()
-    label_ess = effective_sample_size(energies, inverse_temperature).mean()
-    return loss, {"loss": loss.detach(), "excess": loss.detach() - entropy, "label_ess": label_ess}
+    total = labels.sum(-1, keepdim=True)
+    log_softmax = logits.log_softmax(-1)
+    loss = -(labels * log_softmax).sum(-1).mean()
+    shares = (labels / total).detach()
+    excess = (torch.xlogy(shares, shares) - shares * log_softmax.detach()).sum(-1).mean()
+    return loss, {"loss": loss.detach(), "excess": excess}
 
 
-def mse_loss(logits: Tensor, energies: Tensor, inverse_temperature: float) -> tuple[Tensor, Metrics]:
+def mse_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
     """Regression of f on -beta E(x_0): learns the posterior mean of the energy, which is **not** E_t.
 
     Lu et al. 2023, Sec. 3.3 (as in Janner et al. 2022). A baseline.
     """
-    loss = (logits + inverse_temperature * energies).square().mean()
+    loss = (logits - targets).square().mean()
     return loss, {"loss": loss.detach()}
 
 
-def exponential_mse_loss(logits: Tensor, energies: Tensor, inverse_temperature: float) -> tuple[Tensor, Metrics]:
+def exponential_mse_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
     """E-MSE: regression of exp(f) on exp(-beta E(x_0)) (Lu et al. 2023, Eq. 13): exact, but dominated by few samples.
 
-    Energies are measured from each row's lowest one, which changes f by a constant of the condition alone and keeps
-    the exponential finite; logits are capped at 10 for the same reason.
+    Logits are capped at 10, which keeps the exponential finite.
     """
-    targets = (-inverse_temperature * (energies - energies.amin(-1, keepdim=True))).exp()
     loss = (logits.clamp(max=10.0).exp() - targets).square().mean()
     return loss, {"loss": loss.detach()}
 
@@ -64,34 +65,86 @@ class EnergyObjective(ABC):
     `inverse_temperature` is beta in p(x) ∝ q(x) exp(-beta E(x)), above 0.
     """
 
+    on_clean: ClassVar[bool] = False
+    """Whether the network sees clean samples alone, and guides through the predicted clean sample."""
+
     def __init__(self, inverse_temperature: float = 3.0) -> None:
         if not (inverse_temperature > 0.0 and math.isfinite(inverse_temperature)):
             raise ConfigError(f"inverse_temperature is {inverse_temperature}; expected a finite number above 0")
         self.inverse_temperature = inverse_temperature
 
     @abstractmethod
+    def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
+        """What the logits of samples with `energies` (..., K) are fitted to, (..., K).
+
+        With `per_set` every set stands for itself, as that of one state does, and may be normalised by itself: this
+        multiplies exp(f) by a constant of its condition. Without, sets are samples of one density, their energies are
+        absolute, and the lowest energy of all should be near 0.
+        """
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+        """Loss (scalar) and metrics for `logits` and `targets` (..., K)."""
+
     def __call__(self, logits: Tensor, energies: Tensor) -> tuple[Tensor, Metrics]:
-        """Loss (scalar) and metrics for `logits` and `energies` (B, K)."""
+        """Loss and metrics for `logits` and `energies` (..., K), without averaging of the targets."""
+        return self.loss(logits, self.targets(energies))
 
 
 class CEP(EnergyObjective):
-    """Contrastive energy prediction, see `cep_loss`."""
+    """Contrastive energy prediction, see `cep_loss`.
 
-    def __call__(self, logits: Tensor, energies: Tensor) -> tuple[Tensor, Metrics]:
+    Labels are softmax_K(-beta E) where sets stand for themselves (Lu et al. 2023, Eq. 16), which estimates the
+    normaliser from the set: a bias of the order of 1 / (effective sample size). Otherwise they are exp(-beta E) / K,
+    which is exact for every K (Eq. 12).
+    """
+
+    def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
         if energies.shape[-1] < 2:
             raise ConfigError(f"CEP contrasts K samples; K is {energies.shape[-1]}, expected at least 2")
-        return cep_loss(logits, energies, self.inverse_temperature)
+        exponents = -self.inverse_temperature * energies
+        return exponents.softmax(-1) if per_set else exponents.exp() / energies.shape[-1]
+
+    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+        return cep_loss(logits, targets)
 
 
 class MSE(EnergyObjective):
     """Posterior-mean regression, see `mse_loss`."""
 
-    def __call__(self, logits: Tensor, energies: Tensor) -> tuple[Tensor, Metrics]:
-        return mse_loss(logits, energies, self.inverse_temperature)
+    def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
+        return -self.inverse_temperature * energies
+
+    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+        return mse_loss(logits, targets)
 
 
 class ExponentialMSE(EnergyObjective):
-    """Regression in the exponential, see `exponential_mse_loss`."""
+    """Regression in the exponential, see `exponential_mse_loss`.
 
-    def __call__(self, logits: Tensor, energies: Tensor) -> tuple[Tensor, Metrics]:
-        return exponential_mse_loss(logits, energies, self.inverse_temperature)
+    Where sets stand for themselves, energies are measured from each set's lowest one, which changes f by a constant of
+    the condition alone and keeps the exponential finite.
+    """
+
+    def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
+        lowest = energies.amin(-1, keepdim=True) if per_set else 0.0
+        return (-self.inverse_temperature * (energies - lowest)).exp()
+
+    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+        return exponential_mse_loss(logits, targets)
+
+
+class DPS(EnergyObjective):
+    """The energy of the predicted clean sample (Chung et al. 2023), -beta E(x0_pred(x_t)): a baseline, **not** E_t.
+
+    The network regresses f on -beta E at clean samples alone; `diffusion.guidance.predicted_data_logits` makes of it
+    the logits at noised ones.
+    """
+
+    on_clean = True
+
+    def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
+        return -self.inverse_temperature * energies
+
+    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+        return mse_loss(logits, targets)

@@ -31,6 +31,11 @@ class Noise:
         self._rank = rank
         self._world = world
 
+    @property
+    def world(self) -> int:
+        """Number of processes that share the global batch."""
+        return self._world
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers (B, ...) of this rank."""
         return self._cut(torch.randn(shape[0] * self._world, *shape[1:], **self._where()))
@@ -38,6 +43,10 @@ class Noise:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) of this rank."""
         return self._cut(torch.rand(shape[0] * self._world, *shape[1:], **self._where()))
+
+    def shared_uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), the same on every rank."""
+        return torch.rand(*shape, **self._where())
 
     def _where(self) -> dict[str, Any]:
         return {"generator": self._generator, "device": self._device}
@@ -63,7 +72,7 @@ class StageModule(LightningModule, ABC):
     """
 
     stage: ClassVar[str]
-    batch_fields: ClassVar[tuple[str, ...]]
+    batch_fields: tuple[str, ...]
 
     def __init__(
         self,
@@ -110,6 +119,18 @@ class StageModule(LightningModule, ABC):
         """Runs after every optimiser step; moves the average."""
         if self.ema_net is not None and self.ema_decay is not None:
             polyak_update(self.ema_net, self.net, 1.0 - self.ema_decay)
+
+    def from_all_ranks(self, values: Tensor, noise: Noise, axis: int = 0) -> Tensor:
+        """`values` of all ranks side by side along `axis`, with gradients.
+
+        For losses over the global batch, which are then equal on all ranks: each rank's gradient is the sum over the
+        ranks of equal losses, which DDP's mean over the ranks makes right again.
+        """
+        if noise.world == 1:
+            return values
+        gathered = self.all_gather(values, sync_grads=values.requires_grad)  # (ranks, ...)
+        assert isinstance(gathered, Tensor)
+        return torch.cat(list(gathered), axis)
 
     def check_block(self, metrics: dict[str, Tensor], first_step: int) -> None:
         """Raises DivergenceError on unusable values; `metrics` are (T,) each, of the steps from `first_step`."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cepdiff.diffusion.losses import denoising_loss, find_weighting
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
+from cepdiff.errors import ConfigError
 from cepdiff.modules.base import Noise, StageModule
 from cepdiff.networks.score import ResidualUNet
 from cepdiff.types import Batch, Metrics
@@ -25,11 +26,13 @@ class BehaviorDiffusion(StageModule):
         net: `net(observation_size, action_size)` makes the noise predictor.
         schedule: the forward process; None is `LinearVP()`.
         weighting: of a time in the loss: "uniform" (the recipe), "min_snr" or "sigmoid", see `diffusion.losses`.
+        average_targets: the noise to predict is averaged over the samples of the batch that a noised one may have come
+            from, see `diffusion.posterior`: the same optimum, less variance. Unconditional models alone.
         options: those of `StageModule`: learning_rate, batch_size, lr_schedule, weight_decay, max_grad_norm, ema_decay.
     """
 
     stage = "behavior"
-    batch_fields = ("observations", "actions")
+    batch_fields: tuple[str, ...] = ("observations", "actions")
 
     def __init__(
         self,
@@ -38,16 +41,26 @@ class BehaviorDiffusion(StageModule):
         net: Callable[[int, int], nn.Module] = ResidualUNet,
         schedule: NoiseSchedule | None = None,
         weighting: str = "uniform",
+        average_targets: bool = False,
         learning_rate: float = 1e-4,
         batch_size: int = 4096,
         **options: Any,
     ) -> None:
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
+        if average_targets and observation_size:
+            raise ConfigError(
+                "behavior.average_targets needs an unconditional model: samples of other states are no candidates"
+            )
+        if not observation_size:
+            self.batch_fields = ("actions",)
         self.schedule = schedule or LinearVP()
         self.weighting = find_weighting(weighting)
+        self.average_targets = average_targets
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         actions = batch["actions"]
         t = self.schedule.sample_times(noise.uniform(len(actions)))
         eps = noise.normal(*actions.shape)
-        return denoising_loss(self.net, self.schedule, actions, batch.get("observations"), t, eps, self.weighting)
+        sources = self.from_all_ranks(actions, noise) if self.average_targets else None
+        condition = batch.get("observations")
+        return denoising_loss(self.net, self.schedule, actions, condition, t, eps, self.weighting, sources)

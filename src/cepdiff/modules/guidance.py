@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from cepdiff.diffusion.guidance import predicted_data_logits
+from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
-from cepdiff.energy.objectives import CEP, EnergyObjective
+from cepdiff.energy.objectives import CEP, EnergyObjective, effective_sample_size
+from cepdiff.errors import ConfigError
 from cepdiff.modules.base import Noise, StageModule
-from cepdiff.networks.energy import EnergyMLP
-from cepdiff.types import Batch, Metrics
+from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
+from cepdiff.types import Batch, EnergyLogits, Metrics, NoisePredictor
 
 
 class EnergyGuidance(StageModule):
@@ -25,12 +29,15 @@ class EnergyGuidance(StageModule):
         action_size: A.
         net: `net(observation_size, action_size)` makes the energy network (its output is a logit, -E_t).
         schedule: the forward process of the behavior stage; None is `LinearVP()`.
-        objective: CEP, MSE or ExponentialMSE with its inverse temperature beta; None is `CEP()`.
+        objective: CEP, or a baseline, with its inverse temperature beta; None is `CEP()`.
+        average_targets: a noised sample's target is the mean over the samples of its set that it may have come from,
+            see `diffusion.posterior`: the same optimum, less variance.
+        time_exponent: times are drawn as u^exponent; above 1 favours small ones.
         options: those of `StageModule`.
     """
 
     stage = "guidance"
-    batch_fields = ("observations", "support_actions", "energies")
+    batch_fields: tuple[str, ...] = ("observations", "support_actions", "energies")
 
     def __init__(
         self,
@@ -39,18 +46,126 @@ class EnergyGuidance(StageModule):
         net: Callable[[int, int], nn.Module] = EnergyMLP,
         schedule: NoiseSchedule | None = None,
         objective: EnergyObjective | None = None,
+        average_targets: bool = False,
+        time_exponent: float = 1.0,
         learning_rate: float = 3e-4,
         batch_size: int = 256,
         **options: Any,
     ) -> None:
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
+        if not time_exponent > 0.0:
+            raise ConfigError(f"guidance.time_exponent is {time_exponent}; expected a number above 0")
         self.schedule = schedule or LinearVP()
         self.objective = objective or CEP()
+        self.average_targets = average_targets
+        self.time_exponent = time_exponent
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        actions = batch["support_actions"]  # (B, K, A)
-        t = self.schedule.sample_times(noise.uniform(len(actions), 1))  # one time for the K actions of a state
-        x = perturb(self.schedule, actions, t, noise.normal(*actions.shape))
+        actions, energies = batch["support_actions"], batch["energies"]  # (B, K, A), (B, K)
+        uniform = noise.uniform(len(actions), 1)  # one time for the K actions of a state
         condition = batch["observations"].unsqueeze(1) if "observations" in batch else None
-        logits = self.net(x, t, condition)  # (B, K)
-        return self.objective(logits, batch["energies"])
+        logits, origins = self.noised_logits(actions, actions, uniform, noise.normal(*actions.shape), condition)
+        targets = self.objective.targets(energies)
+        if origins is not None:
+            targets = average(targets, origins)
+        return self.with_label_ess(self.objective.loss(logits, targets), energies)
+
+    def noised_logits(
+        self, x0: Tensor, sources: Tensor, uniform: Tensor, eps: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (..., M) of clean samples `x0` (..., M, A) noised by `eps` at times made of `uniform` (..., 1).
+
+        With them the probability (..., M, K) that a noised sample came from each of `sources` (..., K, A), where
+        targets are averaged. An objective on clean samples gets logits there, and no average.
+        """
+        if self.objective.on_clean:
+            return self.net(x0, x0.new_tensor(self.schedule.t_min), condition), None
+        t = self.schedule.sample_times(uniform, self.time_exponent)
+        x = perturb(self.schedule, x0, t, eps)
+        origins = origin_posterior(self.schedule, x, sources, t) if self.average_targets else None
+        return self.net(x, t, condition), origins
+
+    def with_label_ess(self, result: tuple[Tensor, Metrics], energies: Tensor) -> tuple[Tensor, Metrics]:
+        """A loss and its metrics, with the effective sample size of the contrastive sets' weights among these."""
+        ess = effective_sample_size(energies, self.objective.inverse_temperature).mean()
+        return result[0], result[1] | {"label_ess": ess}
+
+    def guidance_logits(self, eps_net: NoisePredictor) -> EnergyLogits:
+        """What the sampler takes the gradient of: the network, or its value at the prediction of `eps_net`."""
+        if self.objective.on_clean:
+            return predicted_data_logits(self.sampling_net, eps_net, self.schedule)
+        return self.sampling_net
+
+
+class BatchEnergyGuidance(EnergyGuidance):
+    """Contrastive energy prediction without conditions: the contrastive set is the batch, over all processes.
+
+    Batches hold samples of q as `actions` (B, A) and their `energies` (B,) >= 0; K is the global batch size. All K
+    samples are noised at each of `times_per_step` diffusion times, one contrast a time (Lu et al. 2023, Eq. 12: one).
+
+    Args:
+        observation_size: must be 0.
+        action_size: A.
+        net: as in `EnergyGuidance`.
+        schedule: as there.
+        objective: as there.
+        times_per_step: diffusion times of a step, one drawn from each of as many equal parts of the range.
+        average_targets: as there.
+        time_exponent: as there.
+        batch_size: K, at least 2.
+        options: those of `StageModule`.
+    """
+
+    batch_fields = ("actions", "energies")
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        net: Callable[[int, int], nn.Module] = ResidualEnergy,
+        schedule: NoiseSchedule | None = None,
+        objective: EnergyObjective | None = None,
+        times_per_step: int = 8,
+        average_targets: bool = True,
+        time_exponent: float = 1.5,
+        learning_rate: float = 3e-3,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            observation_size,
+            action_size,
+            net,
+            schedule,
+            objective,
+            average_targets,
+            time_exponent,
+            learning_rate,
+            batch_size,
+            **options,
+        )
+        if observation_size:
+            raise ConfigError(f"BatchEnergyGuidance has no condition; the data's observations have {observation_size}")
+        if batch_size < 2:
+            raise ConfigError(f"guidance.batch_size is {batch_size}; the batch is contrasted, expected at least 2")
+        if times_per_step < 1:
+            raise ConfigError(f"guidance.times_per_step is {times_per_step}; expected at least 1")
+        self.times_per_step = times_per_step
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        x0 = batch["actions"]  # (B, A) of this rank
+        sources, energies = self.from_all_ranks(x0, noise), self.from_all_ranks(batch["energies"], noise)
+        parts = torch.arange(self.times_per_step, device=x0.device).unsqueeze(-1)  # (T, 1)
+        uniform = (parts + noise.shared_uniform(self.times_per_step, 1)) / self.times_per_step
+        eps = torch.stack([noise.normal(*x0.shape) for _ in range(self.times_per_step)])  # (T, B, A)
+        logits, origins = self.noised_logits(x0, sources, uniform, eps, None)
+        logits = self.from_all_ranks(logits.expand(self.times_per_step, len(x0)), noise, axis=1)  # (T, B) -> (T, K)
+        targets = self.objective.targets(energies, per_set=False).expand_as(logits)
+        if origins is not None:
+            targets = self.from_all_ranks(average(targets, origins), noise, axis=1)
+        return self.with_label_ess(self.objective.loss(logits, targets), energies)
+
+
+def average(targets: Tensor, origins: Tensor) -> Tensor:
+    """Mean of `targets` (..., K) under `origins` (..., M, K): (..., M)."""
+    return (origins @ targets.unsqueeze(-1)).squeeze(-1)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.networks.embeddings import FourierFeatures
-from cepdiff.networks.mlp import JointMLP, present
+from cepdiff.networks.mlp import JointLinear, JointMLP, present, residual_block
 
 
 class EnergyMLP(nn.Module):
@@ -33,4 +34,45 @@ class EnergyMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         logits: Tensor = self.net(*present(x, self.time(t), condition))
+        return logits.squeeze(-1)
+
+
+class ResidualEnergy(nn.Module):
+    """A residual MLP on (alpha_t x_t, Fourier(lambda_t), s), whose gradient has the right limit at t -> 1.
+
+    Since -∇E_t = alpha_t / sigma_t² (E_p[x_0|x_t] - E_q[x_0|x_t]), the gradient vanishes like alpha_t where x_t is all
+    noise. A function of alpha_t x_t, what is left of the data in x_t, does so by construction. Half log-SNR lambda_t
+    tells small times apart that t itself does not. Shapes as in `EnergyMLP`.
+
+    Args:
+        condition_size: S, or 0.
+        data_size: A.
+        width: of all layers.
+        depth: residual blocks of two layers each.
+        time_features: Fourier features of lambda_t, even.
+        schedule: whose alpha_t and lambda_t these are; None is `LinearVP()`.
+    """
+
+    def __init__(
+        self,
+        condition_size: int,
+        data_size: int,
+        width: int = 128,
+        depth: int = 2,
+        time_features: int = 32,
+        schedule: NoiseSchedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule or LinearVP()
+        self.time = FourierFeatures(time_features, scale=0.1)  # lambda_t spans about 10
+        self.joint = JointLinear([n for n in (data_size, time_features, condition_size) if n], width)
+        self.blocks = nn.ModuleList(residual_block(width) for _ in range(depth))
+        self.output = nn.Sequential(nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        signal = self.schedule.alpha(t).unsqueeze(-1) * x
+        hidden = self.joint(*present(signal, self.time(self.schedule.lam(t)), condition))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        logits: Tensor = self.output(hidden)
         return logits.squeeze(-1)

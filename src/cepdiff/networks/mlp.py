@@ -70,6 +70,11 @@ class JointMLP(nn.Module):
         return output
 
 
+def residual_block(width: int) -> nn.Sequential:
+    """A pre-norm residual branch of two layers: (..., width) -> (..., width), to be added to its input."""
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+
 def present(*inputs: Tensor | None) -> list[Tensor]:
     """The inputs that are there: an unconditional model has no condition."""
     return [value for value in inputs if value is not None and value.shape[-1] > 0]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cepdiff.errors import ConfigError
 from cepdiff.networks.embeddings import FourierFeatures
-from cepdiff.networks.mlp import JointLinear, JointMLP, present
+from cepdiff.networks.mlp import JointLinear, JointMLP, present, residual_block
 
 
 class ResidualBlock(nn.Module):
@@ -135,10 +135,7 @@ class ResidualMLPScore(nn.Module):
         )
         joint = [data_size, time_features, width] if condition_size else [data_size, time_features]
         self.joint = JointLinear(joint, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(residual_block(width) for _ in range(depth))
         self.output = nn.Sequential(nn.SiLU(), nn.Linear(width, data_size))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cepdiff.components import build
+from cepdiff.diffusion.guidance import predicted_data_logits
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import ConfigError, DataError, RunError
 from cepdiff.files import written_aside
-from cepdiff.types import DataSpec
+from cepdiff.types import DataSpec, EnergyLogits
 
 POLICY_FILE = "policy.pt"
 FORMAT = 1
@@ -32,8 +33,8 @@ class PolicyRecipe:
     """What a policy file says beside its weights; plain types only.
 
     Networks, schedule and solver are `{"class_path": ..., "init_args": {...}}`; `energy_net` is None before the
-    guidance stage. `environment` holds env_id, kwargs, module and the reference returns; `sources` the folders where
-    a user's own classes were found.
+    guidance stage, and `energy_on_clean` says that it belongs to the predicted clean sample. `environment` holds
+    env_id, kwargs, module and the reference returns; `sources` the folders where a user's own classes were found.
     """
 
     task: str
@@ -45,6 +46,7 @@ class PolicyRecipe:
     environment: dict[str, Any]
     scales: list[float]
     sources: list[str]
+    energy_on_clean: bool = False
 
 
 class GuidedPolicy:
@@ -57,6 +59,7 @@ class GuidedPolicy:
         solver: the sampler.
         energy_net: logits of the guidance, or None for the behavior policy alone.
         device: where to compute.
+        energy_on_clean: `energy_net` knows clean samples alone, and guides through the predicted one (DPS).
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class GuidedPolicy:
         solver: DPMSolver,
         energy_net: nn.Module | None = None,
         device: torch.device | str = "cpu",
+        energy_on_clean: bool = False,
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
@@ -74,6 +78,9 @@ class GuidedPolicy:
         self.energy_net = None if energy_net is None else energy_net.to(self.device).eval()
         self.schedule = schedule
         self.solver = solver
+        self._logits: EnergyLogits | None = self.energy_net
+        if energy_on_clean and self.energy_net is not None:
+            self._logits = predicted_data_logits(self.energy_net, self.eps_net, schedule)
         low, high = (torch.tensor(bound, device=self.device) for bound in (spec.action_low, spec.action_high))
         self._centre, self._half_range = (high + low) / 2, (high - low) / 2
         self._low, self._high = low, high
@@ -142,7 +149,7 @@ class GuidedPolicy:
             self.solver,
             self.condition(batch),
             noise.to(self.device, torch.float32).reshape(len(batch), self.action_size),
-            logits=self.energy_net,
+            logits=self._logits,
             guidance_scale=scale,
             data_bound=1.0,
         )
@@ -188,7 +195,8 @@ class GuidedPolicy:
         except (KeyError, RuntimeError) as error:
             raise RunError(f"{path}: the weights do not fit the networks that it names") from error
         schedule: NoiseSchedule = build(recipe.schedule, NoiseSchedule, "schedule")  # type: ignore[type-abstract]
-        policy = cls(spec, eps_net, schedule, build(solver_spec, DPMSolver, "solver"), energy_net, device)
+        solver = build(solver_spec, DPMSolver, "solver")
+        policy = cls(spec, eps_net, schedule, solver, energy_net, device, recipe.energy_on_clean)
         policy.recipe = recipe
         return policy
 

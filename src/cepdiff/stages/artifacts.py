@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,13 +42,19 @@ class StageFolder:
         """Wall-clock seconds that the finished stage took, over all resumptions."""
         return float(self._content().get("seconds", 0.0))
 
+    @property
+    def made_from(self) -> dict[str, Any] | None:
+        """What the stage was made from, as its record tells; None where there is none."""
+        found: dict[str, Any] | None = self._content().get("made_from")
+        return found
+
     def claim(self, record: Mapping[str, Any]) -> None:
         """Notes what the stage is made from, or checks that it is what an earlier run noted.
 
         Raises:
             RunError: the stage was made from something else; names what, and what to do.
         """
-        found = self._content().get("made_from")
+        found = self.made_from
         if found is None:
             if self.last.exists() or self.final.exists():
                 raise RunError(f"{self.path} holds checkpoints without stage.json; choose another --run_dir")
@@ -62,6 +70,15 @@ class StageFolder:
                 f"{f' (and {len(differences) - 4} more)' if len(differences) > 4 else ''}. "
                 f"Choose another --run_dir, undo the change, or delete {folders} to make it again"
             )
+
+    def adopt(self, other: StageFolder, record: Mapping[str, Any]) -> None:
+        """Takes over the finished stage of another run, if it was made from `record` and nothing lies here yet."""
+        if self.path.exists() or not other.done or any(compare(other.made_from, json.loads(json.dumps(record)))):
+            return
+        aside = self.path.with_name(f".{self.name}.adopted")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(other.path, aside, copy_function=link_or_copy)
+        aside.rename(self.path)
 
     def finish(self, seconds: float) -> None:
         """Marks the stage as done."""
@@ -92,6 +109,9 @@ class RunFolder:
         self.logs = path / "logs"
         self.scores = path / "scores.json"
         self.figure = path / "scores.png"
+        self.distances = path / "distances.json"
+        self.samples = path / "samples.npz"
+        self.panel = path / "samples.png"
 
     def stage(self, name: str) -> StageFolder:
         """The folder of a stage."""
@@ -138,6 +158,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint; delete {path.parent} to make that stage again"
         ) from error
     return content
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link: finished files are replaced, never changed. A copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def made_from_of(path: Path) -> dict[str, Any] | None:
+    """What an earlier result in a JSON file was made from, or None."""
+    if not path.is_file():
+        return None
+    try:
+        made_from: dict[str, Any] | None = json.loads(path.read_text()).get("made_from")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged; delete it to evaluate again") from error
+    return made_from
 
 
 def file_hash(path: Path) -> str:

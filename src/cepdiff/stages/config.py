@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cepdiff.components import class_path_of, import_class
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
-from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.energy.objectives import CEP
 from cepdiff.errors import CepdiffError, ConfigError
 from cepdiff.modules.base import StageModule
-from cepdiff.modules.behavior import BehaviorDiffusion
-from cepdiff.modules.critic import SoftmaxQCritic
-from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.stages.layers import forget_replaced, lifted
 from cepdiff.stages.messages import (
     one_line,
@@ -35,110 +27,16 @@ from cepdiff.stages.messages import (
     refuse_unknown_nested,
     unresolved,
 )
-
-
-@dataclass
-class StageSettings:
-    """Length of a trained stage.
-
-    Args:
-        max_steps: optimiser steps.
-        checkpoint_every: steps between writes of `last.ckpt`.
-    """
-
-    max_steps: int
-    checkpoint_every: int = 5000
-
-
-@dataclass
-class SupportSettings:
-    """Drawing of support actions.
-
-    Args:
-        num_actions: K; null is the task's own number (16, AntMaze 32).
-        max_rows: about how many rows to draw for, in whole episodes; null draws for all.
-        chunk_size: states drawn at a time.
-    """
-
-    num_actions: int | None = None
-    max_rows: int | None = None
-    chunk_size: int = 4096
-
-
-@dataclass
-class StagesSettings:
-    """The stages in their order, with the recipe's lengths."""
-
-    behavior: StageSettings = field(default_factory=lambda: StageSettings(600_000))
-    support: SupportSettings = field(default_factory=SupportSettings)
-    critic: StageSettings = field(default_factory=lambda: StageSettings(500_000))
-    guidance: StageSettings = field(default_factory=lambda: StageSettings(1_000_000))
-
-
-@dataclass
-class EvaluationSettings:
-    """Rollouts in the environment.
-
-    Args:
-        scales: guidance scales; null is the task's own list.
-        episodes: a scale; null is the task's own number, 0 never opens an environment.
-        every_n_steps: also evaluate during the behavior and guidance stages, every so many steps; null only at the end.
-        seed: of the episodes' starts and noise; null is the run's seed.
-        max_envs: environments stepped side by side on a process.
-    """
-
-    scales: list[float] | None = None
-    episodes: int | None = None
-    every_n_steps: int | None = None
-    seed: int | None = None
-    max_envs: int = 128
-
-
-@dataclass
-class TrainerSettings:
-    """What is passed to Lightning's Trainer, the same in every stage.
-
-    Args:
-        accelerator: "auto", "cpu", "gpu", ...
-        devices: how many processes (GPUs) a node.
-        num_nodes: machines.
-        strategy: "auto", "ddp", ...
-        precision: Lightning's, e.g. "32-true" or "bf16-mixed".
-        matmul_precision: torch's float32 matrix products: "highest", "high" (TF32 on GPUs) or "medium".
-        num_threads: CPU threads a process; null leaves torch's choice.
-        deterministic: refuse operations that have no deterministic form.
-        profiler: "simple", "advanced" or null.
-        progress_bar: show progress bars.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    matmul_precision: str = "highest"
-    num_threads: int | None = None
-    deterministic: bool = False
-    profiler: str | None = None
-    progress_bar: bool = True
-
-
-# Sections that name a class: key -> (base, default class, arguments that the runner supplies).
-COMPONENTS: dict[str, tuple[type, type, set[str]]] = {
-    "data": (LightningDataModule, OfflineDataModule, {"seed"}),
-    "schedule": (NoiseSchedule, LinearVP, set()),
-    "behavior": (BehaviorDiffusion, BehaviorDiffusion, {"observation_size", "action_size", "schedule"}),
-    "critic": (SoftmaxQCritic, SoftmaxQCritic, {"observation_size", "action_size"}),
-    "guidance": (EnergyGuidance, EnergyGuidance, {"observation_size", "action_size", "schedule"}),
-    "solver": (DPMSolver, DPMSolver, set()),
-}
-SETTINGS: dict[str, type] = {
-    "stages": StagesSettings,
-    "evaluation": EvaluationSettings,
-    "trainer": TrainerSettings,
-}
-# Arguments that stand for a class although their signature's default is None.
-NESTED_DEFAULTS = {"guidance": {"objective": {"class_path": class_path_of(CEP)}}}
+from cepdiff.stages.settings import (
+    OFFLINE,
+    DensityStages,
+    EvaluationSettings,
+    Layout,
+    SampleSettings,
+    StagesSettings,
+    TrainerSettings,
+    layout_of,
+)
 
 
 @dataclass(frozen=True)
@@ -153,8 +51,8 @@ class Config:
     values: dict[str, Any]
     classes: dict[str, type]
     arguments: dict[str, dict[str, Any]]
-    stages: StagesSettings
-    evaluation: EvaluationSettings
+    stages: StagesSettings | DensityStages
+    evaluation: EvaluationSettings | SampleSettings
     trainer: TrainerSettings
     callbacks: list[Callback]
     seed: int
@@ -206,7 +104,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
             raise ConfigError(f"{key}: the value '{value}' is no readable YAML") from error
     try:
         merged: Any = OmegaConf.create()
-        for layer in (lifted(tree, COMPONENTS) for tree in trees):
+        for layer in (lifted(tree, OFFLINE.components) for tree in trees):
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
         tree = OmegaConf.to_container(merged, resolve=True)
@@ -218,20 +116,26 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
 
 def check_config(tree: dict[str, Any]) -> Config:
     """Types and classes of a plain merged configuration."""
-    known = ["seed", "run_dir", *COMPONENTS, *SETTINGS, "callbacks"]
-    refuse_unknown(tree, known, "")
-    classes = {key: component_class(key, tree.get(key)) for key in COMPONENTS}
+    layout = layout_of(component_class("data", tree.get("data"), OFFLINE))
+    components, settings = layout.components, layout.settings
+    refuse_unknown(tree, ["seed", "run_dir", *components, *settings, "callbacks"], "")
+    classes = {key: component_class(key, tree.get(key), layout) for key in components}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run_dir", type=str | None, default=None)
     for key, cls in classes.items():
-        parser.add_class_arguments(cls, key, skip=COMPONENTS[key][2], instantiate=False)
-    for key, cls in SETTINGS.items():
+        parser.add_class_arguments(cls, key, skip=components[key][2], instantiate=False)
+    for key, cls in settings.items():
         parser.add_class_arguments(cls, key)
     parser.add_argument("--callbacks", type=list[Callback], default=[])
     defaults = plain(parser.get_defaults())
-    flat = {key: flatten(tree[key], defaults, key) if key in COMPONENTS else tree[key] for key in tree}
-    for key in (*COMPONENTS, *SETTINGS):
+    flat = {
+        key: flatten(tree[key], {**defaults.get(key, {}), **layout.nested.get(key, {})}, key)
+        if key in components
+        else tree[key]
+        for key in tree
+    }
+    for key in (*components, *settings):
         if isinstance(flat.get(key), Mapping):
             refuse_unknown_nested(flat[key], defaults[key], key)
             refuse_null(flat[key], defaults[key], key)
@@ -240,11 +144,11 @@ def check_config(tree: dict[str, Any]) -> Config:
     flat = {key: value for key, value in flat.items() if value is not None}
     if "dataset" in defaults["data"] and not flat.get("data", {}).get("dataset"):
         raise ConfigError("data.dataset is missing: name a D4RL task or a file, e.g. --data.dataset hopper-medium-v2")
-    for key, nested in NESTED_DEFAULTS.items():
+    for key, nested in layout.nested.items():
         for name, default in nested.items():
             if name in defaults[key] and not flat.get(key, {}).get(name):
                 flat.setdefault(key, {})[name] = default
-    for key in COMPONENTS:
+    for key in components:
         for name, value in (flat.get(key) or {}).items():
             if isinstance(value, Mapping) and "class_path" in value and isinstance(defaults[key].get(name), Mapping):
                 # Another class than the default must not inherit the default's arguments.
@@ -259,32 +163,32 @@ def check_config(tree: dict[str, Any]) -> Config:
     values = plain(parsed)
     for key, cls in classes.items():
         values[key] = {"class_path": class_path_of(cls), "init_args": values[key]}
-    check_settings(built)
+    layout.check(built)
     return Config(
         values=values,
         classes=classes,
-        arguments={key: dict(vars(built[key])) for key in COMPONENTS},
-        **{key: built[key] for key in SETTINGS},
+        arguments={key: dict(vars(built[key])) for key in components},
+        **{key: built[key] for key in settings},
         callbacks=list(built.callbacks),
         seed=built.seed,
         run_dir=built.run_dir,
     )
 
 
-def component_class(key: str, section: Any) -> type:
+def component_class(key: str, section: Any, layout: Layout) -> type:
     """The class that a section names, or its default."""
-    base, default, _ = COMPONENTS[key]
+    base, default, _ = layout.components[key]
     if isinstance(section, Mapping) and "class_path" in section:
         return import_class(str(section["class_path"]), base, key)
     return default
 
 
-def flatten(section: Any, defaults: dict[str, Any], key: str) -> Any:
+def flatten(section: Any, nested: dict[str, Any], key: str) -> Any:
     """A component's section as its plain arguments, whichever way it was written.
 
     `{discount: 0.97}`, `{class_path: C, discount: 0.97}` and `{class_path: C, init_args: {discount: 0.97}}` are the
     same; a flat key (as an override makes it) wins over `init_args`. An argument that is itself a class may be written
-    without `class_path` where its default is known.
+    without `class_path` where its default is known, and a sibling of the default by its bare name (`objective: MSE`).
     """
     if not isinstance(section, Mapping):
         return section
@@ -293,55 +197,24 @@ def flatten(section: Any, defaults: dict[str, Any], key: str) -> Any:
         raise ConfigError(f"{key}: its arguments are {init_args!r}; expected a mapping of options")
     arguments = {**init_args}
     arguments |= {name: value for name, value in section.items() if name not in ("class_path", "init_args")}
-    nested = {**defaults.get(key, {}), **NESTED_DEFAULTS.get(key, {})}
     for name, value in arguments.items():
         default = nested.get(name)
         known = default if isinstance(default, Mapping) and "class_path" in default else {}
+        if known and isinstance(value, str):
+            value = {"class_path": value}
         if known and value is not None and not isinstance(value, (Mapping, str)):
             raise ConfigError(f"{key}.{name} is {value!r}; expected a class_path and its options")
         if isinstance(value, Mapping) and ("class_path" in value or known):
             rest = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
             class_path = str(value.get("class_path", known.get("class_path")))
+            if known and "." not in class_path:  # a sibling of the default, by its bare name
+                class_path = f"{known['class_path'].rpartition('.')[0]}.{class_path}"
             init_args = {**(value.get("init_args") or {}), **rest}
             parameters = inspect.signature(import_class(class_path, object, f"{key}.{name}")).parameters
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
                 refuse_unknown(init_args, list(parameters), f"{key}.{name}.")
             arguments[name] = {"class_path": class_path, "init_args": init_args}
     return arguments
-
-
-def check_settings(built: Namespace) -> None:
-    """Ranges of the settings."""
-    stages: StagesSettings = built.stages
-    for name in ("behavior", "critic", "guidance"):
-        settings: StageSettings = getattr(stages, name)
-        for key in ("max_steps", "checkpoint_every"):
-            if getattr(settings, key) < 1:
-                raise ConfigError(f"stages.{name}.{key} is {getattr(settings, key)}; expected at least 1")
-    positive = {
-        "stages.support.num_actions": stages.support.num_actions,
-        "stages.support.max_rows": stages.support.max_rows,
-        "stages.support.chunk_size": stages.support.chunk_size,
-        "evaluation.every_n_steps": built.evaluation.every_n_steps,
-        "evaluation.max_envs": built.evaluation.max_envs,
-        "trainer.devices": built.trainer.devices,
-        "trainer.num_nodes": built.trainer.num_nodes,
-        "trainer.num_threads": built.trainer.num_threads,
-    }
-    for key, value in positive.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{key} is {value}; expected at least 1")
-    if built.trainer.matmul_precision not in ("highest", "high", "medium"):
-        raise ConfigError(
-            f"trainer.matmul_precision is '{built.trainer.matmul_precision}'; expected highest, high or medium"
-        )
-    if stages.support.num_actions == 1:
-        raise ConfigError("stages.support.num_actions is 1; contrastive energies need at least 2 support actions")
-    scales = built.evaluation.scales
-    if scales is not None and (not scales or not all(0 <= scale < math.inf for scale in scales)):
-        raise ConfigError(f"evaluation.scales is {scales}; expected one or more numbers of 0 or more")
-    if built.evaluation.episodes is not None and built.evaluation.episodes < 0:
-        raise ConfigError(f"evaluation.episodes is {built.evaluation.episodes}; expected 0 or more")
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from cepdiff.data.tasks import references_for_env
 from cepdiff.errors import SimulationError
 from cepdiff.rollout.envs import EnvSpec, check_spaces, make_env
 from cepdiff.rollout.scores import Reference
-from cepdiff.stages.config import EvaluationSettings
+from cepdiff.stages.settings import EvaluationSettings
 
 # For datasets that the registry does not know: the recipe's scales and number of episodes.
 DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cepdiff.callbacks.progress import progress
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
 from cepdiff.rollout.envs import EnvSpec
+from cepdiff.rollout.evaluation import evaluate
+from cepdiff.rollout.rollout import EpisodeResult
 from cepdiff.rollout.scores import Reference, ScoreRow, best_row, format_table, summarize, write_scores
 from cepdiff.rollout.video import record_video
-from cepdiff.stages.config import TrainerSettings
 from cepdiff.stages.environment import DEFAULT_EPISODES, Evaluation
 from cepdiff.stages.processes import Processes
-from cepdiff.stages.runner import rollouts
+from cepdiff.stages.settings import TrainerSettings
 
 
 def evaluate_run(args: argparse.Namespace) -> int:
@@ -86,3 +88,24 @@ def report(
             device=policy.device,
         )
         print(f"video {video} (guidance scale {scale})")
+
+
+def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes) -> list[EpisodeResult]:
+    """Episodes of a policy on all processes, with a progress bar."""
+    if evaluation.environment is None:
+        raise RunError("there is no environment to evaluate in")
+    total = len(evaluation.scales) * evaluation.episodes
+    shown = processes.is_main and processes.settings.progress_bar
+    with progress(-(-total // processes.world), "evaluation", "episode", enabled=shown) as bar:
+        return evaluate(
+            policy,
+            evaluation.environment,
+            scales=evaluation.scales,
+            episodes=evaluation.episodes,
+            seed=evaluation.seed,
+            rank=processes.rank,
+            world=processes.world,
+            max_envs=evaluation.max_envs,
+            device=processes.device,
+            on_progress=lambda done, _: bar.update(done - bar.n),
+        )

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 from lightning.fabric import Fabric
+from torch import Tensor
 
 from cepdiff.errors import CepdiffError, ConfigError
-from cepdiff.stages.config import TrainerSettings
+from cepdiff.stages.settings import TrainerSettings
 
 T = TypeVar("T")
 
@@ -84,6 +85,15 @@ class Processes:
         if failure is not None:
             raise failure
         return result  # type: ignore[return-value]
+
+    def gather_rows(self, mine: Tensor, total: int) -> Tensor:
+        """Rows (total, ...) of all processes in their order, of which this one holds rank, rank + world, ..."""
+        if self.world == 1:
+            return mine
+        padded = torch.zeros(-(-total // self.world), *mine.shape[1:], dtype=mine.dtype, device=self.device)
+        padded[: len(mine)] = mine.to(self.device)
+        gathered: Tensor = self._fabric.all_gather(padded)  # type: ignore[assignment]
+        return gathered.transpose(0, 1).flatten(0, 1)[:total]  # (world, M, ...) -> (M * world, ...)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Keyword arguments of every stage's Trainer."""

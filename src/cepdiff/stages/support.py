@@ -18,8 +18,8 @@ from cepdiff.errors import RunError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.stages.artifacts import StageFolder
-from cepdiff.stages.config import SupportSettings
 from cepdiff.stages.processes import Processes
+from cepdiff.stages.settings import SupportSettings
 
 
 def draw_support(

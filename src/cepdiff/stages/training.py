@@ -16,8 +16,8 @@ from cepdiff.callbacks.progress import StageProgress
 from cepdiff.errors import CepdiffError, DivergenceError, RunError
 from cepdiff.modules.base import StageModule
 from cepdiff.stages.artifacts import RunFolder, read_checkpoint
-from cepdiff.stages.config import StageSettings
 from cepdiff.stages.processes import Processes
+from cepdiff.stages.settings import StageSettings
 
 
 class StoppedError(CepdiffError):

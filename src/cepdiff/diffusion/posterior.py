@@ -1,0 +1,25 @@
+"""Which clean samples a noised one may have come from: the posterior over a known set of them.
+
+Let x_t be made by noising one of K independent samples, which one being as good as random. Given x_t and all K, sample
+j was the one with probability r_j ∝ N(x_t; alpha_t x_0^j, sigma_t² I). A training target that is a function of x_0 may
+therefore be replaced by its mean under r without changing its expectation given x_t: the variance falls, the optimum
+of a loss that is linear in the target stays (Rao-Blackwell; for denoising, Xu et al. 2023, "Stable Target Field").
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cepdiff.diffusion.schedule import NoiseSchedule
+
+
+def origin_posterior(schedule: NoiseSchedule, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """r (..., M, K): the probability of each of K clean samples `x0` (..., K, A) for noised ones `x` (..., M, A).
+
+    `t` (..., M) or (..., 1) are their diffusion times; leading axes broadcast. Each `x` must come from one of `x0`.
+    """
+    t = t.unsqueeze(-1)  # (..., M) -> (..., M, 1)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    # -|x - alpha x0|² / 2 sigma² without |x|², which is the same for all K
+    cross = (x / sigma) @ x0.transpose(-1, -2) * (alpha / sigma)
+    return (cross - 0.5 * (alpha / sigma) ** 2 * x0.square().sum(-1).unsqueeze(-2)).softmax(-1)
