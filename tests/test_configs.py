@@ -55,7 +55,10 @@ def test_a_shipped_config_trains(path: Path, tmp_path: Path, capsys: pytest.Capt
     arguments += ["--data.env_id", env_id] if env_id else ["--evaluation.episodes", "0"]
     assert main(arguments) == 0
     assert (tmp_path / "run" / "policy.pt").exists()
-    assert ("behavior policy" in capsys.readouterr().out) == (env_id is not None)
+    shown = capsys.readouterr().out
+    assert "behavior policy" in shown
+    assert "offline value" in shown
+    assert ("mean return" in shown) == (env_id is not None)  # the offline evidence needs no environment
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

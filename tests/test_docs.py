@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cepdiff.cli import build_parser, main
 from cepdiff.cli.fit import parse_overrides
-from cepdiff.energy.objectives import CEP, MSE, ExponentialMSE
+from cepdiff.energy.objectives import CEP, DPS, MSE, ExponentialMSE
 from cepdiff.modules.base import Noise, StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
@@ -30,6 +30,7 @@ from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import MLPScore
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.stages.config import load_config
+from cepdiff.stages.distances import DISTANCES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
@@ -98,7 +99,7 @@ USED = {
     "my_data": ("MyData", "rewards"),
     "my_schedule": ("ConstantVP", "log_alpha"),
     "my_solver": ("DDIM", "sample"),
-    "my_objective": ("CenteredCEP", "__call__"),
+    "my_objective": ("CenteredCEP", "loss"),
     "my_callback": ("WeightNorm", "on_train_batch_end"),
 }
 
@@ -257,9 +258,10 @@ def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def test_every_key_is_explained() -> None:
+@pytest.mark.parametrize("config", ["quickstart", "toy/moons"])
+def test_every_key_is_explained(config: str) -> None:
     page = (ROOT / "docs/configuration.md").read_text()
-    values = yaml.safe_load(load_config([ROOT / "configs/quickstart.yaml"]).to_yaml())
+    values = yaml.safe_load(load_config([ROOT / f"configs/{config}.yaml"]).to_yaml())
     missing = [key for key in keys(values) if f"`{key}`" not in page]
     assert missing == []
 
@@ -291,7 +293,10 @@ def shipped_metrics() -> set[str]:
     modules: list[StageModule] = [
         BehaviorDiffusion(3, 2, make(MLPScore)),
         SoftmaxQCritic(3, 2, make(QEnsemble)),
-        *(EnergyGuidance(3, 2, make(EnergyMLP), objective=objective()) for objective in (CEP, MSE, ExponentialMSE)),
+        *(
+            EnergyGuidance(3, 2, make(EnergyMLP), objective=objective())
+            for objective in (CEP, MSE, ExponentialMSE, DPS)
+        ),
     ]
     return {f"{module.stage}/{name}" for module in modules for name in module.loss(batch, Fixed())[1]}
 
@@ -305,5 +310,23 @@ def test_every_metric_is_explained(shared_run: tuple[Path, Counter[str]]) -> Non
         logged |= {re.sub(r"/s=[\d.]+$", "/s=", tag) for tag in events.Tags()["scalars"]}
     own = {"guidance/logit_size", *(f"{stage}/weights" for stage in ("behavior", "critic", "guidance"))}
     assert {"behavior/learning_rate", "eval/normalized_score/s="} | own <= logged
+    logged |= {f"eval/{distance}{kind}/s=" for distance in DISTANCES for kind in ("", "_multiple")}
     missing = [name for name in sorted(logged - own) if f"`{name}" not in page]
     assert missing == []
+
+
+def test_documented_defaults_of_a_density_are_those_of_the_code() -> None:
+    """Of the keys in the section on data with energies: what a configuration without them holds."""
+    page = (ROOT / "docs/configuration.md").read_text()
+    section = page[page.index("## Data with energies") :]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in section.splitlines() if line[:3] == "| `"]
+    written = {key: value for key, value in rows if value not in ("", "(required)")}
+    overrides = ["data.class_path=cepdiff.data.energies.EnergyDataModule", "data.dataset=moons"]
+    values = load_config([], overrides).values
+    assert len(written) > 15
+    for key, value in written.items():
+        found: Any = values
+        for name in key.split("."):
+            found = found[name] if name == "class_path" else found.get("init_args", found)[name]
+        found = found["class_path"] if isinstance(found, dict) else found
+        assert found == yaml.safe_load(value), key

@@ -20,6 +20,9 @@ def import_class(class_path: str, base: type[T], where: str) -> type[T]:
     found = _import_name(class_path, where, "class")
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ConfigError(f"{where}: {class_path} is not a subclass of {base.__name__}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise ConfigError(f"{where}: {class_path} cannot be built, because it does not define {missing}")
     return found
 
 
@@ -58,11 +61,18 @@ def class_path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def build(spec: dict[str, Any], base: type[T], where: str, *args: Any) -> T:
-    """Instantiates `{"class_path": ..., "init_args": {...}}` with `args` first; nested specs likewise."""
+def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tuple[type, ...] = ()) -> T:
+    """Instantiates `{"class_path": ..., "init_args": {...}}` with `args` first; nested specs likewise.
+
+    A nested class must be a subclass of one of `parts`, so that a specification from a file cannot call any class.
+    """
     cls = import_class(spec["class_path"], base, where)
-    init_args = {
-        name: build(value, object, f"{where}.{name}") if isinstance(value, dict) and "class_path" in value else value
-        for name, value in spec.get("init_args", {}).items()
-    }
+    init_args: dict[str, Any] = {}
+    for name, value in spec.get("init_args", {}).items():
+        if isinstance(value, dict) and "class_path" in value:
+            part = import_class(value["class_path"], object, f"{where}.{name}")
+            if not issubclass(part, parts):
+                raise ConfigError(f"{where}.{name}: {value['class_path']} cannot be a part of {spec['class_path']}")
+            value = build(value, part, f"{where}.{name}", parts=parts)
+        init_args[name] = value
     return cls(*args, **init_args)

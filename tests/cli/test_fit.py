@@ -76,8 +76,13 @@ def test_a_run_leaves_stages_scores_logs_and_a_policy(
     assert all(row["episodes"] == 2 for row in scores["scores"])
     assert set(scores["scores"][0]) == {
         "guidance_scale", "episodes", "mean_return", "standard_error", "normalized_score",
+        "offline_value", "inside_support", "offline_choice",
     }  # fmt: skip
-    assert (run / "scores.png").stat().st_size > 1000
+    assert sum(row["offline_choice"] for row in scores["scores"]) == 1
+    for figure in ("scores.png", "diagnostics.png"):
+        assert (run / figure).stat().st_size > 1000
+    choice = next(row["guidance_scale"] for row in scores["scores"] if row["offline_choice"])
+    assert json.loads((run / "diagnostics.json").read_text())["offline_choice"] == choice
     for stage in STAGES:
         assert json.loads((run / stage / "stage.json").read_text())["done"]
         assert not (run / stage / "last.ckpt").exists()
@@ -146,8 +151,11 @@ def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pyte
     assert scores["num_solver_steps"] == 4
     assert [(row["guidance_scale"], row["episodes"]) for row in scores["scores"]] == [(0.0, 6), (0.5, 6)]
     fitted = json.loads((run / "scores.json").read_text())["scores"]
+    offline = {"offline_value", "inside_support", "offline_choice"}  # evidence that needs the critic, and no episodes
+    assert offline < set(fitted[0])
     assert main(["evaluate", str(run)]) == 0
-    assert json.loads((run / "evaluation.json").read_text())["scores"] == fitted
+    rollouts = [{key: value for key, value in row.items() if key not in offline} for row in fitted]
+    assert json.loads((run / "evaluation.json").read_text())["scores"] == rollouts
 
 
 def test_evaluation_during_training_is_logged(config: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_swissroll() -> None:
     square = points.square().sum(-1)
     a, b = 1.5 * math.pi, 4.5 * math.pi
     assert_mean(square, ((a * a + a * b + b * b) / 3 + 2) / 25)
-    torch.testing.assert_close(energies, (square / 9).clamp(max=1.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(energies, (1 - square / 9).clamp(min=0.0), atol=1e-6, rtol=0)
     # Where the curve crosses the positive x axis (t = 4π) it is a band of the noise's width.
     band = points[(points[:, 1].abs() < 0.05) & (points[:, 0] > 1.9)][:, 0]
     assert len(band) > 300
@@ -107,13 +107,14 @@ def test_swissroll() -> None:
 
 
 def test_eight_gaussians() -> None:
+    """The first lies at (0, 1), the others follow against the clock, and the energy falls from 1 to 0 on the way."""
     points, energies = draw("8gaussians")
-    k = (7 * energies).round().long()
-    torch.testing.assert_close(energies, k / 7.0, atol=1e-6, rtol=0, check_dtype=False)
+    k = (7 * (1 - energies)).round().long()
+    torch.testing.assert_close(energies, 1 - k / 7.0, atol=1e-6, rtol=0, check_dtype=False)
     assert_shares(k, [1 / 8] * 8)
     for component in range(8):
         angle = component * math.pi / 4
-        here = points[k == component] - torch.tensor([math.cos(angle), math.sin(angle)]) * 4 / math.sqrt(2)
+        here = points[k == component] - torch.tensor([-math.sin(angle), math.cos(angle)]) * 4 / math.sqrt(2)
         assert_mean(here[:, 0], 0.0)
         assert_mean(here[:, 1], 0.0)
         assert_mean(here.square().sum(-1), 2 * 0.5**2 / 2)
@@ -127,8 +128,8 @@ def test_moons() -> None:
     assert_shares(energies.long(), [1 / 2, 1 / 2])
     assert set(energies.tolist()) == {0.0, 1.0}
     unit = (points - torch.tensor([-1.0, -0.2])) / 2
-    for moon, centre, side in ((0, (0.0, 0.0), 1.0), (1, (1.0, 0.5), -1.0)):
-        here = unit[energies == moon] - torch.tensor(centre)
+    for energy, centre, side in ((1.0, (0.0, 0.0), 1.0), (0.0, (1.0, 0.5), -1.0)):
+        here = unit[energies == energy] - torch.tensor(centre)
         assert_mean(here[:, 0], 0.0)
         assert_mean(side * here[:, 1], 2 / math.pi)
         square = here.square().sum(-1)
@@ -140,7 +141,7 @@ def test_moons() -> None:
 def test_rings() -> None:
     """|x|² of a point at radius R with noise s has mean R² + 2s² and variance 4R²s² + 4s⁴; its angle is uniform."""
     points, energies = draw("rings")
-    levels = [0.0, 1.0, 1 / 3, 2 / 3]
+    levels = [1.0, 0.0, 2 / 3, 1 / 3]
     ring = (energies.unsqueeze(-1) - torch.tensor(levels)).abs().argmin(-1)
     torch.testing.assert_close(energies, torch.tensor(levels).double()[ring], atol=1e-6, rtol=0)
     assert_shares(ring, [1 / 4] * 4)
@@ -164,16 +165,16 @@ def test_checkerboard() -> None:
     for within in (points / 2 - (points / 2).floor()).unbind(-1):
         assert_uniform(within)
     across = points[:, 0]
-    expected = ((across > 0) & (across <= 2)) | (across <= -2)
+    expected = ((across > -2) & (across <= 0)) | (across > 2)
     assert torch.equal(energies, expected.double())
 
 
 def test_two_spirals() -> None:
     """The energy tells the angle n, so the arm can be taken off: what is left is u/2 + 0.3 noise on either axis."""
     points, energies = draw("2spirals")
-    assert_uniform((1 - energies).square())
-    outer = energies < 0.6  # farther in the arms touch
-    n = 3 * math.pi * (1 - energies[outer])
+    assert_uniform(energies.square())
+    outer = energies > 0.4  # farther in the arms touch
+    n = 3 * math.pi * energies[outer]
     arm = torch.stack([-n.cos() * n, n.sin() * n], -1)
     left = torch.stack([3 * points[outer] - arm, -3 * points[outer] - arm])
     arm_of = left.square().sum(-1).argmin(0)
@@ -193,14 +194,14 @@ def test_an_unknown_density_names_the_nearest() -> None:
 def test_tilted_gaussians_have_the_exact_weights(beta: float) -> None:
     points = tilted_sample(DENSITIES["8gaussians"], 20_000, beta, numbers(1))
     angles = torch.arange(8) * math.pi / 4
-    centres = torch.stack([angles.cos(), angles.sin()], -1) * 4 / math.sqrt(2)
+    centres = torch.stack([-angles.sin(), angles.cos()], -1) * 4 / math.sqrt(2)
     nearest = torch.cdist(points, centres).argmin(-1)
-    boltzmann = [math.exp(-beta * k / 7) for k in range(8)]
+    boltzmann = [math.exp(-beta * (1 - k / 7)) for k in range(8)]
     # Three deviations lie between a centre and the border: 0.2 % of a component count for its neighbours.
     assert_shares(nearest, [weight / sum(boltzmann) for weight in boltzmann], slack=0.002)
-    first = points[nearest == 0] - centres[0]  # inside a component nothing changes
-    assert float(first.mean(0).abs().max()) < ERRORS * 0.36 / math.sqrt(len(first))
-    assert float(first.std(0).mean()) == pytest.approx(0.5 / math.sqrt(2), rel=0.03)
+    last = points[nearest == 7] - centres[7]  # inside a component nothing changes
+    assert float(last.mean(0).abs().max()) < ERRORS * 0.36 / math.sqrt(len(last))
+    assert float(last.std(0).mean()) == pytest.approx(0.5 / math.sqrt(2), rel=0.03)
 
 
 @pytest.mark.parametrize("beta", [0.5, 4.0, 30.0])
@@ -231,6 +232,15 @@ def test_beta_zero_draws_the_density_itself() -> None:
     assert torch.equal(tilted_sample(DENSITIES["swissroll"], 100, 0.0, numbers()), points)
 
 
+def test_energies_may_be_measured_from_another_lowest_one() -> None:
+    """A constant added to the energies, and told, changes no draw; untold it would cost draws, not exactness."""
+    moved = Density("moved", "Moved", lambda n, g: ((drawn := DENSITIES["rings"].sample(n, g))[0], drawn[1] - 5.0))
+    points = tilted_sample(moved, 3 * CHUNK, 2.0, numbers(), lowest=-5.0)
+    torch.testing.assert_close(points, tilted_sample(DENSITIES["rings"], 3 * CHUNK, 2.0, numbers()))
+    with pytest.raises(DataError, match="'moved' has energies below -4, or NaN"):
+        tilted_sample(moved, 5, 2.0, numbers(), lowest=-4.0)
+
+
 @pytest.mark.parametrize("beta", [-0.1, math.inf, -math.inf, math.nan])
 def test_beta_must_be_finite_and_not_negative(beta: float) -> None:
     with pytest.raises(ConfigError, match=r"inverse_temperature is .*at least 0"):
@@ -255,5 +265,5 @@ def test_energies_that_rejection_cannot_serve_are_refused(value: float) -> None:
         energies[n // 2] = value
         return torch.zeros(n, 2), energies
 
-    with pytest.raises(DataError, match="'wrong' has negative energies or NaN"):
+    with pytest.raises(DataError, match="'wrong' has energies below 0, or NaN"):
         tilted_sample(Density("wrong", "Wrong", sample), 5, 1.0, numbers())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cepdiff.diffusion.guidance import guided_noise, logits_gradient
+from cepdiff.diffusion.guidance import guided_noise, logits_gradient, predicted_data_logits
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
@@ -141,6 +141,65 @@ def test_a_bound_that_nothing_reaches_changes_nothing() -> None:
     bound = sample_guided(lambda x, t, c: 0.99 * x, SCHEDULE, DPMSolver(), None, noise, data_bound=100.0)
     assert torch.equal(free, bound)
 
+
+# The predicted clean sample (DPS)
+
+
+def nonlinear_eps_net(x, t, condition):
+    return (x @ torch.tensor([[0.5, -0.2], [0.1, 0.8]], dtype=x.dtype) + t.unsqueeze(-1)).tanh()
+
+
+def clean_logits(x, t, condition):
+    """Curved in x, and dependent on the time that it is asked at."""
+    return -x.square().sum(-1) + x.prod(-1) + 10.0 * t
+
+
+def test_predicted_data_logits_by_hand() -> None:
+    x, t, condition = normal(5, 2), torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]).double(), normal(5, 3, seed=1)
+    seen = []
+
+    def remembering(x, t, condition):
+        seen.append((x, t, condition))
+        return clean_logits(x, t, condition)
+
+    found = predicted_data_logits(remembering, nonlinear_eps_net, SCHEDULE)(x, t, condition)
+    for i in range(5):
+        alpha, sigma = SCHEDULE.alpha(t[i]), SCHEDULE.sigma(t[i])
+        x0 = (x[i] - sigma * nonlinear_eps_net(x[i], t[i], None)) / alpha
+        torch.testing.assert_close(found[i], clean_logits(x0, torch.tensor(SCHEDULE.t_min).double(), None))
+    ((_, times, passed),) = seen
+    assert times.tolist() == [SCHEDULE.t_min] * 5
+    assert passed is condition
+
+
+@pytest.mark.parametrize("t", [0.01, 0.4, 0.9])
+def test_gradient_through_the_noise_predictor_against_finite_differences(t: float) -> None:
+    x, time, step = normal(6, 2), torch.tensor(t, dtype=torch.float64), 1e-6
+    logits = predicted_data_logits(clean_logits, nonlinear_eps_net, SCHEDULE)
+    gradient = logits_gradient(logits, x, time, None)
+    for j in range(2):
+        shift = step * torch.eye(2, dtype=torch.float64)[j]
+        difference = (logits(x + shift, time, None) - logits(x - shift, time, None)) / (2 * step)
+        torch.testing.assert_close(gradient[:, j], difference, rtol=1e-5, atol=1e-6)
+
+
+def test_the_energy_of_the_predicted_sample_is_not_the_intermediate_energy() -> None:
+    """q = N(0, 1) and E = x² / 2: -E_t has the curvature of a mean over what the prediction leaves open, DPS has not.
+
+    x_0 given x_t is N(alpha x_t, sigma²), so -E_t = -beta alpha² x_t² / (2 (1 + beta sigma²)) + const.
+    """
+    beta, x, t = 2.0, normal(7, 1), torch.tensor(0.4, dtype=torch.float64)
+    alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+    logits = predicted_data_logits(
+        lambda x, t, s: -0.5 * beta * x.square().sum(-1), lambda x, t, s: SCHEDULE.sigma(t) * x, SCHEDULE
+    )
+    gradient = logits_gradient(logits, x, t, None)
+    torch.testing.assert_close(gradient, -beta * alpha**2 * x)
+    exact = -beta * alpha**2 * x / (1.0 + beta * sigma**2)
+    assert float((gradient / exact).min()) > 1.5
+
+
+# Exactness
 
 MEAN, STD, BETA = 0.3, 0.5, 1.5
 

@@ -79,6 +79,18 @@ def test_training_times_fill_the_range(schedule: NoiseSchedule) -> None:
     assert t.tolist() == pytest.approx([schedule.t_min, (1.0 + schedule.t_min) / 2.0, 1.0])
 
 
+@every_schedule
+def test_an_exponent_above_one_favours_small_times(schedule: NoiseSchedule) -> None:
+    """The share of times below t is (t - t_min)^(1/exponent): the median moves, the ends stay."""
+    uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    for exponent in (0.5, 1.0, 1.5, 3.0):
+        t = schedule.sample_times(uniform, exponent)
+        assert schedule.t_min <= float(t.min()) <= float(t.max()) < 1.0
+        unit = (t - schedule.t_min) / (1.0 - schedule.t_min)
+        assert float((unit < 0.2).double().mean()) == pytest.approx(0.2 ** (1.0 / exponent), abs=1e-3)
+    assert torch.equal(schedule.sample_times(uniform), schedule.sample_times(uniform, 1.0))
+
+
 @pytest.mark.parametrize(
     "make",
     [

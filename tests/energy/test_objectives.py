@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from cepdiff.diffusion.guidance import logits_gradient
 from cepdiff.energy.objectives import (
     CEP,
+    DPS,
     MSE,
     EnergyObjective,
     ExponentialMSE,
@@ -22,11 +21,16 @@ from cepdiff.energy.objectives import (
 from cepdiff.errors import ConfigError
 
 LOSSES = [cep_loss, mse_loss, exponential_mse_loss]
-OBJECTIVES: list[type[EnergyObjective]] = [CEP, MSE, ExponentialMSE]
+LOSS_OF = {CEP: cep_loss, MSE: mse_loss, ExponentialMSE: exponential_mse_loss, DPS: mse_loss}
+OBJECTIVES: list[type[EnergyObjective]] = [*LOSS_OF]
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# Losses
 
 
 def test_cep_by_hand() -> None:
@@ -35,17 +39,33 @@ def test_cep_by_hand() -> None:
     labels = [weight / sum(weights) for weight in weights]
     normaliser = math.log(sum(math.exp(logit) for logit in logits))
     expected = -sum(label * (logit - normaliser) for label, logit in zip(labels, logits, strict=True))
-    loss, metrics = cep_loss(torch.tensor([logits]).double(), torch.tensor([energies]).double(), 0.7)
+    loss, metrics = CEP(0.7)(torch.tensor([logits]).double(), torch.tensor([energies]).double())
     entropy = -sum(label * math.log(label) for label in labels)
     assert loss.item() == pytest.approx(expected)
     assert metrics["excess"].item() == pytest.approx(expected - entropy)
-    assert metrics["label_ess"].item() == pytest.approx(1 / sum(label**2 for label in labels))
+
+
+def test_cep_with_labels_that_do_not_sum_to_one() -> None:
+    """Their sum is the weight of the set; `excess` is that of their shares, and a label of 0 is no trouble."""
+    labels, logits = normal(5, 4).exp(), normal(5, 4, seed=1)
+    labels[2, 1] = 0.0
+    total = labels.sum(-1, keepdim=True)
+    loss, metrics = cep_loss(logits, labels)
+    rows = [cep_loss(logits[i : i + 1], (labels / total)[i : i + 1]) for i in range(5)]
+    expected = sum(float(total[i]) * row[0].item() for i, row in enumerate(rows)) / 5
+    assert loss.item() == pytest.approx(expected)
+    assert metrics["excess"].item() == pytest.approx(sum(row[1]["excess"].item() for row in rows) / 5)
+    for i in range(5):
+        shares = (labels / total)[i]
+        kl = sum(float(p * (p.log() - q)) for p, q in zip(shares, logits[i].log_softmax(-1), strict=True) if p > 0)
+        assert rows[i][1]["excess"].item() == pytest.approx(kl)
 
 
 def test_cep_averages_over_rows() -> None:
     logits, energies = normal(5, 4), normal(5, 4, seed=1)
-    rows = [cep_loss(logits[i : i + 1], energies[i : i + 1], 2.0) for i in range(5)]
-    loss, metrics = cep_loss(logits, energies, 2.0)
+    objective = CEP(2.0)
+    rows = [objective(logits[i : i + 1], energies[i : i + 1]) for i in range(5)]
+    loss, metrics = objective(logits, energies)
     assert loss.item() == pytest.approx(sum(row.item() for row, _ in rows) / 5)
     for name in metrics:
         assert metrics[name].item() == pytest.approx(sum(row[name].item() for _, row in rows) / 5)
@@ -55,7 +75,7 @@ def test_cep_at_its_optimum_is_the_entropy_of_the_labels() -> None:
     """f = -beta E plus anything that depends on the row alone: no gradient, no excess."""
     energies, beta = normal(6, 5), 3.0
     logits = (-beta * energies + 10.0 * normal(6, 1, seed=1)).requires_grad_(True)
-    loss, metrics = cep_loss(logits, energies, beta)
+    loss, metrics = CEP(beta)(logits, energies)
     labels = (-beta * energies).softmax(-1)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == pytest.approx(-(labels * labels.log()).sum(-1).mean().item())
@@ -65,7 +85,7 @@ def test_cep_at_its_optimum_is_the_entropy_of_the_labels() -> None:
 
 def test_cep_pushes_logits_towards_low_energies() -> None:
     logits = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
-    loss, _ = cep_loss(logits, torch.tensor([[0.0, 1.0]]).double(), 1.0)
+    loss, _ = CEP(1.0)(logits, torch.tensor([[0.0, 1.0]]).double())
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[0, 0] < 0 < logits.grad[0, 1]  # descent raises the logit of the low energy
@@ -73,29 +93,31 @@ def test_cep_pushes_logits_towards_low_energies() -> None:
 
 def test_cep_does_not_see_a_rows_constant() -> None:
     logits, energies = normal(4, 3), normal(4, 3, seed=1)
-    plain, _ = cep_loss(logits, energies, 2.0)
-    moved, _ = cep_loss(logits + 7.0 * normal(4, 1, seed=2), energies + 5.0 * normal(4, 1, seed=3), 2.0)
+    plain, _ = CEP(2.0)(logits, energies)
+    moved, _ = CEP(2.0)(logits + 7.0 * normal(4, 1, seed=2), energies + 5.0 * normal(4, 1, seed=3))
     assert moved.item() == pytest.approx(plain.item())
 
 
-def test_mse_by_hand() -> None:
-    loss, _ = mse_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, -1.0]]), 0.5)
+@pytest.mark.parametrize("objective", [MSE, DPS])
+def test_mse_by_hand(objective: type[EnergyObjective]) -> None:
+    loss, _ = objective(0.5)(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, -1.0]]))
     assert loss.item() == pytest.approx(((1.0 + 1.0) ** 2 + (0.0 - 0.5) ** 2) / 2)
 
 
 def test_exponential_mse_by_hand() -> None:
-    loss, _ = exponential_mse_loss(torch.tensor([[0.0, -1.0]]), torch.tensor([[5.0, 7.0]]), 0.5)
+    objective = ExponentialMSE(0.5)
+    loss, _ = objective(torch.tensor([[0.0, -1.0]]), torch.tensor([[5.0, 7.0]]))
     assert loss.item() == pytest.approx(((1 - 1) ** 2 + (math.exp(-1) - math.exp(-1)) ** 2) / 2, abs=1e-12)
-    loss, _ = exponential_mse_loss(torch.tensor([[0.5, -1.0]]), torch.tensor([[7.0, 5.0]]), 0.5)
+    loss, _ = objective(torch.tensor([[0.5, -1.0]]), torch.tensor([[7.0, 5.0]]))
     assert loss.item() == pytest.approx(((math.exp(0.5) - math.exp(-1)) ** 2 + (math.exp(-1) - 1) ** 2) / 2)
 
 
-@pytest.mark.parametrize("loss_of", [cep_loss, exponential_mse_loss])
+@pytest.mark.parametrize("objective", [CEP, ExponentialMSE])
 @pytest.mark.parametrize("size", [1e4, 1e12])
-def test_huge_energies_and_logits_stay_finite(loss_of, size: float) -> None:
+def test_huge_energies_and_logits_stay_finite(objective: type[EnergyObjective], size: float) -> None:
     logits = (size * torch.tensor([[1.0, -1.0, 0.5]])).requires_grad_(True)
     for energies in (torch.tensor([[-1.0, 0.0, 1.0]]) * size, torch.full((1, 3), -size)):
-        loss, metrics = loss_of(logits, energies, 3.0)
+        loss, metrics = objective(3.0)(logits, energies)
         (gradient,) = torch.autograd.grad(loss, logits)
         assert bool(loss.isfinite())
         assert bool(gradient.isfinite().all())
@@ -104,92 +126,78 @@ def test_huge_energies_and_logits_stay_finite(loss_of, size: float) -> None:
 
 @pytest.mark.parametrize("loss_of", LOSSES)
 def test_metrics_carry_no_graph_and_begin_with_the_loss(loss_of) -> None:
-    loss, metrics = loss_of(torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), 1.0)
+    loss, metrics = loss_of(torch.randn(3, 4, requires_grad=True), torch.rand(3, 4))
     assert loss.requires_grad
     assert not any(value.requires_grad for value in metrics.values())
     assert all(value.shape == () for value in metrics.values())
     assert metrics["loss"].item() == loss.item()
 
 
-@pytest.mark.parametrize(("objective", "loss_of"), [*zip(OBJECTIVES, LOSSES, strict=True)])
-def test_an_objective_passes_its_inverse_temperature(objective: type[EnergyObjective], loss_of) -> None:
+@pytest.mark.parametrize("loss_of", LOSSES)
+def test_a_loss_is_linear_in_the_targets_up_to_terms_without_logits(loss_of) -> None:
+    """The gradient of a mean of targets is the mean of their gradients: this is what allows to average them."""
+    logits = normal(3, 4).requires_grad_(True)
+    several = normal(7, 3, 4, seed=1).exp()
+    gradients = [torch.autograd.grad(loss_of(logits, targets)[0], logits)[0] for targets in several]
+    (of_the_mean,) = torch.autograd.grad(loss_of(logits, several.mean(0))[0], logits)
+    torch.testing.assert_close(torch.stack(gradients).mean(0), of_the_mean)
+
+
+# Targets
+
+
+@every_objective
+def test_an_objective_passes_its_inverse_temperature(objective: type[EnergyObjective]) -> None:
     logits, energies = normal(4, 3), normal(4, 3, seed=1)
     loss, _ = objective(1.7)(logits, energies)
-    assert loss.item() == loss_of(logits, energies, 1.7)[0].item()
-    assert loss.item() != loss_of(logits, energies, 3.0)[0].item()
+    assert loss.item() == LOSS_OF[objective](logits, objective(1.7).targets(energies))[0].item()
+    assert loss.item() != objective(3.0)(logits, energies)[0].item()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@every_objective
+@pytest.mark.parametrize("per_set", [True, False])
+def test_targets_by_hand(objective: type[EnergyObjective], per_set: bool) -> None:
+    """Sets that stand for themselves are normalised by themselves, in the exponential alone; others never are."""
+    energies, beta = torch.tensor([[0.0, 1.0], [0.5, 2.0]], dtype=torch.float64), 1.5
+    w = [[math.exp(-beta * float(energy)) for energy in row] for row in energies]
+    expected = {
+        (CEP, True): [[value / sum(row) for value in row] for row in w],
+        (CEP, False): [[value / 2 for value in row] for row in w],
+        (ExponentialMSE, True): [[value / max(row) for value in row] for row in w],
+        (ExponentialMSE, False): w,
+    }.get((objective, per_set), (-beta * energies).tolist())
+    torch.testing.assert_close(objective(beta).targets(energies, per_set), torch.tensor(expected).double())
+    assert torch.equal(objective(beta).targets(energies), objective(beta).targets(energies, True))  # the default
+
+
+@every_objective
+def test_targets_of_one_density_do_not_depend_on_the_other_samples(objective: type[EnergyObjective]) -> None:
+    energies = normal(8).abs()
+    targets = objective(2.0).targets(energies, per_set=False)
+    again = objective(2.0).targets(torch.cat([energies[:4], normal(4, seed=1).abs()]), per_set=False)
+    torch.testing.assert_close(targets[:4], again[:4])
+
+
+def test_only_dps_looks_at_clean_samples() -> None:
+    assert [objective.on_clean for objective in (CEP, MSE, ExponentialMSE, DPS)] == [False, False, False, True]
+    energies = normal(3, 4)
+    assert torch.equal(DPS(2.0).targets(energies), MSE(2.0).targets(energies))
+
+
+@every_objective
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan])
 def test_an_impossible_temperature_is_refused(objective: type[EnergyObjective], beta: float) -> None:
     with pytest.raises(ConfigError, match=r"inverse_temperature is .*above 0"):
         objective(beta)
 
 
-def test_cep_refuses_to_contrast_one_sample() -> None:
+@pytest.mark.parametrize("per_set", [True, False])
+def test_cep_refuses_to_contrast_one_sample(per_set: bool) -> None:
     with pytest.raises(ConfigError, match="K is 1, expected at least 2"):
-        CEP()(torch.zeros(3, 1), torch.zeros(3, 1))
+        CEP().targets(torch.zeros(3, 1), per_set)
+    assert MSE().targets(torch.zeros(3, 1), per_set).shape == (3, 1)  # the others contrast nothing
 
 
 def test_effective_sample_size() -> None:
     energies = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 1e6, 1e6, 1e6], [0.0, 0.0, 1e6, 1e6]])
     assert effective_sample_size(energies, 2.0).tolist() == pytest.approx([4.0, 1.0, 2.0])
-
-
-ALPHA, SIGMA, BETA = 0.6, 0.8, 4.0
-
-
-def exact_gradient(x: torch.Tensor) -> torch.Tensor:
-    """-∇E_t for x_0 = ±1 with equal odds and E(-1) = 0, E(1) = 1.
-
-    With w(x_t) = P(x_0 = 1 | x_t) = sigmoid(2 alpha x_t / sigma²), -E_t = log(1 - w + w exp(-beta)).
-    """
-    x = x.detach().requires_grad_(True)
-    w = (2.0 * ALPHA * x / SIGMA**2).sigmoid()
-    (gradient,) = torch.autograd.grad((1.0 - w + w * math.exp(-BETA)).log().sum(), x)
-    return gradient
-
-
-def learned_gradient(objective: EnergyObjective) -> torch.Tensor:
-    """∇f of a small network trained at one time, on the grid."""
-    numbers = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1))
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
-    for _ in range(400):
-        x0 = torch.randint(0, 2, (256, 16), generator=numbers) * 2.0 - 1.0
-        x = ALPHA * x0 + SIGMA * torch.randn(256, 16, generator=numbers)
-        loss, _ = objective(net(x.unsqueeze(-1)).squeeze(-1), (x0 + 1.0) / 2.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return logits_gradient(lambda x, t, s: net(x).squeeze(-1), grid(), torch.tensor(0.5), None)
-
-
-def grid() -> torch.Tensor:
-    return torch.linspace(-1.2, 1.2, 50).unsqueeze(-1)  # where q_t has its mass
-
-
-@pytest.mark.parametrize(
-    ("objective", "low", "high"),
-    [(CEP, 0.0, 0.1), (ExponentialMSE, 0.0, 0.25), (MSE, 0.3, math.inf)],
-    ids=["cep", "e-mse", "mse"],
-)
-def test_cep_learns_the_exact_gradient_and_mse_does_not(
-    objective: type[EnergyObjective], low: float, high: float
-) -> None:
-    exact = exact_gradient(grid())
-    error = (learned_gradient(objective(BETA)) - exact).norm() / exact.norm()
-    print(f"{objective.__name__}: relative error of the gradient {float(error):.3f}")
-    assert low < float(error) < high
-
-
-def test_what_mse_learns_instead_is_the_mean_energy() -> None:
-    """Its gradient is that of -beta E[E(x_0) | x_t] = -beta w: the bias is of the objective, not of the training."""
-    x = grid().requires_grad_(True)
-    (mean_energy,) = torch.autograd.grad((-BETA * (2.0 * ALPHA * x / SIGMA**2).sigmoid()).sum(), x)
-    error = (learned_gradient(MSE(BETA)) - mean_energy).norm() / mean_energy.norm()
-    assert float(error) < 0.1

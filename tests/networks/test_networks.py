@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from cepdiff.diffusion.schedule import CosineVP, LinearVP, NoiseSchedule
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.embeddings import FourierFeatures
-from cepdiff.networks.energy import EnergyMLP
+from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.networks.mlp import ACTIVATIONS, JointLinear, JointMLP, mlp, parameter_count, parameters_finite
 from cepdiff.networks.score import MLPScore, ResidualMLPScore, ResidualUNet
 
@@ -18,7 +19,13 @@ SCORES = {
     "mlp": lambda s: MLPScore(s, A, hidden=(16, 8), time_features=8),
     "residual": lambda s: ResidualMLPScore(s, A, width=16, depth=2, time_features=8),
 }
-ENERGIES = {"energy": lambda s: EnergyMLP(s, A, hidden=(16, 8), time_features=8)}
+ENERGIES = {
+    "energy": lambda s: EnergyMLP(s, A, hidden=(16, 8), time_features=8),
+    "residual-energy": lambda s: ResidualEnergy(s, A, width=16, depth=2, time_features=8),
+    "residual-energy-positions": lambda s: ResidualEnergy(
+        s, A, width=16, depth=2, time_features=8, position_features=6
+    ),
+}
 TIMED = {**SCORES, **ENERGIES}
 
 
@@ -135,9 +142,52 @@ def test_fourier_features_are_the_formula() -> None:
     assert "frequencies" in features.state_dict()  # or a loaded network would embed time otherwise
 
 
+def test_fourier_features_of_a_vector_are_plane_waves() -> None:
+    features = FourierFeatures(8, scale=3.0, input_size=2).double()
+    x = torch.rand(5, 3, 2).double()
+    output = features(x)
+    assert output.shape == (5, 3, 8)
+    for j, (first, second) in enumerate(features.frequencies.T.tolist()):
+        phase = 2 * torch.pi * (first * x[..., 0] + second * x[..., 1])
+        torch.testing.assert_close(output[..., j], phase.sin())
+        torch.testing.assert_close(output[..., 4 + j], phase.cos())
+
+
 def test_fourier_frequencies_have_the_given_scale() -> None:
     torch.manual_seed(0)
     assert float(FourierFeatures(20_000, scale=30.0).frequencies.std()) == pytest.approx(30.0, rel=0.03)
+
+
+@pytest.mark.parametrize("position_features", [0, 16])
+@pytest.mark.parametrize("schedule", [LinearVP(), CosineVP()], ids=["linear", "cosine"])
+def test_the_gradient_of_a_residual_energy_vanishes_like_alpha(schedule: NoiseSchedule, position_features: int) -> None:
+    """∇f(x_t, t) / alpha_t is the gradient by the signal alpha_t x_t, which stays of its size up to t = 1."""
+    torch.manual_seed(0)
+    net = ResidualEnergy(0, A, width=16, position_features=position_features, schedule=schedule).double()
+    assert net.schedule is schedule
+    norms = []
+    for t in (0.1, 0.5, 0.9, 1.0):
+        time, x = torch.full((50,), t, dtype=torch.float64), normal(50, A).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(net(x, time, None).sum(), x)
+        norms.append((gradient / schedule.alpha(time).unsqueeze(-1)).norm(dim=-1).mean())
+    assert float(torch.stack(norms).min()) > 0.3 * float(torch.stack(norms).max())
+    assert float(schedule.alpha(torch.ones(()))) * float(norms[-1]) < 0.02 * float(norms[0])
+
+
+def test_a_residual_energy_sees_the_signal_and_lambda_alone() -> None:
+    """Two processes with the same alpha_t x_t and lambda_t give the same logit."""
+    torch.manual_seed(0)
+    net = ResidualEnergy(S, A, width=16, position_features=6).double()
+    linear, cosine = LinearVP(), CosineVP()
+    t, x, s = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), normal(3, A), normal(3, S, seed=1)
+    found = net(x, t, s)
+    net.schedule = cosine
+    torch.testing.assert_close(net(x, cosine.inverse_lambda(linear.lam(t)), s), found, rtol=1e-7, atol=1e-9)
+
+
+def test_the_schedule_of_a_residual_energy_is_no_weight() -> None:
+    assert isinstance(ResidualEnergy(S, A).schedule, LinearVP)
+    assert not any("schedule" in name for name in ResidualEnergy(S, A, schedule=CosineVP()).state_dict())
 
 
 @pytest.mark.parametrize("num_critics", [1, 2, 3])

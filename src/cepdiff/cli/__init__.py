@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cepdiff.cli import collect, data, evaluate, fit
+from cepdiff.cli import collect, data, evaluate, fit, report
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -41,6 +41,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (fit, evaluate, data, collect):
+    for command in (fit, evaluate, report, data, collect):
         command.add_parser(commands)
     return parser

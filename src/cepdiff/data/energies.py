@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class EnergyDataModule(StageDataModule):
         if energy is not None:
             self._energy_function = import_function(energy, "data.energy")
         self._data: tuple[Tensor, Tensor] | None = None
+        self._density: Density | None = None  # stays None where a subclass loads what it likes
         self.points_hash = ""  # names the points alone, once they are loaded
         self._hash = ""
         self._low = self._high = torch.empty(0)
@@ -98,11 +99,13 @@ class EnergyDataModule(StageDataModule):
 
     def load(self) -> tuple[Tensor, Tensor]:
         """Points (N, A) and energies (N,), float32."""
-        density = self.density()
+        density = self._density = self.density()
         if density is not None:
             return density.sample(self.num_points, generator(self.seed, "density"))
-        points, energies = read_points(Path(self.dataset), need_energies=self._energy_function is None)
+        path = Path(self.dataset).expanduser()
+        points, energies = read_points(path, need_energies=self._energy_function is None)
         if self._energy_function is not None:
+            check_points(points, torch.zeros(points.shape[:1]), self.dataset)  # before the user's function sees them
             energies = evaluate_energy(self._energy_function, points, str(self.energy))
         return points, energies
 
@@ -124,15 +127,17 @@ class EnergyDataModule(StageDataModule):
         return Density(density.name, density.title, sample)
 
     def exact_samples(self, n: int, inverse_temperature: float, draws: torch.Generator) -> Tensor:
-        """`n` samples (n, A) of p ∝ q exp(-beta E): fresh ones of a named density, else rows of the file by weight.
+        """`n` samples (n, A) of p ∝ q exp(-beta E): fresh ones of a named density, else rows of the data by weight.
 
-        In a file, rows repeat. Fresh points with an energy of the user's, of which no bound is known, are weighed
+        Rows of the data repeat. Fresh points with an energy of the user's, of which no bound is known, are weighed
         against the lowest energy of the data: what lies below counts as that.
         """
-        density = self.density()
+        density = self._density
         if density is None:
             weights = (-inverse_temperature * (self.energies.double() - self.energies.min())).exp()
-            return self.points[torch.multinomial(weights, n, replacement=True, generator=draws)]
+            total = weights.cumsum(0)  # torch.multinomial takes no more than 2^24 rows
+            uniform = torch.rand(n, generator=draws, dtype=torch.float64) * total[-1]
+            return self.points[torch.searchsorted(total, uniform, right=True).clamp(max=len(total) - 1)]
         if self._energy_function is None:
             return tilted_sample(density, n, inverse_temperature, draws)
         lowest = float(self.energies.min())
@@ -166,8 +171,14 @@ class EnergyDataModule(StageDataModule):
 
 
 def evaluate_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
-    """Energies (N,) float32 of `points` (N, A); raises DataError where they are of another shape or not finite."""
-    energies = function(points)
+    """Energies (N,) float32 of `points` (N, A); raises DataError where there are none, or no finite ones (N,)."""
+    try:
+        energies = function(points)
+    except Exception as error:  # the user's own code
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(
+            f"the energy {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error
     if not isinstance(energies, Tensor) or energies.shape != points.shape[:1]:
         found = tuple(energies.shape) if isinstance(energies, Tensor) else type(energies).__name__
         raise DataError(f"the energy {name} gave {found} for points {tuple(points.shape)}; expected ({len(points)},)")
@@ -186,18 +197,20 @@ def read_points(path: Path, need_energies: bool = True) -> tuple[Tensor, Tensor]
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], dtype=np.float32) for name in ("points", "energies") if name in file}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as an .npz file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds on a torn or foreign file
+        raise DataError(f"{path} is no .npz file of numbers, or is damaged; expected points (N, A)") from error
     if "points" not in arrays or (need_energies and "energies" not in arrays):
         raise DataError(f"{path} holds no array '{'energies' if 'points' in arrays else 'points'}'")
     points = torch.from_numpy(arrays["points"])
-    energies = torch.from_numpy(arrays["energies"]) if "energies" in arrays else torch.zeros(len(points))
+    energies = torch.from_numpy(arrays["energies"]) if "energies" in arrays else torch.zeros(points.shape[:1])
     return points, energies
 
 
 def check_points(points: Tensor, energies: Tensor, source: str) -> None:
-    """DataError unless these are N >= 2 finite points (N, A) with finite energies (N,)."""
-    if points.ndim != 2 or len(points) < 2 or energies.shape != points.shape[:1]:
+    """DataError unless these are N >= 2 finite points (N, A), A >= 1, with finite energies (N,)."""
+    if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1 or energies.shape != points.shape[:1]:
         raise DataError(
             f"{source}: points {tuple(points.shape)} and energies {tuple(energies.shape)}; expected (N, A) and (N,)"
         )

@@ -65,6 +65,8 @@ class StageModule(LightningModule, ABC):
         learning_rate: of Adam.
         batch_size: rows a step over all processes.
         lr_schedule: "constant", or "cosine" to zero at the Trainer's `max_steps`.
+        warmup_steps: the learning rate rises linearly over so many first steps, without which a high one can leave a
+            network dead; 0 for none.
         weight_decay: decoupled (AdamW) where above 0.
         max_grad_norm: gradients are clipped to this norm; None leaves them.
         ema_decay: decay a step of an exponential moving average of the weights, which is then what is sampled
@@ -80,6 +82,7 @@ class StageModule(LightningModule, ABC):
         learning_rate: float,
         batch_size: int,
         lr_schedule: Literal["constant", "cosine"] = "constant",
+        warmup_steps: int = 0,
         weight_decay: float = 0.0,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
@@ -91,6 +94,8 @@ class StageModule(LightningModule, ABC):
                 raise ConfigError(f"{self.stage}.{name} is {value}; expected a number above 0")
         if lr_schedule not in ("constant", "cosine"):
             raise ConfigError(f"{self.stage}.lr_schedule is '{lr_schedule}'; expected constant or cosine")
+        if warmup_steps < 0:
+            raise ConfigError(f"{self.stage}.warmup_steps is {warmup_steps}; expected 0 or more")
         if not weight_decay >= 0.0:
             raise ConfigError(f"{self.stage}.weight_decay is {weight_decay}; expected 0 or more")
         if max_grad_norm is not None and not max_grad_norm > 0.0:
@@ -102,6 +107,7 @@ class StageModule(LightningModule, ABC):
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.lr_schedule = lr_schedule
+        self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
@@ -144,15 +150,18 @@ class StageModule(LightningModule, ABC):
         optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
         )
-        if self.lr_schedule == "constant":
+        cosine = self.lr_schedule == "cosine"
+        if not cosine and not self.warmup_steps:
             return optimizer
         total = self.trainer.max_steps
-        if total < 1:
+        if cosine and total < 1:
             raise ConfigError(f"{self.stage}.lr_schedule 'cosine' needs the Trainer's max_steps")
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step, total) / total))
-        )
-        return [optimizer], [schedule]
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+            return warm * (0.5 * (1.0 + math.cos(math.pi * min(step, total) / total)) if cosine else 1.0)
+
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """One optimiser step a minibatch of the block; metrics are logged once, as the block's means."""

@@ -28,7 +28,8 @@ class BehaviorDiffusion(StageModule):
         weighting: of a time in the loss: "uniform" (the recipe), "min_snr" or "sigmoid", see `diffusion.losses`.
         average_targets: the noise to predict is averaged over the samples of the batch that a noised one may have come
             from, see `diffusion.posterior`: the same optimum, less variance. Unconditional models alone.
-        options: those of `StageModule`: learning_rate, batch_size, lr_schedule, weight_decay, max_grad_norm, ema_decay.
+        options: those of `StageModule`: learning_rate, batch_size, lr_schedule, warmup_steps, weight_decay,
+            max_grad_norm, ema_decay.
     """
 
     stage = "behavior"

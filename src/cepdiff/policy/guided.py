@@ -24,6 +24,8 @@ from cepdiff.types import DataSpec, EnergyLogits
 
 POLICY_FILE = "policy.pt"
 FORMAT = 1
+# What a network, schedule or solver of a policy file may be given as an argument.
+PARTS = (nn.Module, NoiseSchedule)
 
 Array = TypeVar("Array", Tensor, NDArray[np.floating[Any]])
 
@@ -186,16 +188,19 @@ class GuidedPolicy:
         solver_spec = recipe.solver
         if num_solver_steps is not None:
             solver_spec = {**solver_spec, "init_args": {**solver_spec["init_args"], "num_steps": num_solver_steps}}
-        eps_net = build(recipe.behavior_net, nn.Module, "behavior.net", *sizes)
-        energy_net = None if recipe.energy_net is None else build(recipe.energy_net, nn.Module, "guidance.net", *sizes)
+        eps_net = build(recipe.behavior_net, nn.Module, "behavior.net", *sizes, parts=PARTS)
+        energy_net = None
+        if recipe.energy_net is not None:
+            energy_net = build(recipe.energy_net, nn.Module, "guidance.net", *sizes, parts=PARTS)
         try:
             eps_net.load_state_dict(weights["behavior"])
             if energy_net is not None:
                 energy_net.load_state_dict(weights["energy"])
         except (KeyError, RuntimeError) as error:
             raise RunError(f"{path}: the weights do not fit the networks that it names") from error
-        schedule: NoiseSchedule = build(recipe.schedule, NoiseSchedule, "schedule")  # type: ignore[type-abstract]
-        solver = build(solver_spec, DPMSolver, "solver")
+        base: Any = NoiseSchedule  # which is abstract
+        schedule: NoiseSchedule = build(recipe.schedule, base, "schedule", parts=PARTS)
+        solver = build(solver_spec, DPMSolver, "solver", parts=PARTS)
         policy = cls(spec, eps_net, schedule, solver, energy_net, device, recipe.energy_on_clean)
         policy.recipe = recipe
         return policy

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cepdiff.data.tasks import normalized_score as normalized_score
+from cepdiff.errors import RunError
 from cepdiff.files import write_json, written_aside
 from cepdiff.rollout.rollout import EpisodeResult
 
@@ -56,6 +57,11 @@ class ScoreRow:
     offline_value: float | None = None
     inside_support: float | None = None
     offline_choice: bool = False
+
+    @property
+    def score(self) -> float:
+        """The normalised score, or the mean return where no reference is known; NaN without any episode."""
+        return self.mean_return if self.normalized_score is None else self.normalized_score
 
 
 def summarize(results: Sequence[EpisodeResult], reference: Reference | None) -> list[ScoreRow]:
@@ -106,13 +112,12 @@ def with_offline(rows: Sequence[ScoreRow], evidence: Sequence[OfflineScore]) -> 
 def offline_regret(rows: Sequence[ScoreRow]) -> float | None:
     """How far the offline choice lies below the best row, >= 0: in points of normalised score, or in return where no
     reference is known. None where the choice was not rolled out, or none was made."""
-    chosen = next((row for row in rows if row.offline_choice and row.episodes), None)
-    if chosen is None:
-        return None
-    best = best_row(rows)
-    if best.normalized_score is None or chosen.normalized_score is None:
-        return best.mean_return - chosen.mean_return
-    return best.normalized_score - chosen.normalized_score
+    return regret(rows, next((row for row in rows if row.offline_choice), None))
+
+
+def regret(rows: Sequence[ScoreRow], chosen: ScoreRow | None) -> float | None:
+    """How far the row `chosen` lies below the best of `rows`, see `offline_regret`; None where it has no episodes."""
+    return best_row(rows).score - chosen.score if chosen is not None and chosen.episodes else None
 
 
 def format_table(rows: Sequence[ScoreRow]) -> str:
@@ -168,6 +173,20 @@ def write_scores(path: Path, task: str, rows: Sequence[ScoreRow], extra: Mapping
 def read_scores(path: Path, reference: Reference | None) -> list[ScoreRow]:
     """The rows of a file that `write_scores` wrote."""
     return [_from_file(row, reference) for row in json.loads(path.read_text(encoding="utf-8"))["scores"]]
+
+
+def read_score_file(path: Path) -> tuple[list[ScoreRow], dict[str, Any]]:
+    """Rows and everything else of a file that `write_scores` wrote, without the references: normalised scores are
+    the file's own, their standard errors None. Raises RunError where the file is damaged."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        rows = [replace(_from_file(row, None), normalized_score=row["normalized_score"]) for row in about.pop("scores")]
+        for row in rows:
+            if not (math.isfinite(row.guidance_scale) and (math.isfinite(row.score) or row.episodes == 0)):
+                raise ValueError(f"numbers of guidance scale {row.guidance_scale}")
+        return rows, about
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged; delete it and run the same `cepdiff fit` again") from error
 
 
 def _to_file(row: ScoreRow) -> dict[str, Any]:

@@ -94,8 +94,8 @@ class StageFolder:
         if not self.record_file.is_file():
             return {}
         try:
-            content: dict[str, Any] = json.loads(self.record_file.read_text())
-        except (OSError, ValueError) as error:
+            content: dict[str, Any] = {**json.loads(self.record_file.read_text())}
+        except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{self.record_file} is damaged; delete {self.path} to make the stage again") from error
         return content
 
@@ -174,7 +174,7 @@ def made_from_of(path: Path) -> dict[str, Any] | None:
         return None
     try:
         made_from: dict[str, Any] | None = json.loads(path.read_text()).get("made_from")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is damaged; delete it to evaluate again") from error
     return made_from
 

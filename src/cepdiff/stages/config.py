@@ -96,15 +96,17 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         if not OmegaConf.is_dict(layer):
             raise ConfigError(f"{path} holds a list; expected a mapping of sections")
         trees.append(layer)
+    named = []
     for override in overrides:
         try:
-            trees.append(OmegaConf.from_dotlist([override]))
+            named.append(lifted(OmegaConf.from_dotlist([override]), OFFLINE.components, OFFLINE.nested))
         except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
             key, _, value = override.partition("=")
             raise ConfigError(f"{key}: the value '{value}' is no readable YAML") from error
     try:
         merged: Any = OmegaConf.create()
-        for layer in (lifted(tree, OFFLINE.components) for tree in trees):
+        layers = [lifted(tree, OFFLINE.components, OFFLINE.nested) for tree in trees]
+        for layer in (*layers, OmegaConf.merge(*named)):  # overrides are one layer: their order makes no difference
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
         tree = OmegaConf.to_container(merged, resolve=True)

@@ -12,10 +12,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cepdiff import __version__
 from cepdiff.data.energies import EnergyDataModule
+from cepdiff.errors import RunError
 from cepdiff.randomness import generator
 from cepdiff.stages.artifacts import RunFolder, compare, made_from_of
 from cepdiff.stages.config import Config
 from cepdiff.stages.distances import (
+    EXACT,
+    GUIDED,
     DistanceRow,
     compare_samples,
     format_distances,
@@ -80,7 +83,7 @@ class DensityFit(Fit):
             "solver": self.values("solver"),
             "evaluation": self.values("evaluation") | {"seed": self.seed},
         }
-        if self.processes.on_main(lambda: not any(compare(made_from_of(self.run.distances), made_from))):
+        if self.processes.on_main(lambda: self._evaluated(made_from)):
             self.announce("evaluation", True)
             rows = self.processes.on_main(lambda: read_distances(self.run.distances)[0])
         else:
@@ -92,6 +95,16 @@ class DensityFit(Fit):
             print(f"\n{self._title()}\n{format_distances(rows)}\n")
             print(self.closing_lines(f"distances {self.run.distances}, figure {self.run.panel}"))
         return rows
+
+    def _evaluated(self, made_from: dict[str, Any]) -> bool:
+        """Whether distances, samples and figure of just these networks and settings lie in the run folder."""
+        if any(compare(made_from_of(self.run.distances), made_from)) or not self.run.panel.exists():
+            return False
+        try:
+            read_samples(self.run.samples)
+        except RunError:
+            return False
+        return True
 
     def _sample(self, scale: float) -> Tensor:
         """Guided samples (N, A) of all processes; sample i starts from the same noise at every scale."""
@@ -113,7 +126,7 @@ class DensityFit(Fit):
                 return self.data.exact_samples(count, scale * beta, generator(self.seed, "exact", index))
 
             rows += compare_samples(guided, exact, scale, self.settings.floor_repeats)
-            shown |= {f"exact, scale {scale:g}": exact(0), f"guided, scale {scale:g}": guided}
+            shown |= {EXACT.format(scale): exact(0), GUIDED.format(scale): guided}
         about = {
             "dataset": self.dataset_name,
             "objective": type(self.objective).__name__,

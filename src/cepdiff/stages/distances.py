@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 TITLES = {"sliced_wasserstein": "sliced W2", "energy_distance": "energy distance"}
 SHOWN_POINTS = 4000
+# Names in the file of samples, to be filled with a guidance scale.
+EXACT = "exact, scale {:g}"
+GUIDED = "guided, scale {:g}"
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,11 @@ class DistanceRow:
 
     @property
     def multiple(self) -> float:
-        """`value` as a multiple of the noise floor; about 1 where the two cannot be told apart."""
-        return self.value / self.floor
+        """`value` as a multiple of the noise floor; about 1 where the two cannot be told apart.
+
+        Infinite where the floor is 0: rows of a file drawn by weight are then one and the same row.
+        """
+        return self.value / self.floor if self.floor else math.inf
 
 
 def compare_samples(
@@ -75,8 +82,10 @@ def format_distances(rows: Sequence[DistanceRow]) -> str:
 
 
 def write_distances(path: Path, rows: Sequence[DistanceRow], about: Mapping[str, Any]) -> None:
-    """`about` and the rows with their multiples as JSON."""
-    write_json(path, {**about, "distances": [{**asdict(row), "multiple": row.multiple} for row in rows]})
+    """`about` and the rows with their multiples as JSON; null for an infinite one."""
+    multiples = [row.multiple if math.isfinite(row.multiple) else None for row in rows]
+    found = [{**asdict(row), "multiple": multiple} for row, multiple in zip(rows, multiples, strict=True)]
+    write_json(path, {**about, "distances": found})
 
 
 def read_distances(path: Path) -> tuple[list[DistanceRow], dict[str, Any]]:
@@ -129,13 +138,14 @@ def scatter(
     low: NDArray[np.float32],
     high: NDArray[np.float32],
     colours: NDArray[np.float32] | None = None,
-) -> None:
-    """Points in a square of the data's range, without ticks."""
+) -> Any:
+    """Points in a square of the data's range, without ticks; returns what matplotlib drew them as."""
     shown = points[:SHOWN_POINTS]
     colour: Any = "tab:blue" if colours is None else colours[:SHOWN_POINTS]
-    axes.scatter(shown[:, 0], shown[:, 1 % shown.shape[1]], c=colour, s=1, alpha=0.5, linewidths=0)
+    drawn = axes.scatter(shown[:, 0], shown[:, 1 % shown.shape[1]], c=colour, s=1, alpha=0.5, linewidths=0)
     axes.set_xlim(float(low[0]), float(high[0]))
     axes.set_ylim(float(low[1 % len(low)]), float(high[1 % len(high)]))
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_box_aspect(1)
+    return drawn

@@ -45,6 +45,11 @@ def evaluate_run(args: argparse.Namespace) -> int:
 def evaluation_of_policy(recipe: PolicyRecipe, policy: GuidedPolicy, args: argparse.Namespace, seed: int) -> Evaluation:
     """The run's own settings with the arguments on top."""
     known = recipe.environment
+    if not recipe.spec["observation_size"]:
+        raise RunError(
+            f"the run {args.run_dir} samples a density and has no episodes: `cepdiff fit` again compares samples of "
+            "other --evaluation.scales with exact ones, and `cepdiff report` shows runs side by side"
+        )
     if not known:
         raise RunError(f"the run {args.run_dir} was trained without an environment (evaluation.episodes 0)")
     reference = None if known["reference"] is None else Reference(*known["reference"])

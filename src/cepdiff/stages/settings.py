@@ -92,7 +92,7 @@ class SampleSettings:
     Args:
         num_samples: a scale, and of each exact draw; at least 2.
         scales: guidance scales; the exact one is 1, and 0 shows the prior.
-        floor_repeats: pairs of independent exact draws, whose mean distance is the noise floor.
+        floor_repeats: pairs of independent exact draws, whose mean distance is the noise floor; at least 2.
         seed: of the samples' noise and of the exact draws; null is the run's seed.
     """
 
@@ -177,9 +177,9 @@ def check_offline(built: Any) -> None:
 def check_density(built: Any) -> None:
     """Ranges of the settings of a run on points with energies."""
     check_lengths({"behavior": built.stages.behavior, "guidance": built.stages.guidance})
-    at_least_one({"evaluation.floor_repeats": built.evaluation.floor_repeats})
-    if built.evaluation.num_samples < 2:
-        raise ConfigError(f"evaluation.num_samples is {built.evaluation.num_samples}; expected at least 2")
+    for name in ("num_samples", "floor_repeats"):
+        if getattr(built.evaluation, name) < 2:
+            raise ConfigError(f"evaluation.{name} is {getattr(built.evaluation, name)}; expected at least 2")
     check_scales(built.evaluation.scales)
     check_trainer(built.trainer)
 

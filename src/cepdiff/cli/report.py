@@ -1,0 +1,40 @@
+"""`cepdiff report RUN ...`: tables and figures over finished runs."""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """\
+Runs of densities are compared by method (multiples of the noise floor, samples side by side), runs of offline RL by
+guidance scale (best, offline choice, regret). Both may be mixed; folders that are no runs are named and skipped.
+
+example:
+  cepdiff report runs/*/* --output report
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "report",
+        help="compare finished runs in tables and figures",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="run folders of cepdiff fit")
+    parser.add_argument(
+        "--output", default="report", metavar="DIR", help="report.md, report.json and figures; default: ./report"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from pathlib import Path
+
+    from cepdiff.stages.report import report
+
+    report([Path(name) for name in args.run_dirs], Path(args.output))
+    return 0

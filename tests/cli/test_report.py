@@ -1,0 +1,392 @@
+"""`cepdiff report` as a user types it, over run folders with a few numbers in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from cepdiff.cli import main
+from cepdiff.rollout.scores import ScoreRow, write_scores
+from cepdiff.stages.distances import EXACT, GUIDED, DistanceRow, write_distances, write_samples
+
+NUM_POINTS = 50
+
+
+def write_density(
+    folder: Path,
+    dataset: str,
+    method: str,
+    multiple: float,
+    *,
+    beta: float = 3.0,
+    seed: int = 0,
+    scale: float = 1.0,
+    seconds: Mapping[str, float] | None = None,
+    made_from: Mapping[str, str] | None = None,
+    num_points: int = NUM_POINTS,
+) -> Path:
+    """A finished run; its sliced W2 is `multiple` floors of 0.5, its energy distance twice that of floors of 0.25."""
+    rows = [
+        DistanceRow(scale, "sliced_wasserstein", 0.5 * multiple, 0.5, 0.1),
+        DistanceRow(scale, "energy_distance", 0.5 * multiple, 0.25, 0.1),
+    ]
+    about: dict[str, Any] = {"dataset": dataset, "objective": method, "inverse_temperature": beta, "seed": seed}
+    about |= {"seconds": seconds or {"behavior": 10.0, "guidance": 5.0}, "made_from": made_from or {}}
+    write_distances(folder / "distances.json", rows, about)
+    points = torch.linspace(-1.0, 1.0, 2 * num_points).reshape(-1, 2)
+    samples = {"data": points, EXACT.format(scale): points, GUIDED.format(scale): -points}
+    write_samples(folder / "samples.npz", samples | {"energies": points[:, 0]})
+    (folder / "config.yaml").write_text("seed: 0\n")
+    return folder
+
+
+def write_policy(
+    folder: Path,
+    task: str,
+    scores: Mapping[float, float],
+    choice: float | None,
+    *,
+    seed: int = 0,
+    normalized: bool = True,
+    episodes: int = 10,
+) -> Path:
+    """A finished run of offline RL; returns are ten times the scores."""
+    rows = [
+        ScoreRow(
+            scale,
+            episodes,
+            10 * score if episodes else math.nan,
+            1.0 if episodes else math.nan,
+            score if normalized and episodes else None,
+            0.1 if normalized and episodes else None,
+            offline_value=None if choice is None else 1.0,
+            inside_support=None if choice is None else 0.9,
+            offline_choice=scale == choice,
+        )
+        for scale, score in scores.items()
+    ]
+    write_scores(folder / "scores.json", task, rows, {"seed": seed})
+    return folder
+
+
+def report(output: Path, *folders: Path) -> int:
+    """The command in this process."""
+    return main(["report", *map(str, folders), "--output", str(output)])
+
+
+def read(output: Path) -> dict[str, Any]:
+    """The report in plain types."""
+    content: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return content
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a Markdown line."""
+    return [cell.strip() for cell in line.strip("| ").split(" | ")]
+
+
+def markdown_table(page: str, title: str) -> dict[str, list[str]]:
+    """The lines of the table below `title` by their first cell, the header's included."""
+    rows = page.split(f"**{title}**\n\n")[1].split("\n\n")[0].splitlines()
+    return {cells(row)[0]: cells(row)[1:] for row in rows if not row.startswith("| ---")}
+
+
+@pytest.fixture
+def densities(tmp_path: Path) -> list[Path]:
+    """CEP, MSE and DPS on moons, rings and data of the user's own, DPS not on rings; CEP with two seeds on moons."""
+    return [
+        write_density(tmp_path / "1", "own-data", "CEP", 4.0),
+        write_density(tmp_path / "2", "rings", "CEP", 2.0),
+        write_density(tmp_path / "3", "moons", "CEP", 1.0, seed=1),
+        write_density(tmp_path / "4", "moons", "CEP", 2.0, seed=0),
+        write_density(tmp_path / "5", "own-data", "DPS", 3.0),
+        write_density(tmp_path / "6", "moons", "DPS", 1.5),
+        write_density(tmp_path / "7", "own-data", "MSE", 8.0),
+        write_density(tmp_path / "8", "rings", "MSE", 5.0),
+        write_density(tmp_path / "9", "moons", "MSE", 7.0),
+    ]
+
+
+def test_tables_of_densities(densities: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "report"
+    assert report(output, *densities) == 0
+    spread = ", mean ± standard deviation of the seeds"
+    page = (output / "report.md").read_text()
+    table = markdown_table(page, f"beta 3, sliced W2 as a multiple of the noise floor{spread}")
+    assert list(table) == ["method", "CEP", "MSE", "DPS"]  # the paper's order, which is not the alphabet's
+    assert table["method"] == ["Moons", "Rings", "own-data", "median"]
+    # Standard deviation of (1, 2) with n - 1: sqrt(0.5). CEP and DPS tie on moons.
+    assert table["CEP"] == ["1.50 ± 0.71 *", "2.00 *", "4.00", "2.00 *"]
+    assert table["MSE"] == ["7.00", "5.00", "8.00", "7.00"]
+    assert table["DPS"] == ["1.50 *", "-", "3.00 *", "2.25 (2 of 3)"]
+    other = markdown_table(page, f"beta 3, energy distance as a multiple of the noise floor{spread}")
+    assert other["DPS"] == ["3.00 *", "-", "6.00 *", "4.50 (2 of 3)"]
+    assert page.count("CEP is at least as good as every baseline on 2 of 3 densities (67%).") == 2
+    assert "9 runs of densities, 135 s of training" in page
+    shown = capsys.readouterr().out
+    for text in (
+        "1.50 ± 0.71 *",
+        "2.25 (2 of 3)",
+        "2 of 3 densities (67%)",
+        "135 s of training",
+        "densities-beta3.png",
+    ):
+        assert text in shown
+
+
+def test_json_of_densities(densities: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    assert report(output, *densities) == 0
+    found = read(output)["densities"]
+    table = found["tables"][0]
+    assert (table["beta"], table["distance"]) == (3.0, "sliced_wasserstein")
+    cell = table["cells"]["CEP"]["moons"]
+    assert cell == {"mean": 1.5, "std": pytest.approx(math.sqrt(0.5)), "multiples": {"0": 2.0, "1": 1.0}}
+    assert table["cells"]["MSE"]["rings"] == {"mean": 5.0, "std": None, "multiples": {"0": 5.0}}
+    assert "rings" not in table["cells"]["DPS"]
+    assert table["median"] == {"CEP": 2.0, "MSE": 7.0, "DPS": 2.25}
+    assert table["best"] == {"moons": ["CEP", "DPS"], "rings": ["CEP"], "own-data": ["DPS"], "median": ["CEP"]}
+    assert table["cep_at_least_as_good"] == {"densities": 2, "of": 3, "share": pytest.approx(2 / 3)}
+    assert found["training_seconds"] == 135.0
+    run = next(run for run in found["runs"] if run["folder"] == str(densities[1]))
+    assert (run["dataset"], run["method"], run["beta"], run["seed"]) == ("rings", "CEP", 3.0, 0)
+    row = run["distances"]["energy_distance"]
+    assert row == {"value": 1.0, "floor": 0.25, "floor_std": 0.1, "multiple": 4.0}
+
+
+def test_each_beta_has_its_figure(densities: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    other = write_density(tmp_path / "other", "rings", "CEP", 2.0, beta=0.5)
+    assert report(output, *densities, other) == 0
+    assert {path.name for path in output.iterdir()} == {
+        "report.json", "report.md", "densities-beta3.png", "densities-beta0.5.png",
+    }  # fmt: skip
+    page = (output / "report.md").read_text()
+    assert page.index("(densities-beta0.5.png)") < page.index("(densities-beta3.png)")
+    # A method alone is the best of nothing, and there is no baseline to be as good as.
+    assert "| CEP | 2.00 | 2.00 |" in page
+    assert page.count("CEP is at least") == 2
+    image = imread(output / "densities-beta3.png")[..., :3]
+    alone = imread(output / "densities-beta0.5.png")[..., :3]
+    assert image.std() > 0.05
+    assert image.shape[0] > 1.5 * alone.shape[0]  # five rows for three
+    assert image.shape[1] > 1.5 * alone.shape[1]  # three columns for one
+
+
+def test_a_missing_run_leaves_an_empty_cell(densities: list[Path], tmp_path: Path) -> None:
+    def empty_share(folders: list[Path]) -> float:
+        output = tmp_path / f"report{len(folders)}"
+        assert report(output, *folders) == 0
+        image = imread(output / "densities-beta3.png")[..., :3]
+        return float((abs(image - 0.97) < 0.005).all(-1).mean())
+
+    assert empty_share(densities) > 0.03  # one of fifteen cells is grey
+    assert empty_share([*densities, write_density(tmp_path / "whole", "rings", "DPS", 1.0)]) < 0.003
+
+
+def test_a_stage_that_runs_share_is_trained_once(tmp_path: Path) -> None:
+    for method in ("CEP", "MSE"):
+        made_from = {"behavior_checkpoint": "one", "guidance_checkpoint": method}
+        write_density(tmp_path / method, "moons", method, 1.0, made_from=made_from)
+    assert report(tmp_path / "report", tmp_path / "CEP", tmp_path / "MSE") == 0
+    assert read(tmp_path / "report")["densities"]["training_seconds"] == 20.0
+
+
+def test_a_floor_of_zero_is_infinitely_far(tmp_path: Path) -> None:
+    run = write_density(tmp_path / "run", "moons", "CEP", 1.0)
+    content = json.loads((run / "distances.json").read_text())
+    for row in content["distances"]:
+        row["floor"] = 0.0
+    (run / "distances.json").write_text(json.dumps(content))
+    assert report(tmp_path / "report", run, write_density(tmp_path / "b", "moons", "CEP", 1.0, seed=1)) == 0
+    cell = read(tmp_path / "report")["densities"]["tables"][0]["cells"]["CEP"]["moons"]
+    assert cell == {"mean": None, "std": None, "multiples": {"0": None, "1": 1.0}}
+    assert "| CEP | inf | inf |" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.fixture
+def policies(tmp_path: Path) -> list[Path]:
+    """Regrets of the offline choice 0, 4, 6 and 5, of scale 0 20, 10, 6 and 0, of scale 1 8, 4, 0 and 5."""
+    return [
+        write_policy(tmp_path / "p1", "walker2d-medium-v2", {0.0: 40.0, 1.0: 52.0, 2.0: 60.0}, 2.0, seed=1),
+        write_policy(tmp_path / "p2", "walker2d-medium-v2", {0.0: 40.0, 1.0: 46.0, 2.0: 50.0}, 1.0),
+        write_policy(tmp_path / "p3", "hopper-medium-v2", {0.0: 44.0, 1.0: 50.0}, 0.0),
+        write_policy(tmp_path / "p4", "my-task", {0.0: 25.0, 1.0: 20.0}, 1.0),
+    ]
+
+
+LINE = (
+    "The offline choice is within 5 points of the best scale in 3 of 4 runs; "
+    "mean regret 3.8 points (always scale 0: 9.0, always scale 1: 4.2)."
+)
+POLICY_TITLE = "normalised score by guidance scale (scale 0 is the behavior policy)"
+
+
+def test_table_of_policies(policies: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "report"
+    assert report(output, *policies) == 0
+    page = (output / "report.md").read_text()
+    rows = page.split(f"**{POLICY_TITLE}**\n\n")[1].split("\n\n")[0].splitlines()
+    assert [cells(row) for row in rows[2:]] == [
+        # the registry's order, then seeds, then tasks of the user's own
+        ["hopper-medium-v2", "0", "44.0", "50.0", "1", "50.0", "0", "44.0", "6.0"],
+        ["walker2d-medium-v2", "0", "40.0", "46.0", "2", "50.0", "1", "46.0", "4.0"],
+        ["walker2d-medium-v2", "1", "40.0", "52.0", "2", "60.0", "2", "60.0", "0.0"],
+        ["my-task", "0", "25.0", "20.0", "0", "25.0", "1", "20.0", "5.0"],
+    ]
+    assert LINE in page
+    assert LINE in capsys.readouterr().out
+    found = read(output)["policies"]
+    assert found["summary"] == {
+        "runs": 4, "of": 4, "within": 3, "regret": 3.75, "behavior_regret": 9.0, "exact_regret": 4.25,
+    }  # fmt: skip
+    assert found["rows"][0]["regret"] == 6.0
+    assert found["runs"][0]["scores"][1] == {
+        "guidance_scale": 1.0, "episodes": 10, "mean_return": 520.0, "standard_error": 1.0, "normalized_score": 52.0,
+    }  # fmt: skip
+    image = imread(output / "scores.png")
+    orange = (image[..., 0] > 0.9) & (image[..., 2] < 0.2)
+    assert orange.sum() > 4 * 50  # four stars, and that of the legend
+    assert image[..., :3].std() > 0.05
+
+
+def test_runs_that_cannot_be_summarised_are_shown(policies: list[Path], tmp_path: Path) -> None:
+    odd = [
+        write_policy(tmp_path / "returns", "a-returns", {0.0: 1.0, 1.0: 3.0}, 0.0, normalized=False),
+        write_policy(tmp_path / "no-choice", "b-no-choice", {0.0: 1.0, 1.0: 3.0}, None),
+        write_policy(tmp_path / "no-one", "c-no-one", {0.0: 1.0, 2.0: 3.0}, 0.0),
+        write_policy(tmp_path / "no-episodes", "d-no-episodes", {0.0: 0.0, 1.0: 0.0}, 1.0, episodes=0),
+        write_policy(tmp_path / "no-rows", "e-no-rows", {}, None),
+    ]
+    output = tmp_path / "report"
+    assert report(output, *policies, *odd) == 0
+    page = (output / "report.md").read_text()
+    assert "| a-returns (return) | 0 | 10.0 | 30.0 | 1 | 30.0 | 0 | 10.0 | 20.0 |" in page
+    assert "| b-no-choice | 0 | 1.0 | 3.0 | 1 | 3.0 | - | - | - |" in page
+    assert "| c-no-one | 0 | 1.0 | - | 2 | 3.0 | 0 | 1.0 | 2.0 |" in page
+    assert "| d-no-episodes | 0 | - | - | - | - | 1 | - | - |" in page
+    assert "| e-no-rows | 0 | - | - | - | - | - | - | - |" in page
+    assert f"{LINE} Not counted: 5 without" in page
+
+
+def test_runs_without_episodes_have_a_table_and_no_figure(tmp_path: Path) -> None:
+    run = write_policy(tmp_path / "run", "my-task", {0.0: 0.0, 1.0: 0.0}, 1.0, episodes=0)
+    assert report(tmp_path / "report", run) == 0
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md"}
+    assert read(tmp_path / "report")["policies"]["summary"] is None
+    assert "The offline choice" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_both_kinds_and_what_a_glob_brings(
+    densities: list[Path], policies: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = [*densities[0].iterdir(), *densities[1].iterdir()]
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").touch()
+    elsewhere = write_density(tmp_path / "elsewhere", "rings", "CEP", 1.0, scale=2.0, seed=5)
+    output = tmp_path / "report"
+    # One folder twice, by two names, is one run.
+    twice = policies[0].parent / "x" / ".." / policies[0].name
+    (tmp_path / "x").mkdir()
+    assert report(output, *densities, *policies, *foreign, unfinished, elsewhere, twice) == 0
+    assert {path.name for path in output.iterdir()} == {"report.json", "report.md", "densities-beta3.png", "scores.png"}
+    assert len(read(output)["densities"]["runs"]) == 9
+    assert len(read(output)["policies"]["runs"]) == 4
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.startswith("cepdiff: no run folders, skipped: ")
+    assert first.endswith(" and 1 more")
+    assert "not finished" in second
+    assert second.endswith(str(unfinished))
+    assert "not compared at guidance scale 1" in third
+    assert third.endswith(str(elsewhere))
+
+
+def test_unequal_numbers_of_samples_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = write_density(tmp_path / "a", "moons", "CEP", 1.0)
+    b = write_density(tmp_path / "b", "moons", "MSE", 1.0, num_points=60)
+    assert report(tmp_path / "report", a, b) == 0
+    assert "runs with 50, 60 samples side by side" in capsys.readouterr().err
+
+
+def test_the_default_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_policy(tmp_path / "run", "my-task", {0.0: 1.0}, None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(run)]) == 0
+    assert (tmp_path / "report" / "report.md").is_file()
+
+
+def refused(capsys: pytest.CaptureFixture[str], output: Path, *folders: Path) -> str:
+    """The one line that says why the command ends with 2; nothing is written."""
+    assert report(output, *folders) == 2
+    assert not output.is_dir()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    return shown.err.splitlines()[-1]
+
+
+def test_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    line = refused(capsys, tmp_path / "report", tmp_path / "empty")
+    assert "no finished run" in line
+    assert "distances.json" in line
+    assert "scores.json" in line
+    assert "there is no run folder" in refused(capsys, tmp_path / "report", tmp_path / "nowhere")
+
+
+def test_twins_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (write_density(tmp_path / name, "moons", "CEP", 1.0) for name in ("a", "b"))
+    line = refused(capsys, tmp_path / "report", a, b)
+    assert f"{a} and {b} are both moons, CEP, beta 3, seed 0" in line
+    c, d = (write_policy(tmp_path / name, "my-task", {0.0: 1.0}, None) for name in ("c", "d"))
+    assert f"{c} and {d} are both my-task, seed 0" in refused(capsys, tmp_path / "report", c, d)
+
+
+@pytest.mark.parametrize("damage", ["torn", "[]", "{}", "null", "no seed", "text", "infinite"])
+@pytest.mark.parametrize("name", ["distances.json", "scores.json"])
+def test_damaged_files(name: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name == "scores.json":
+        run = write_policy(tmp_path / "run", "my-task", {0.0: 1.0, 1.0: 2.0}, 1.0)
+        rows, number = "scores", "normalized_score"
+    else:
+        run = write_density(tmp_path / "run", "moons", "CEP", 1.0)
+        rows, number = "distances", "value"
+    text = (run / name).read_text()
+    content = json.loads(text)
+    if damage == "torn":
+        (run / name).write_text(text[: len(text) // 2])
+    elif damage in ("text", "infinite"):
+        content[rows][0][number] = "many" if damage == "text" else math.inf
+        (run / name).write_text(json.dumps(content))
+    elif damage == "no seed":
+        del content["seed"]
+        (run / name).write_text(json.dumps(content))
+    else:
+        (run / name).write_text(damage)
+    assert f"{run / name} is damaged" in refused(capsys, tmp_path / "report", run)
+
+
+def test_damaged_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_density(tmp_path / "run", "moons", "CEP", 1.0)
+    content = (run / "samples.npz").read_bytes()
+    (run / "samples.npz").write_bytes(content[: len(content) // 2])
+    assert "samples.npz cannot be read" in refused(capsys, tmp_path / "report", run)
+    (run / "samples.npz").unlink()
+    assert "samples.npz cannot be read" in refused(capsys, tmp_path / "report", run)
+    write_samples(run / "samples.npz", {"data": torch.zeros(3, 2), "energies": torch.zeros(3)})
+    assert "samples.npz lacks samples" in refused(capsys, tmp_path / "report", run)
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_policy(tmp_path / "run", "my-task", {0.0: 1.0}, None)
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert f"--output {output} cannot be a folder" in refused(capsys, output, run)

@@ -1,0 +1,64 @@
+"""`load` a configuration from texts, and read the `fault` of one that cannot be used."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cepdiff.errors import CepdiffError
+from cepdiff.stages.config import Config, load_config
+
+BASE = "data: {dataset: some-buffer}\n"
+SIZES = (3, 2)
+
+Load = Callable[..., Config]
+Fault = Callable[..., str]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """`load(text, ..., overrides=[...])`: each text is a file, the first with a dataset unless it names one."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # load_config adds the files' folders
+
+    def load(*texts: str, overrides: list[str] | None = None, bare: bool = False) -> Config:
+        files = []
+        for i, text in enumerate(texts or ("",)):
+            path = tmp_path / f"config{i}.yaml"
+            path.write_text(text if bare or i or re.search("^data:", text, re.MULTILINE) else BASE + text)
+            files.append(path)
+        return load_config(files, overrides or [])
+
+    return load
+
+
+@pytest.fixture
+def fault(load: Load) -> Fault:
+    """What the user reads: one short line in words, with nothing of the libraries beneath."""
+
+    def fault(*texts: str, **options: Any) -> str:
+        with pytest.raises(CepdiffError) as caught:
+            construct(load(*texts, **options))
+        message = str(caught.value)
+        assert "\n" not in message
+        assert len(re.sub(r"/\S*/", "", message)) < 250  # folders aside
+        leaks = ("Namespace", "<class", "typing", "Union", "Parser key", "collections.abc", "jsonargparse", "NoneType")
+        assert [leak for leak in (*leaks, "init_args", "object_type", "subtypes") if leak in message] == []
+        return message
+
+    return fault
+
+
+def construct(config: Config) -> None:
+    """Builds everything that a run would."""
+    for key in ("schedule", "solver"):
+        config.build(key)
+    config.build("data", seed=config.seed)
+    sizes = SIZES if "critic" in config.classes else (0, 2)
+    for key in ("behavior", "critic", "guidance"):
+        if key in config.classes:
+            config.module(key, sizes)

@@ -1,0 +1,41 @@
+"""A policy of small networks, and the recipe that goes with it."""
+
+from __future__ import annotations
+
+import torch
+
+from cepdiff.diffusion.schedule import CosineVP
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.networks.energy import EnergyMLP
+from cepdiff.networks.score import MLPScore
+from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
+from cepdiff.types import DataSpec
+
+S, A = 3, 2
+LOW, HIGH = (-1.0, 2.0), (3.0, 2.5)
+SPEC = DataSpec(S, A, LOW, HIGH, observation_mean=(1.0, -2.0, 0.0), observation_std=(2.0, 0.5, 1.0))
+RECIPE = PolicyRecipe(
+    task="some-task",
+    spec=SPEC.to_dict(),
+    behavior_net={"class_path": "cepdiff.networks.score.MLPScore", "init_args": {"hidden": [16]}},
+    energy_net={"class_path": "cepdiff.networks.energy.EnergyMLP", "init_args": {"hidden": [16, 8]}},
+    schedule={"class_path": "cepdiff.diffusion.schedule.CosineVP", "init_args": {"t_max": 0.9}},
+    solver={"class_path": "cepdiff.diffusion.solver.DPMSolver", "init_args": {"num_steps": 5, "order": 1}},
+    environment={"env_id": "Some-v0", "kwargs": {"a": 1}},
+    scales=[0.0, 1.0],
+    sources=[],
+)
+
+
+def make(energy: bool = True, spec: DataSpec = SPEC, on_clean: bool = False) -> GuidedPolicy:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        eps_net = MLPScore(S, A, hidden=[16])
+        energy_net = EnergyMLP(S, A, hidden=[16, 8]) if energy else None
+        if energy_net is not None:  # so strong that guided actions reach the bounds
+            energy_net.net.rest[-1].weight.data.mul_(100.0)
+    return GuidedPolicy(spec, eps_net, CosineVP(t_max=0.9), DPMSolver(5, order=1), energy_net, energy_on_clean=on_clean)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,201 @@
+"""The file of a policy: what it keeps, what it refuses, and that it is never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_policy import RECIPE, SPEC, A, S, make, normal
+
+from cepdiff.diffusion.schedule import CosineVP
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.errors import CepdiffError, ConfigError, RunError
+from cepdiff.networks.energy import ResidualEnergy
+from cepdiff.policy.guided import POLICY_FILE, GuidedPolicy
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    make().save(tmp_path, RECIPE)
+    return tmp_path
+
+
+def test_a_loaded_policy_acts_as_the_saved_one(run: Path) -> None:
+    observations, noise = normal(20, S), normal(20, A, seed=1)
+    scales = torch.arange(20) % 3 * 1.0
+    expected = make().act(observations, guidance_scale=scales, noise=noise)
+    for place in (run, str(run), run / POLICY_FILE):
+        policy = GuidedPolicy.from_run(place)
+        assert torch.equal(policy.act(observations, guidance_scale=scales, noise=noise), expected)
+    assert policy.recipe == RECIPE
+    assert policy.spec == SPEC
+    assert [path.name for path in run.iterdir()] == [POLICY_FILE]
+
+
+@pytest.mark.parametrize("on_clean", [False, True])
+def test_a_loaded_policy_knows_whether_its_energy_is_of_clean_samples(tmp_path: Path, on_clean: bool) -> None:
+    make(on_clean=on_clean).save(tmp_path, replace(RECIPE, energy_on_clean=on_clean))
+    observations, noise = normal(8, S), normal(8, A, seed=1)
+    found = GuidedPolicy.from_run(tmp_path).act(observations, noise=noise)
+    assert torch.equal(found, make(on_clean=on_clean).act(observations, noise=noise))
+    assert not torch.equal(found, make(on_clean=not on_clean).act(observations, noise=noise))
+
+
+def test_a_file_of_before_energies_of_clean_samples_loads(run: Path) -> None:
+    content = torch.load(run / POLICY_FILE, weights_only=True)
+    del content["recipe"]["energy_on_clean"]
+    torch.save(content, run / POLICY_FILE)
+    assert GuidedPolicy.from_run(run).recipe == RECIPE
+
+
+def test_a_network_with_a_schedule_of_its_own_loads(tmp_path: Path) -> None:
+    """A schedule is the one part of a network that is no network."""
+    schedule = {"class_path": "cepdiff.diffusion.schedule.CosineVP", "init_args": {"t_max": 0.9}}
+    spec = {"class_path": "cepdiff.networks.energy.ResidualEnergy", "init_args": {"width": 8, "schedule": schedule}}
+    energy_net = ResidualEnergy(S, A, width=8, schedule=CosineVP(t_max=0.9))
+    saved = GuidedPolicy(SPEC, make().eps_net, CosineVP(t_max=0.9), DPMSolver(5, order=1), energy_net)
+    saved.save(tmp_path, replace(RECIPE, energy_net=spec))
+    loaded = GuidedPolicy.from_run(tmp_path)
+    assert isinstance(loaded.energy_net.schedule, CosineVP)  # type: ignore[union-attr]
+    observations, noise = normal(8, S), normal(8, A, seed=1)
+    assert torch.equal(loaded.act(observations, noise=noise), saved.act(observations, noise=noise))
+
+
+def test_the_policy_before_guidance(tmp_path: Path) -> None:
+    make(energy=False).save(tmp_path, replace(RECIPE, energy_net=None))
+    policy = GuidedPolicy.from_run(tmp_path)
+    assert policy.energy_net is None
+    noise = normal(A)
+    expected = make().act(normal(S), guidance_scale=0.0, noise=noise)
+    assert torch.equal(policy.act(normal(S), guidance_scale=0.0, noise=noise), expected)
+
+
+def test_another_number_of_solver_steps(run: Path) -> None:
+    policy = GuidedPolicy.from_run(run, num_solver_steps=9)
+    assert policy.solver.num_steps == 9
+    assert policy.solver.order == 1  # the rest stays
+    assert GuidedPolicy.from_run(run).solver.num_steps == 5
+    with pytest.raises(ConfigError, match="num_steps is 0"):
+        GuidedPolicy.from_run(run, num_solver_steps=0)
+
+
+def test_own_classes_are_found_beside_their_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "policy_test_parts.py").write_text(
+        "from cepdiff.networks.score import MLPScore\n\n\nclass Own(MLPScore):\n    pass\n"
+    )
+    net = {**RECIPE.behavior_net, "class_path": "policy_test_parts.Own"}
+    make().save(tmp_path, replace(RECIPE, behavior_net=net, sources=[str(source)]))
+    try:
+        assert type(GuidedPolicy.from_run(tmp_path).eps_net).__name__ == "Own"
+    finally:
+        sys.modules.pop("policy_test_parts", None)
+
+
+def test_there_is_no_policy(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunError, match=r"does not exist: run `cepdiff fit`"):
+            GuidedPolicy.from_run(place)
+
+
+def test_torn_and_foreign_files_are_refused(run: Path) -> None:
+    path = run / POLICY_FILE
+    whole = path.read_bytes()
+    contents: list[bytes] = [b"", b"hello", whole[: len(whole) // 2], whole[:-10]]
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(RunError, match="no policy file"):
+            GuidedPolicy.from_run(run)
+    for value in ({"a": 1}, torch.zeros(3), [], {"format": 1}, {"format": 1, "recipe": {"x": 1}, "weights": {}}):
+        torch.save(value, path)
+        with pytest.raises(RunError, match="no policy file"):
+            GuidedPolicy.from_run(run)
+
+
+def rewrite(run: Path, **changes: Any) -> None:
+    content = torch.load(run / POLICY_FILE, weights_only=True)
+    content["recipe"].update(changes.pop("recipe", {}))
+    torch.save({**content, **changes}, run / POLICY_FILE)
+
+
+def test_a_later_format_says_so(run: Path) -> None:
+    rewrite(run, format=99)
+    with pytest.raises(CepdiffError, match="format 99"):
+        GuidedPolicy.from_run(run)
+
+
+def test_weights_of_other_networks_are_refused(run: Path) -> None:
+    rewrite(run, recipe={"behavior_net": {**RECIPE.behavior_net, "init_args": {"hidden": [32]}}})
+    with pytest.raises(RunError, match="weights do not fit"):
+        GuidedPolicy.from_run(run)
+
+
+def test_classes_that_are_gone_are_named(run: Path) -> None:
+    rewrite(run, recipe={"behavior_net": {"class_path": "gone_module.Net", "init_args": {}}})
+    with pytest.raises(CepdiffError, match="gone_module"):
+        GuidedPolicy.from_run(run)
+
+
+class Malicious:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch", "inside", "legacy"])
+def test_nothing_is_unpickled(run: Path, form: str) -> None:
+    trap, path = run / "trapped", run / POLICY_FILE
+    whole = torch.load(path, weights_only=True)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Malicious(trap)))
+    elif form == "torch":
+        torch.save(Malicious(trap), path)
+    elif form == "inside":
+        torch.save({**whole, "extra": Malicious(trap)}, path)
+    else:
+        torch.save({**whole, "extra": Malicious(trap)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(RunError, match="no policy file"):
+        GuidedPolicy.from_run(run)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("where", ["behavior_net", "energy_net", "schedule", "solver"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_can_call_no_class_but_those_of_a_policy(run: Path, where: str, nested: bool) -> None:
+    """A recipe names classes with arguments; `subprocess.Popen` among them would run any command."""
+    trap = run / "trapped"
+    call = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", str(trap)]}}
+    spec = getattr(RECIPE, where)
+    rewrite(run, recipe={where: {**spec, "init_args": {"hidden": call}} if nested else call})
+    with pytest.raises((CepdiffError, TypeError)):
+        GuidedPolicy.from_run(run)
+    deadline = subprocess.run(["sleep", "0.3"], check=True)  # time for a child to do its work
+    assert deadline.returncode == 0
+    assert not trap.exists()
+
+
+def test_loading_needs_neither_lightning_nor_an_environment(run: Path) -> None:
+    code = (
+        "import json, sys, numpy\n"
+        "from cepdiff.policy.guided import GuidedPolicy\n"
+        f"action = GuidedPolicy.from_run({str(run)!r}).act(numpy.zeros({S}))\n"
+        f"assert action.shape == ({A},)\n"
+        "heavy = ('lightning', 'gymnasium', 'h5py', 'jsonargparse', 'omegaconf', 'tensorboard')\n"
+        "print(json.dumps([name for name in heavy if name in sys.modules]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
