@@ -106,7 +106,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     try:
         merged: Any = OmegaConf.create()
         layers = [lifted(tree, OFFLINE.components, OFFLINE.nested) for tree in trees]
-        for layer in (*layers, OmegaConf.merge(*named)):  # overrides are one layer: their order makes no difference
+        for layer in (*layers, OmegaConf.merge({}, *named)):  # overrides are one layer: their order makes no difference
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
         tree = OmegaConf.to_container(merged, resolve=True)

@@ -1,0 +1,277 @@
+"""Guidance and solver against a density whose guidance is known in closed form (a Gaussian mixture, quadratic energy).
+
+    python benchmarks/exactness.py solver                     # exact score and guidance: the solver's error alone
+    python benchmarks/exactness.py guidance --dims 2 8        # what each objective learns, same network, same budget
+
+`guidance` trains on samples of q with their energies, nothing else, and measures the relative error of the gradient
+over t at points of p_t, as one number weighted as the sampler uses it: Σ sigma_t |g - g*| / Σ sigma_t |g*| over the
+solver's log-SNR grid. Samples are drawn with the exact score, so that their distance to exact ones is the guidance's
+alone. Tables are printed, and written with everything else to --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from cepdiff.data.blocks import StageDataModule
+from cepdiff.diffusion.guidance import logits_gradient, predicted_data_logits
+from cepdiff.diffusion.process import perturb
+from cepdiff.diffusion.sampling import sample_guided
+from cepdiff.diffusion.schedule import LinearVP
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.energy.closed_form import ClosedForm, GaussianMixture, QuadraticEnergy
+from cepdiff.energy.distances import noise_floor, sliced_wasserstein
+from cepdiff.energy.objectives import CEP, MSE, EnergyObjective, ExponentialMSE
+from cepdiff.files import write_json
+from cepdiff.modules.guidance import BatchEnergyGuidance
+from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
+from cepdiff.randomness import generator
+from cepdiff.stages.training import quieten
+from cepdiff.types import Batch, DataSpec, EnergyLogits
+
+SAMPLES = 10_000
+GRID = 25
+OBJECTIVES: dict[str, Callable[[float], EnergyObjective]] = {
+    "CEP": CEP,
+    "CEP, as in the paper": CEP,
+    "ExponentialMSE": ExponentialMSE,
+    "MSE": MSE,
+}
+
+
+def problem(size: int, beta: float, components: int = 6, seed: int = 0) -> ClosedForm:
+    """A random mixture in `size` dimensions, deviation 1/2; E = |x - c|², scaled to about [0, 1] over its samples."""
+    draws = generator(seed, "mixture", size)
+    normal = functools.partial(torch.randn, generator=draws, dtype=torch.float64)
+    means = normal(components, size)
+    axes = torch.linalg.qr(normal(components, size, size))[0]
+    variances = 0.02 + 0.15 * torch.rand(components, size, generator=draws, dtype=torch.float64)
+    covariances = axes @ torch.diag_embed(variances) @ axes.mT
+    log_weights = (0.5 + torch.rand(components, generator=draws, dtype=torch.float64)).log()
+    points = GaussianMixture(log_weights, means, covariances).sample(100_000, draws)[0]
+    centre, scale = points.mean(0), 2.0 * points.std()
+    prior = GaussianMixture(log_weights, (means - centre) / scale, covariances / scale**2)
+    points, component = prior.sample(100_000, draws)
+    energy = QuadraticEnergy.quadratic(0.5 * normal(size) / math.sqrt(size), 1.0)
+    low, high = energy(points, component).quantile(torch.tensor([0.0, 0.95], dtype=torch.float64)).tolist()
+    return ClosedForm(prior, energy.scaled(1.0 / (high - low), low), beta, LinearVP())
+
+
+class MixtureData(StageDataModule):
+    """A million samples of the prior with their energies, as fields `actions` and `energies`."""
+
+    dataset_name = content_hash = "mixture"
+
+    def __init__(self, exact: ClosedForm, seed: int) -> None:
+        super().__init__(seed=seed)
+        points, component = exact.prior.sample(1_000_000, generator(seed, "points"))
+        self.fields = {"actions": points.float(), "energies": exact.energy(points, component).float()}
+
+    @property
+    def spec(self) -> DataSpec:
+        size = self.fields["actions"].shape[1]
+        return DataSpec(0, size, (-1.0,) * size, (1.0,) * size)
+
+    def rows(self, fields: Sequence[str]) -> Tensor:
+        return torch.arange(len(self.fields["energies"]))
+
+    def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
+        return lambda rows: {field: self.fields[field][rows] for field in fields}
+
+
+def train(exact: ClosedForm, method: str, args: argparse.Namespace) -> tuple[EnergyLogits, float]:
+    """The logits that a method learns, and the CPU seconds it took."""
+    if method == "DPS":  # the exact energy at the exact prediction of x_0: the best that it can be
+        clean: EnergyLogits = lambda x, t, condition: -exact.inverse_temperature * exact.clean_energy(x)  # noqa: E731
+        return predicted_data_logits(clean, exact.noise, exact.schedule), 0.0
+    size = exact.prior.size
+    paper = method == "CEP, as in the paper"
+    net: Callable[[int, int], nn.Module] = EnergyMLP if paper else functools.partial(
+        ResidualEnergy, width=128 if size <= 2 else 256, depth=2, position_features=32 if size <= 2 else 0
+    )  # fmt: skip
+    options: dict[str, Any] = {"learning_rate": args.learning_rate, "lr_schedule": "cosine", "warmup_steps": 200}
+    if paper:
+        options = {"learning_rate": 3e-4, "times_per_step": 1, "average_targets": False, "time_exponent": 1.0}
+        options["batch_size"] = args.batch_size * args.times
+    else:
+        options |= {"ema_decay": 0.999, "times_per_step": args.times, "batch_size": args.batch_size}
+    torch.manual_seed(args.seed)
+    module = BatchEnergyGuidance(0, size, net, exact.schedule, OBJECTIVES[method](exact.inverse_temperature), **options)
+    trainer = Trainer(
+        max_steps=args.steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = MixtureData(exact, args.seed)
+    started = time.process_time()
+    trainer.fit(module, datamodule=data)
+    seconds = time.process_time() - started
+    network = module.sampling_net.eval().requires_grad_(False)
+
+    def logits(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        return network(x.float(), t.float(), condition).double()  # type: ignore[no-any-return]
+
+    return logits, seconds
+
+
+def gradient_errors(exact: ClosedForm, logits: EnergyLogits) -> dict[str, Any]:
+    """Relative root mean squared error of ∇f at each grid time under p_t, and over t as the sampler weighs it."""
+    schedule, draws = exact.schedule, generator(0, "errors")
+    ends = schedule.lam(torch.tensor([1.0, schedule.t_min], dtype=torch.float64))
+    times = schedule.inverse_lambda(torch.linspace(float(ends[0]), float(ends[1]), GRID, dtype=torch.float64))
+    x0 = exact.target.sample(4000, draws)[0]
+    errors, sizes = [], []
+    for t in times:
+        x = perturb(schedule, x0, t, torch.randn(x0.shape, generator=draws, dtype=torch.float64))
+        true = exact.guidance(x, t)
+        errors.append(float((logits_gradient(logits, x, t, None) - true).square().sum(-1).mean().sqrt()))
+        sizes.append(float(true.square().sum(-1).mean().sqrt()))
+    sigma = schedule.sigma(times).tolist()
+    weighted = sum(s * e for s, e in zip(sigma, errors, strict=True)) / sum(
+        s * n for s, n in zip(sigma, sizes, strict=True)
+    )
+    relative = [error / size for error, size in zip(errors, sizes, strict=True)]
+    return {"weighted": weighted, "times": times.tolist(), "relative": relative}
+
+
+def sample(exact: ClosedForm, logits: EnergyLogits, solver: DPMSolver, noise: Tensor) -> Tensor:
+    """Samples with the exact score and guidance by `logits`."""
+    with torch.no_grad():
+        return sample_guided(
+            exact.noise, exact.schedule, solver, None, noise, logits=logits, guidance_scale=torch.ones(len(noise))
+        )
+
+
+def exact_draws(exact: ClosedForm) -> Callable[[int], Tensor]:
+    """The i-th independent sample of the target."""
+    return lambda index: exact.target.sample(SAMPLES, generator(0, "exact", index))[0]
+
+
+def guidance(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A record a dimension, beta and method."""
+    records = []
+    for size in args.dims:
+        for beta in args.betas:
+            exact = problem(size, beta)
+            draw = exact_draws(exact)
+            floor = noise_floor(sliced_wasserstein, draw, 4).mean
+            noise = torch.randn(SAMPLES, size, generator=generator(0, "noise"), dtype=torch.float64)
+            for method in args.methods:
+                logits, seconds = train(exact, method, args)
+                errors = gradient_errors(exact, logits)
+                samples = sample(exact, logits, DPMSolver(num_steps=args.num_solver_steps), noise)
+                distance = sum(float(sliced_wasserstein(samples, draw(i))) for i in range(4)) / 4
+                record = {"size": size, "beta": beta, "method": method, "seconds": seconds, "gradient_error": errors}
+                records.append({**record, "sliced_wasserstein": distance, "multiple": distance / floor})
+                print(
+                    f"{size:3d}-D  beta {beta:4g}  {method:22}  gradient error {errors['weighted']:7.1%}"
+                    f"  sliced W2 {distance:.4f} ({distance / floor:.2f} x floor)  {seconds:4.0f} s",
+                    flush=True,
+                )
+    return records
+
+
+def solver(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A record a dimension, method and order: error against the solution of 1,000 third-order steps, by NFE."""
+    records = []
+    for size in args.dims:
+        exact = problem(size, args.betas[0])
+        draw = exact_draws(exact)
+        floor = noise_floor(sliced_wasserstein, draw, 4).mean
+        noise = torch.randn(SAMPLES, size, generator=generator(0, "noise"), dtype=torch.float64)
+        few = noise[:1000]
+        converged = sample(exact, exact.logits, DPMSolver(1000, order=3), few)
+        for method, order in ((m, o) for m in ("multistep", "singlestep") for o in (1, 2, 3)):
+            errors, multiples = [], []
+            for steps in args.nfe:
+                chosen = DPMSolver(steps, order=order, method=method)  # type: ignore[arg-type]
+                error = (sample(exact, exact.logits, chosen, few) - converged).square().sum(-1).mean().sqrt()
+                errors.append(float(error))
+                if steps in (15, 25):
+                    samples = sample(exact, exact.logits, chosen, noise)
+                    multiples.append(float(sliced_wasserstein(samples, draw(0))) / floor)
+            records.append({"size": size, "method": method, "order": order, "nfe": args.nfe, "error": errors})
+            print(f"{size:3d}-D  {method:10} order {order}  error at NFE "
+                  + "  ".join(f"{n}: {e:.1e}" for n, e in zip(args.nfe, errors, strict=True))
+                  + "".join(f"  | {m:.2f} x floor" for m in multiples), flush=True)  # fmt: skip
+    return records
+
+
+def plot(records: Sequence[dict[str, Any]], path: Path, kind: str) -> None:
+    """A panel a dimension (and beta): error over t, or over NFE."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    keys = list(dict.fromkeys((r["size"], r.get("beta")) for r in records))
+    columns = min(4, len(keys))
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (size, beta) in zip(figure.subplots(rows, columns, squeeze=False).flat, keys, strict=False):
+        for record in records:
+            if (record["size"], record.get("beta")) != (size, beta):
+                continue
+            if kind == "guidance":
+                axes.plot(
+                    record["gradient_error"]["times"], record["gradient_error"]["relative"], label=record["method"]
+                )
+            else:
+                style = "-" if record["method"] == "multistep" else "--"
+                label = f"{record['method']}, order {record['order']}"
+                axes.plot(record["nfe"], record["error"], style, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(f"{size}-D" + (f", beta {beta:g}" if beta is not None else ""), fontsize=9)
+        axes.set_xlabel("t" if kind == "guidance" else "network evaluations", fontsize=8)
+        axes.grid(alpha=0.3)
+        if kind == "guidance":
+            axes.set_ylim(5e-3, 20)
+    figure.supylabel("relative error of the gradient" if kind == "guidance" else "error of a sample", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Runs one part and writes `exactness-<part>.json` and `.png`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["solver", "guidance"])
+    parser.add_argument("--dims", nargs="+", type=int, help="default: 1 2 8 32 for the solver, 2 8 for guidance")
+    parser.add_argument("--betas", nargs="+", type=float, help="default: 3 for the solver, 1 3 10 20 for guidance")
+    parser.add_argument("--methods", nargs="+", choices=[*OBJECTIVES, "DPS"], default=[*OBJECTIVES, "DPS"])
+    parser.add_argument("--nfe", nargs="+", type=int, default=[6, 9, 15, 25, 50, 100, 200])
+    parser.add_argument("--steps", type=int, default=20_000, help="optimiser steps of every method")
+    parser.add_argument("--batch_size", type=int, default=256, help="K, the contrastive set")
+    parser.add_argument("--times", type=int, default=4, help="diffusion times a step")
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--num_solver_steps", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("report"))
+    args = parser.parse_args(None if arguments is None else list(arguments))
+    args.dims = args.dims or ([1, 2, 8, 32] if args.part == "solver" else [2, 8])
+    args.betas = args.betas or ([3.0] if args.part == "solver" else [1.0, 3.0, 10.0, 20.0])
+    torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")
+    quieten()
+    args.output.mkdir(parents=True, exist_ok=True)
+    records = solver(args) if args.part == "solver" else guidance(args)
+    settings = {name: value for name, value in vars(args).items() if name != "output"}
+    target = args.output / f"exactness-{args.part}.json"
+    write_json(target, {"settings": settings, "records": json.loads(json.dumps(records))})
+    plot(records, target.with_suffix(".png"), args.part)
+    print(f"written {target} and {target.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
