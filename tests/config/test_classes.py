@@ -182,6 +182,17 @@ def test_a_network_by_its_bare_name(load: Load) -> None:
     assert isinstance(config.module("guidance", SIZES).net, ResidualEnergy)
 
 
+@pytest.mark.parametrize("key", ["behavior.net=MLPScore", "behavior.net.class_path=MLPScore"])
+def test_the_order_of_overrides_makes_no_difference(load: Load, key: str) -> None:
+    """A class and its options, each an override of its own, whichever is typed first; and none at all is fine."""
+    overrides = [key, "behavior.net.hidden=[6,5]", "guidance.objective.inverse_temperature=2", "guidance.objective=MSE"]
+    first, second = (load(overrides=order) for order in (overrides, overrides[::-1]))
+    assert first.values == second.values
+    assert first.values["behavior"]["init_args"]["net"]["init_args"]["hidden"] == [6, 5]
+    assert first.arguments["guidance"]["objective"].inverse_temperature == 2.0
+    assert load().values == load(overrides=[]).values
+
+
 def test_the_same_class_by_its_bare_name_keeps_its_arguments(load: Load) -> None:
     text = "guidance: {objective: {class_path: cepdiff.energy.objectives.CEP, inverse_temperature: 9}}"
     for name, kept in (("CEP", 9.0), ("cepdiff.energy.objectives.CEP", 9.0), ("MSE", 3.0)):

@@ -38,7 +38,7 @@ def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[
     """A layer whose components' `init_args` stand beside `class_path`: one spelling, so that the later layer wins.
 
     Likewise the arguments that are classes themselves, and the paths in `${...}`. `nested` names, a component each, the
-    arguments that stand for a class also where it is given by its name alone (`objective: MSE`).
+    arguments beside `net` that stand for a class also where it is given by its name alone (`objective: MSE`).
     """
 
     def lift(section: Any) -> Any:
@@ -59,7 +59,7 @@ def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[
     for key in components:
         section = lift(tree.get(key))
         if isinstance(section, dict):
-            classes = nested.get(key, ())
+            classes = {"net", *nested.get(key, ())}
             tree[key] = {
                 name: {"class_path": value} if name in classes and isinstance(value, str) else lift(value)
                 for name, value in section.items()
