@@ -51,7 +51,8 @@ def run_density(density: str, args: argparse.Namespace) -> list[Path]:
 
 def training_seconds(folders: Iterable[Path]) -> float:
     """Seconds of all trained stages; a reused prior counts once a density."""
-    priors, guidance = {}, 0.0
+    priors: dict[str, float] = {}
+    guidance = 0.0
     for folder in folders:
         seconds = json.loads((folder / "distances.json").read_text())["seconds"]
         priors[folder.name.split("-")[0]] = seconds["behavior"]
@@ -69,7 +70,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="densities side by side")
     parser.add_argument("--runs", type=Path, default=Path("runs/densities"))
     parser.add_argument("--output", type=Path, default=Path("report"))
-    args, args.overrides = parser.parse_known_args()
+    args, overrides = parser.parse_known_args()
+    args.overrides = overrides
     started = time.monotonic()
     with ThreadPoolExecutor(args.workers) as pool:
         folders = [folder for done in pool.map(lambda name: run_density(name, args), args.densities) for folder in done]

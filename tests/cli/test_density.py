@@ -478,7 +478,6 @@ class TestEvaluateOfADensity:
         assert str(run) in complaint(capsys, "evaluate", run)
         assert contents(run) == before
 
-    @pytest.mark.xfail(strict=True, reason="stages/evaluate.py speaks of environments, which a density has none of")
     def test_it_says_what_to_use(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "cepdiff fit" in complaint(capsys, "evaluate", run)
 

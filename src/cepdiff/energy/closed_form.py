@@ -71,9 +71,11 @@ class GaussianMixture:
         """`n` independent draws: points (n, D) and the component (n,) of each."""
         component = torch.multinomial(self.log_weights.softmax(0), n, replacement=True, generator=generator)
         variances, axes = self._eigen
-        noise = torch.randn(n, self.size, generator=generator, dtype=self.means.dtype)
-        shift = torch.einsum("nde,ne->nd", axes[component], variances[component].sqrt() * noise)
-        return self.means[component] + shift, component
+        points = torch.randn(n, self.size, generator=generator, dtype=self.means.dtype)
+        for i, mean in enumerate(self.means):  # axes[component] would hold a matrix for every point
+            rows = component == i
+            points[rows] = mean + (variances[i].sqrt() * points[rows]) @ axes[i].T
+        return points, component
 
     def _joint(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """log w_i N_i (..., M), and residuals and variances (..., M, D) along the principal axes."""
@@ -117,9 +119,10 @@ class QuadraticEnergy:
 
     def __call__(self, x: Tensor, component: Tensor) -> Tensor:
         """Energies (N,) of points `x` (N, D) of components (N,)."""
-        pick = component if len(self.constants) > 1 else torch.zeros_like(component)
-        quadratic = torch.einsum("nd,nde,ne->n", x, self.matrices[pick], x) / 2
-        return quadratic + (self.slopes[pick] * x).sum(-1) + self.constants[pick]
+        if len(self.constants) == 1:  # a matrix for every point would fill the memory
+            return (x @ self.matrices[0] * x).sum(-1) / 2 + x @ self.slopes[0] + self.constants[0]
+        quadratic = torch.einsum("nd,nde,ne->n", x, self.matrices[component], x) / 2
+        return quadratic + (self.slopes[component] * x).sum(-1) + self.constants[component]
 
     def scaled(self, factor: float, shift: float = 0.0) -> QuadraticEnergy:
         """factor (E - shift)."""

@@ -227,7 +227,7 @@ def guided_actions(
         solver,
         states,
         noise,
-        logits=guidance.sampling_net,
+        logits=guidance.guidance_logits(behavior.sampling_net),
         guidance_scale=torch.full((len(states),), scale, device=noise.device),
         data_bound=1.0,
     ).float()
@@ -304,13 +304,14 @@ def guidance_norms(
 ) -> GuidanceNorms:
     """Norms at one support action a state, noised by `noise` (M, A), at the times where the solver starts a step."""
     times = [point.t for point in time_grid(behavior.schedule, solver.num_steps, solver.spacing)[:-1]]
+    logits = guidance.guidance_logits(behavior.sampling_net)
     pulls, scores = [], []
     for time in times:
         t = torch.tensor(time, dtype=noise.dtype, device=noise.device)
         x = perturb(behavior.schedule, sample.support[:, 0], t, noise)
         eps = behavior.sampling_net(x, t, sample.states)
         scores.append(float((eps / behavior.schedule.sigma(t)).norm(dim=-1).mean()))
-        pulls.append(float(logits_gradient(guidance.sampling_net, x, t, sample.states).norm(dim=-1).mean()))
+        pulls.append(float(logits_gradient(logits, x, t, sample.states).norm(dim=-1).mean()))
     return GuidanceNorms(times, pulls, scores)
 
 
