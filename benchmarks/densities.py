@@ -36,8 +36,9 @@ def run_density(density: str, args: argparse.Namespace) -> list[Path]:
             command += ["--run_dir", str(folder), "--seed", str(args.seed), "--trainer.progress_bar", "false"]
             command += ["--guidance.objective.class_path", method]
             command += ["--guidance.objective.inverse_temperature", str(beta)]
-            if (prior / "config.yaml").exists() and prior != folder:
-                command += ["--reuse", str(prior)]
+            trained = [run for run in (prior, *folders) if run != folder and (run / "config.yaml").exists()]
+            if trained:
+                command += ["--reuse", str(trained[0])]
             started = time.monotonic()
             done = subprocess.run(
                 [*command, *args.overrides], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
@@ -76,7 +77,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.workers) as pool:
         folders = [folder for done in pool.map(lambda name: run_density(name, args), args.densities) for folder in done]
     print(f"wall clock {time.monotonic() - started:.0f} s with {args.workers} workers, "
-          f"training {training_seconds(folders):.0f} s of one core")  # fmt: skip
+          f"training {training_seconds(folders):.0f} s of one core", flush=True)  # fmt: skip
     report = [sys.executable, "-m", "cepdiff", "report", *map(str, folders), "--output", str(args.output)]
     raise SystemExit(subprocess.run(report).returncode)
 

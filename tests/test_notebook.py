@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, with few steps."""
+"""Each notebook runs from its first cell to its last, with few steps."""
 
 from __future__ import annotations
 
@@ -10,26 +10,42 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "notebooks/quickstart.ipynb"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.slow
-def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def execute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+    """The notebook with its outputs, run beside a copy of the configurations."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("CEPDIFF_NOTEBOOK_STEPS", "4")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own: figures in the notebook
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "notebooks")}})
     client.execute()
+    return notebook
 
+
+def number_of_figures(notebook: nbformat.NotebookNode) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = execute("quickstart.ipynb", tmp_path, monkeypatch)
     assert (tmp_path / "runs/notebook/4-steps/scores.json").is_file()
-    figures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert len(figures) == 4  # scores, curves, paths, actions
+    assert number_of_figures(notebook) == 4  # scores, curves, paths, actions
 
 
-def test_notebook_is_stored_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.slow
+def test_exact_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = execute("exact_guidance.ipynb", tmp_path, monkeypatch)
+    assert (tmp_path / "runs/notebook-rings/4-steps/distances.json").is_file()
+    # diffused densities, error by NFE, gradients; errors and samples of shortcuts, and of learned guidance; rings
+    assert number_of_figures(notebook) == 8
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stored_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
