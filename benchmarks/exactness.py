@@ -15,7 +15,7 @@ import argparse
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,8 @@ def exact_draws(exact: ClosedForm, samples: int) -> Callable[[int], Tensor]:
     return draw
 
 
-def guidance(args: argparse.Namespace) -> list[dict[str, Any]]:
+def guidance(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record a dimension, beta and method."""
-    records = []
     for size in args.dims:
         for beta in args.betas:
             exact = problem(size, beta)
@@ -177,18 +176,16 @@ def guidance(args: argparse.Namespace) -> list[dict[str, Any]]:
                 samples = sample(exact, logits, DPMSolver(num_steps=args.num_solver_steps), noise)
                 distance = sum(float(sliced_wasserstein(samples, draw(i))) for i in range(4)) / 4
                 record = {"size": size, "beta": beta, "method": method, "seconds": seconds, "gradient_error": errors}
-                records.append({**record, "sliced_wasserstein": distance, "multiple": distance / floor})
                 print(
                     f"{size:3d}-D  beta {beta:4g}  {method:22}  gradient error {errors['weighted']:7.1%}"
                     f"  sliced W2 {distance:.4f} ({distance / floor:.2f} x floor)  {seconds:4.0f} s",
                     flush=True,
                 )
-    return records
+                yield {**record, "sliced_wasserstein": distance, "multiple": distance / floor}
 
 
-def solver(args: argparse.Namespace) -> list[dict[str, Any]]:
+def solver(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record a dimension, method and order: error against the solution of 1,000 third-order steps, by NFE."""
-    records = []
     for size in args.dims:
         exact = problem(size, args.betas[0])
         draw = exact_draws(exact, args.samples)
@@ -207,11 +204,10 @@ def solver(args: argparse.Namespace) -> list[dict[str, Any]]:
                     samples = sample(exact, exact.logits, chosen, noise)
                     multiples[str(steps)] = float(sliced_wasserstein(samples, draw(0))) / floor
             record = {"size": size, "method": method, "order": order, "nfe": args.nfe, "error": errors}
-            records.append({**record, "multiples": multiples})
             print(f"{size:3d}-D  {method:10} order {order}  error at NFE "
                   + "  ".join(f"{n}: {e:.1e}" for n, e in zip(args.nfe, errors, strict=True))
                   + "".join(f"  | {m:.2f} x floor" for m in multiples.values()), flush=True)  # fmt: skip
-    return records
+            yield {**record, "multiples": multiples}
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path, kind: str) -> None:
@@ -275,10 +271,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")
     quieten()
     args.output.mkdir(parents=True, exist_ok=True)
-    records = solver(args) if args.part == "solver" else guidance(args)
     settings = {name: value for name, value in vars(args).items() if name != "output"}
     target = args.output / f"exactness-{args.part}.json"
-    write_json(target, {"settings": settings, "records": records})
+    records: list[dict[str, Any]] = []
+    for record in solver(args) if args.part == "solver" else guidance(args):
+        records.append(record)
+        write_json(target, {"settings": settings, "records": records})  # at each, so that a long run leaves what it has
     plot(records, target.with_suffix(".png"), args.part)
     print(f"written {target} and {target.with_suffix('.png')}")
 
