@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from cepdiff import __version__
 from cepdiff.data.energies import EnergyDataModule
@@ -29,6 +28,7 @@ from cepdiff.stages.distances import (
     write_samples,
 )
 from cepdiff.stages.fit import Fit
+from cepdiff.stages.logs import log_result
 from cepdiff.stages.processes import Processes
 from cepdiff.stages.settings import DensityStages, SampleSettings
 
@@ -147,11 +147,6 @@ class DensityFit(Fit):
         return f"{self.dataset_name}, {type(self.objective).__name__}, beta {beta:g}, seed {self.config.seed}"
 
     def _log(self, rows: Sequence[DistanceRow]) -> None:
-        from matplotlib.image import imread
-
-        step = self.lengths.guidance.max_steps
-        with SummaryWriter(str(self.run.logs / "evaluation")) as writer:
-            for row in rows:
-                writer.add_scalar(f"eval/{row.distance}/s={row.guidance_scale}", row.value, step)
-                writer.add_scalar(f"eval/{row.distance}_multiple/s={row.guidance_scale}", row.multiple, step)
-            writer.add_image("samples", imread(self.run.panel)[..., :3], step, dataformats="HWC")
+        values = {f"eval/{row.distance}/s={row.guidance_scale}": row.value for row in rows}
+        values |= {f"eval/{row.distance}_multiple/s={row.guidance_scale}": row.multiple for row in rows}
+        log_result(self.run.logs / "evaluation", values, self.run.panel, self.lengths.guidance.max_steps)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from cepdiff.files import write_json, written_aside
 from cepdiff.stages.diagnostics import PERCENTILES, Diagnostics
+from cepdiff.stages.logs import log_result
 
 FIGURE, VALUES = "diagnostics.png", "diagnostics.json"
 
@@ -35,16 +34,12 @@ def diagnostic_scalars(diagnostics: Diagnostics) -> dict[str, float]:
 
 def log_diagnostics(folder: Path, diagnostics: Diagnostics, figure: Path, step: int) -> None:
     """Scalars and the `figure` in TensorBoard at `step`; norms over diffusion time, with 1000 t as the x axis."""
-    from matplotlib.image import imread
-
     norms = diagnostics.norms
-    with SummaryWriter(str(folder)) as writer:
-        for name, value in diagnostic_scalars(diagnostics).items():
-            writer.add_scalar(name, value, step)
-        for t, guidance, score in zip(norms.times, norms.guidance, norms.score, strict=True):
-            writer.add_scalar("diagnostics/guidance_norm", guidance, round(1000 * t))
-            writer.add_scalar("diagnostics/score_norm", score, round(1000 * t))
-        writer.add_image("diagnostics", imread(figure)[..., :3], step, dataformats="HWC")
+    curves = {
+        name: [(round(1000 * t), value) for t, value in zip(norms.times, found, strict=True)]
+        for name, found in (("diagnostics/guidance_norm", norms.guidance), ("diagnostics/score_norm", norms.score))
+    }
+    log_result(folder, diagnostic_scalars(diagnostics), figure, step, curves)
 
 
 def plot_diagnostics(diagnostics: Diagnostics, path: Path, title: str = "") -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule
-from torch.utils.tensorboard import SummaryWriter
 
 from cepdiff import __version__
 from cepdiff.callbacks.rollout import RolloutCallback, score_scalars
@@ -30,6 +28,7 @@ from cepdiff.stages.diagnostics_report import FIGURE, log_diagnostics, write_dia
 from cepdiff.stages.environment import evaluation_of
 from cepdiff.stages.evaluate import rollouts
 from cepdiff.stages.fit import Fit
+from cepdiff.stages.logs import log_result
 from cepdiff.stages.processes import Processes
 from cepdiff.stages.settings import EvaluationSettings, StagesSettings
 from cepdiff.stages.support import draw_support, support_energies
@@ -190,14 +189,5 @@ class OfflineFit(Fit):
         rolled_out = [row for row in rows if row.episodes]
         if rolled_out:
             plot_scores(rolled_out, self.run.figure, f"{self.dataset_name}, seed {self.config.seed}")
-            log_scores(self.run, rolled_out, self.lengths.guidance.max_steps)
-
-
-def log_scores(run: RunFolder, rows: Sequence[ScoreRow], step: int) -> None:
-    """Scores and their figure in TensorBoard, under `logs/evaluation`."""
-    from matplotlib.image import imread
-
-    with SummaryWriter(str(run.logs / "evaluation")) as writer:
-        for name, value in score_scalars(rows).items():
-            writer.add_scalar(name, value, step)
-        writer.add_image("scores", torch.from_numpy(imread(run.figure)[..., :3].copy()), step, dataformats="HWC")
+            step = self.lengths.guidance.max_steps
+            log_result(self.run.logs / "evaluation", score_scalars(rolled_out), self.run.figure, step)
