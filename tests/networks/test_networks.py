@@ -18,6 +18,7 @@ SCORES = {
     "unet": lambda s: ResidualUNet(s, A, widths=(24, 16, 8), time_features=8, condition_features=8, embedding_size=12),
     "mlp": lambda s: MLPScore(s, A, hidden=(16, 8), time_features=8),
     "residual": lambda s: ResidualMLPScore(s, A, width=16, depth=2, time_features=8),
+    "residual, position features": lambda s: ResidualMLPScore(s, A, width=16, depth=2, position_features=8),
 }
 ENERGIES = {
     "energy": lambda s: EnergyMLP(s, A, hidden=(16, 8), time_features=8),
