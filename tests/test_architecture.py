@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors", "types", "randomness", "components", "files"),
     ("diffusion",),
-    ("networks", "data"),
+    ("networks", "data", "envs"),
     ("energy",),
     ("modules",),
     ("policy",),
@@ -33,11 +33,13 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 GROUND = set(FLOORS[0])
 # Beside the rooms of the command `fit`: nothing but the command line may know it, and it knows neither of them.
-COLLECT_KNOWS = {*GROUND, "diffusion", "networks", "data", "energy", "modules", "policy", "rollout", "collect"}
+COLLECT_KNOWS = {*GROUND, "diffusion", "networks", "data", "energy", "modules", "policy", "rollout", "collect", "envs"}
 # Library -> the rooms (or files) that may import it.
 RIM = {
     "lightning": ("data/blocks.py", "data/datamodule.py", "modules", "callbacks", "stages", "cli"),
-    "gymnasium": ("rollout", "collect"),
+    "gymnasium": ("envs", "rollout", "collect"),
+    "gymnasium_robotics": ("envs",),
+    "mujoco": ("envs", "rollout"),
     "h5py": ("data",),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "gym": "gymnasium"}

@@ -40,10 +40,10 @@ def read_header(path: str | Path) -> Header:
         return Header(rows, observation_size, datasets["actions"].shape[1], _metadata(file))
 
 
-def read_arrays(path: str | Path) -> RawArrays:
+def read_arrays(path: str | Path, *, infos: bool = False) -> RawArrays:
     """All rows of a file; numbers of any width become float32, flags of any type bool.
 
-    Raises `DataError` where the file is missing, torn or no HDF5, and where an array is missing, empty, of the
+    With `infos`, the numeric arrays of the group `infos` too, as they are. Raises `DataError` where the file is missing, torn or no HDF5, and where an array is missing, empty, of the
     wrong shape, or NaN or infinite in some row.
     """
     path = Path(path)
@@ -58,6 +58,7 @@ def read_arrays(path: str | Path) -> RawArrays:
             timeouts=_flags(datasets["timeouts"], path),
             next_observations=None if next_observations is None else _floats(next_observations),
             metadata=_metadata(file),
+            infos=_infos(file, datasets["observations"].shape[0], path) if infos else {},
             source=str(path),
         )
     return raw.validate()
@@ -147,6 +148,17 @@ def _flags(dataset: h5py.Dataset, path: Path) -> BoolArray:
         name = dataset.name.lstrip("/")
         raise DataError(f"{path}: '{name}' holds {values[strange][0]}, expected only 0 and 1")
     return values.astype(np.bool_)
+
+
+def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]]:
+    group = file.get("infos")
+    if not isinstance(group, h5py.Group):
+        return {}
+    arrays = {name: item for name, item in group.items() if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub"}
+    for name, item in arrays.items():
+        if not item.shape or item.shape[0] != rows:
+            raise DataError(f"{path}: 'infos/{name}' has shape {item.shape}, but 'observations' has {rows} rows")
+    return {name: item[()] for name, item in arrays.items()}
 
 
 def _metadata(file: h5py.File) -> dict[str, Any]:

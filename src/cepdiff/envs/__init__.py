@@ -1,0 +1,5 @@
+"""D4RL's environments on today's MuJoCo; importing this package registers them in Gymnasium as `cepdiff/<task>`."""
+
+from cepdiff.envs.registration import register_all
+
+register_all()
