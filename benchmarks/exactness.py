@@ -112,9 +112,11 @@ def train(
         max_steps=args.steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+    torch.set_float32_matmul_precision(args.matmul_precision)
     started = time.process_time()
     trainer.fit(module, datamodule=data)
     seconds = time.process_time() - started
+    torch.set_float32_matmul_precision("high")  # everything is measured with the same
     network = module.sampling_net.eval().requires_grad_(False)
 
     def logits(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -257,6 +259,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=256, help="K, the contrastive set")
     parser.add_argument("--times", type=int, default=4, help="diffusion times a step")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument(
+        "--matmul_precision", choices=["highest", "high", "medium"], default="high", help="of training (%(default)s)"
+    )
     parser.add_argument("--num_solver_steps", type=int, default=50)
     parser.add_argument("--samples", type=int, default=10_000, help="samples that are held against exact ones")
     parser.add_argument("--seed", type=int, default=0, help="of training; problems and exact samples stay")
