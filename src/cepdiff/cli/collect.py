@@ -6,10 +6,14 @@ import argparse
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cepdiff.collect.kinds import KINDS
 from cepdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cepdiff.data.arrays import RawArrays
+    from cepdiff.rollout.envs import EnvSpec
 
 _EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); one training of SAC serves all that are asked for:
 {kinds}
@@ -17,6 +21,8 @@ _EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); one training of SAC s
 examples:
   cepdiff collect Hopper-v4 --kind medium,medium-replay,expert --train_steps 1000000 --output buffers
   cepdiff collect Reacher-v5 --policy my_module:my_policy --steps 20000 --output mine.hdf5
+  cepdiff collect maze2d-umaze-v1
+  cepdiff collect antmaze-umaze-v2 --kind navigate --policy my_module:my_walk --steps 100000
 """
 
 
@@ -30,11 +36,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("env_id", metavar="ENV_ID", help="a Gymnasium environment, e.g. Hopper-v4")
+    add(
+        "env_id", metavar="ENV_ID|TASK", help="a Gymnasium environment, e.g. Hopper-v4, or a task, e.g. maze2d-umaze-v1"
+    )
     add("--kind", action="append", metavar="KIND[,KIND...]", help="what to collect (below); may be repeated")
-    add("--policy", metavar="FILE.zip|MODULE:FUNCTION", help="record this policy instead of SAC's")
+    add(
+        "--policy",
+        metavar="FILE.zip|MODULE:FUNCTION",
+        help="record this policy instead of SAC's; with navigate, how to walk",
+    )
     add("--trust_policy", action="store_true", help="load a .zip policy, which can run any code")
-    add("--steps", type=_positive, metavar="N", help="rows a policy (default: as many as --train_steps)")
+    add(
+        "--steps",
+        type=_positive,
+        metavar="N",
+        help="rows a policy (default: as many as --train_steps, for Maze2D as many as D4RL's file has)",
+    )
+    add("--action_noise", type=float, default=0.0, metavar="SIGMA", help="on the actions of navigate in Maze2D (0)")
     add(
         "--train_steps",
         type=_positive,
@@ -69,32 +87,67 @@ def run(args: argparse.Namespace) -> int:
     """Write one file a kind; a file appears only when it is complete."""
     from cepdiff.collect.recipes import Collector, Plan
     from cepdiff.data.hdf5 import write_arrays
-    from cepdiff.rollout.envs import EnvSpec
 
-    kinds = [kind for text in args.kind or [] for kind in text.split(",")]
-    if bool(kinds) == bool(args.policy):
-        raise ConfigError("Expected either --kind or --policy")
+    kinds = _kinds(args)
     plan = Plan(
-        EnvSpec(args.env_id, _json_object(args.env_kwargs), args.env_module),
+        _env_spec(args),
         train_steps=args.train_steps,
         steps=args.steps,
         medium_fraction=args.medium_fraction,
         seed=args.seed,
         reference_episodes=args.reference_episodes,
         states=args.states,
+        action_noise=args.action_noise,
     )
     plan.check(kinds)
     outputs = _outputs(args, kinds or ["policy"])
     collector = Collector(plan, _Bars().show)
     for kind, path in outputs.items():
-        given = args.policy is not None
-        made = collector.make_from_policy(args.policy, trust=args.trust_policy) if given else collector.make(kind)
+        if kind == "navigate":
+            made = collector.make_navigation(args.policy, trust=args.trust_policy)
+        elif args.policy is not None:
+            made = collector.make_from_policy(args.policy, trust=args.trust_policy)
+        else:
+            made = collector.make(kind)
         write_arrays(path, made)
         references = (
             f"{key} {made.metadata[key]:.2f}" for key in ("reference_min", "reference_max") if key in made.metadata
         )
         print(f"{path}: {len(made)} rows, {', '.join(references)}")
+        if kind == "navigate":
+            _draw_map(plan.env, made, path.with_suffix(".png"))
     return 0
+
+
+def _kinds(args: argparse.Namespace) -> list[str]:
+    """What to collect: in Maze2D its own kind unless another is named."""
+    kinds = [kind for text in args.kind or [] for kind in text.split(",")]
+    if not kinds and args.policy is None and args.env_id.removeprefix("cepdiff/").startswith("maze2d-"):
+        return ["navigate"]
+    if bool(kinds) == bool(args.policy) and not (args.policy and kinds == ["navigate"]):
+        raise ConfigError("Expected either --kind or --policy; only --kind navigate takes both")
+    return kinds
+
+
+def _env_spec(args: argparse.Namespace) -> EnvSpec:
+    """The environment of that name, or that of the task of that name."""
+    from cepdiff.data.tasks import TASKS
+    from cepdiff.rollout.envs import EnvSpec
+
+    kwargs = _json_object(args.env_kwargs)
+    task = TASKS.get(args.env_id)
+    if task is None:
+        return EnvSpec(args.env_id, kwargs, args.env_module)
+    return EnvSpec(task.env_id, {**task.env_kwargs, **kwargs}, args.env_module or task.env_module)
+
+
+def _draw_map(env: EnvSpec, made: RawArrays, path: Path) -> None:
+    from cepdiff.rollout.mazes import draw_visits, maze_of
+
+    layout = maze_of(env)
+    assert layout is not None  # it was navigated
+    draw_visits(layout, made.observations[:, :2], path, f"{env.env_id}, {len(made):,} rows")
+    print(f"{path}: map of the visited positions")
 
 
 class _Bars:

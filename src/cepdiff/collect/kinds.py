@@ -13,6 +13,7 @@ KINDS = {
     "expert": "rollouts of the fully trained SAC policy",
     "medium-replay": "all transitions of the SAC training until the medium policy",
     "medium-expert": "the medium buffer, then the expert buffer, equally many rows of both",
+    "navigate": "mazes alone: from goal to goal; Maze2D by D4RL's planner and controller, AntMaze by --policy",
     "replay": "the first --steps transitions of the SAC training (without --steps all: D4RL's full-replay)",
 }
 

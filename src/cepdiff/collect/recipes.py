@@ -9,13 +9,18 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+
 from cepdiff.collect.kinds import KINDS, check_kinds
+from cepdiff.collect.navigation import POINT_OBSERVATIONS, full_size, layout_of, navigate
 from cepdiff.collect.policies import load_policy, uniform
 from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record
 from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
+from cepdiff.collect.waypoints import WaypointPolicy
 from cepdiff.data.arrays import RawArrays
+from cepdiff.data.tasks import references_for_env
 from cepdiff.errors import ConfigError, SimulationError
-from cepdiff.randomness import generator
+from cepdiff.randomness import generator, stream_seed
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_env
 
 _PACKAGES = ("cepdiff", "gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
@@ -30,7 +35,8 @@ class Plan:
 
     `steps` rows a rollout, and of the training for `replay` (default: `train_steps`); `train_steps` environment
     steps of SAC, stopped for the medium policy at `medium_fraction` of the way from the random to the expert
-    return; reference returns are means of `reference_episodes`. `states` adds MuJoCo's qpos and qvel.
+    return; reference returns are means of `reference_episodes`. `states` adds MuJoCo's qpos and qvel. `action_noise`
+    is the deviation of normal noise on the actions of `navigate`.
     """
 
     env: EnvSpec
@@ -40,6 +46,7 @@ class Plan:
     seed: int = 0
     reference_episodes: int = 100
     states: bool = False
+    action_noise: float = 0.0
 
     def check(self, kinds: Sequence[str]) -> None:
         """Raises `ConfigError` for a kind that is none, or more rows of `replay` than the training has."""
@@ -86,6 +93,47 @@ class Collector:
         arrays = self._record(env, act, "policy")
         raw = self._raw(arrays, "policy", f"rollouts of {name}")
         raw.metadata["reference_min"] = self.reference_min
+        return raw
+
+    def make_navigation(self, policy: str | None = None, *, trust: bool = False) -> RawArrays:
+        """From goal to goal through a maze: Maze2D by D4RL's planner and controller, AntMaze by a policy that walks in
+        a given direction, see `WaypointPolicy`.
+
+        Raises:
+            SimulationError: an environment without a maze.
+            ConfigError: AntMaze without a policy, or Maze2D with one.
+        """
+        plan, env = self.plan, self._env()
+        layout = layout_of(env)
+        ball = self._facts.observation_size == POINT_OBSERVATIONS
+        if ball is (policy is not None):
+            raise ConfigError(
+                "Maze2D is driven by D4RL's own controller: leave --policy out"
+                if ball
+                else "The ant needs a policy that walks: --policy FILE.zip or MODULE:FUNCTION, of 31 numbers (the 29 "
+                "observations and the way to walk, of length 10)"
+            )
+        if policy is None:
+            rows, horizon = plan.steps or full_size(layout), self._facts.horizon
+            assert horizon is not None
+            arrays = navigate(
+                env,
+                rows,
+                seed=plan.seed,
+                horizon=horizon,
+                action_noise=plan.action_noise,
+                on_progress=lambda done: self._progress("navigating", done, rows, ""),
+            )
+            env.close()
+        else:
+            walk = load_policy(policy, box_spaces(env)[1], trust=trust)
+            numbers = np.random.default_rng(stream_seed(plan.seed, "navigate"))
+            arrays = self._record(env, WaypointPolicy(layout, walk, numbers), "navigate")
+        raw = self._raw(arrays, "navigate", KINDS["navigate"])
+        references = references_for_env(plan.env.env_id)
+        if references is not None:
+            raw.metadata["reference_min"], raw.metadata["reference_max"] = references
+        raw.metadata["action_noise"] = plan.action_noise
         return raw
 
     @cached_property

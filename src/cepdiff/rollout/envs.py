@@ -25,6 +25,8 @@ Env = gym.Env[Any, Any]
 
 # Modules of the classic stack, which the extra 'd4rl' installs.
 _CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
+# The prefix of this package's environments, and what registers them.
+_OWN, _OWN_MODULE = "cepdiff/", "cepdiff.envs"
 _logger = logging.getLogger(__name__)
 
 
@@ -58,8 +60,8 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
         MissingExtraError: a module of the classic D4RL stack that is not installed.
         SimulationError: a module that fails to import, an unknown id, or arguments that the environment refuses.
     """
-    if spec.module is not None:
-        _import(spec.module)
+    if spec.module is not None or spec.env_id.startswith(_OWN):
+        _import(spec.module or _OWN_MODULE)
     try:
         # A spec instead of an id: no deprecation warning for the -v4 environments, which D4RL's data belong to.
         registered = gym.spec(spec.env_id)

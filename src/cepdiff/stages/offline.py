@@ -12,6 +12,7 @@ from cepdiff.callbacks.rollout import RolloutCallback, score_scalars
 from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
 from cepdiff.rollout.scores import (
     ScoreRow,
     format_table,
@@ -34,6 +35,8 @@ from cepdiff.stages.settings import EvaluationSettings, StagesSettings
 from cepdiff.stages.support import draw_support, support_energies
 
 DEFAULT_SUPPORT_ACTIONS = 16
+# A maze shows the ways of so many episodes a scale.
+DRAWN_EPISODES = 8
 
 
 class OfflineFit(Fit):
@@ -191,3 +194,23 @@ class OfflineFit(Fit):
             plot_scores(rolled_out, self.run.figure, f"{self.dataset_name}, seed {self.config.seed}")
             step = self.lengths.guidance.max_steps
             log_result(self.run.logs / "evaluation", score_scalars(rolled_out), self.run.figure, step)
+            self._draw_paths(step)
+
+    def _draw_paths(self, step: int) -> None:
+        """The ways of a few episodes at each scale, where the environment is a maze."""
+        environment = self.evaluation.environment
+        assert environment is not None
+        layout = maze_of(environment)
+        if layout is None:
+            return
+        paths, goals = episode_paths(
+            self.policy(guided=True),
+            environment,
+            scales=self.evaluation.scales,
+            episodes=min(self.evaluation.episodes, DRAWN_EPISODES),
+            seed=self.evaluation.seed,
+            device=self.processes.device,
+        )
+        figure = self.run.path / "paths.png"
+        draw_paths(layout, paths, goals, figure)
+        log_result(self.run.logs / "evaluation", {}, figure, step)

@@ -1,0 +1,82 @@
+"""Maze2D's buffers as D4RL made them (Fu et al. 2020, Sec. 5): one long drive from goal to goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cepdiff.collect.recorder import Arrays, RecordingEnv
+from cepdiff.collect.waypoints import Point, PointController
+from cepdiff.envs.layouts import MAZE2D_LAYOUTS, Layout
+from cepdiff.errors import SimulationError
+from cepdiff.randomness import stream_seed
+from cepdiff.rollout.envs import Env, reset_seed
+
+# Rows of D4RL's files; 1,000,000 where it has no other.
+_FULL_SIZES = {"medium": 2_000_000, "large": 4_000_000, "eval-medium": 2_000_000, "eval-large": 4_000_000}
+POINT_OBSERVATIONS = 4  # of Maze2D: position and velocity
+_REPORT_EVERY = 10_000
+_GOAL_NOISE = 0.1
+
+
+def layout_of(env: Env) -> Layout:
+    """The maze of an environment. Raises `SimulationError` where it has none."""
+    layout = getattr(env.unwrapped, "layout", None)
+    if not isinstance(layout, Layout):
+        name = env.spec.id if env.spec is not None else str(env.unwrapped)
+        raise SimulationError(f"'{name}' has no maze to navigate in; cepdiff data list shows those that have one")
+    return layout
+
+
+def full_size(layout: Layout) -> int:
+    """How many rows D4RL collected in a maze."""
+    return next((rows for name, rows in _FULL_SIZES.items() if MAZE2D_LAYOUTS[name] == layout), 1_000_000)
+
+
+def navigate(
+    env: Env,
+    rows: int,
+    *,
+    seed: int,
+    horizon: int,
+    action_noise: float = 0.0,
+    on_progress: Callable[[int], None] | None = None,
+) -> Arrays:
+    """`rows` steps of Maze2D under `PointController`, with `infos/qpos`, `infos/qvel` and `infos/goal`.
+
+    Goals are drawn among the free cells, ±0.1. When one is reached, or after `horizon` steps, the next is drawn and a
+    timeout is set, but the ball goes on from where it is. Rewards are the environment's, for its own goal. Two
+    differences from D4RL's script: it repeats the last observation for the first row after a goal, and its rewards are
+    those of the observation before the step. `action_noise` is the deviation of normal noise on the actions (D4RL's
+    `--noisy` has 0.5).
+    """
+    layout = layout_of(env)
+    numbers = np.random.default_rng(stream_seed(seed, "navigate"))
+    recorder = RecordingEnv(env.unwrapped, rows, states=True)  # unwrapped: time limits would reset it
+    controller = PointController(layout, numbers)
+    goals, timeouts = np.zeros((rows, 2)), np.zeros(rows, np.bool_)
+    observation, _ = recorder.reset(seed=reset_seed(seed, "navigate"))
+
+    goal = _draw_goal(layout, numbers)
+    controller.head_for(observation[:2], goal)
+    steps = 0
+    for row in range(rows):
+        action, arrived = controller.act(observation[:2], observation[2:])
+        if action_noise:
+            action = np.clip(action + action_noise * numbers.standard_normal(2), -1.0, 1.0)
+        goals[row] = goal
+        observation = recorder.step(action.astype(np.float32))[0]
+        steps += 1
+        if arrived or steps > horizon:
+            timeouts[row] = True
+            goal, steps = _draw_goal(layout, numbers), 0
+            controller.head_for(observation[:2], goal)
+        if on_progress is not None and ((row + 1) % _REPORT_EVERY == 0 or row + 1 == rows):
+            on_progress(row + 1)
+    return {**recorder.arrays(), "timeouts": timeouts, "infos/goal": goals}
+
+
+def _draw_goal(layout: Layout, numbers: np.random.Generator) -> Point:
+    cells = layout.cells(".GS")
+    return layout.xy(cells[numbers.integers(len(cells))]) + numbers.uniform(-_GOAL_NOISE, _GOAL_NOISE, 2)

@@ -1,0 +1,142 @@
+"""Ways through a maze: shortest routes over its cells, and what follows them.
+
+Source of the recipe and its gains: D4RL 1.1, `pointmaze/waypoint_controller.py` and `locomotion/maze_env.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cepdiff.envs.layouts import Cell, Layout
+from cepdiff.errors import SimulationError
+
+Point = NDArray[np.float64]
+
+_REACHED = 0.1  # a waypoint of Maze2D is reached within this distance, in cells
+_PROPORTIONAL, _DERIVATIVE = 10.0, -1.0
+_WAYPOINT_NOISE = 0.2
+_ANT_REACHED = 0.5
+# D4RL's walking policies were trained on goals about this far away, in metres.
+_ANT_REACH = 10.0
+
+
+def route(layout: Layout, start: Cell, goal: Cell) -> list[Cell]:
+    """A shortest way from `start` (left out) to `goal` (the last one), through free cells and not diagonally.
+
+    Where several are equally short the first step is the first of up, down, left, right. From a cell to itself it is
+    that cell. Raises `SimulationError` where there is no way.
+    """
+    if start == goal:
+        return [goal]
+    steps_left = {goal: 0}  # flooding the maze from the goal
+    queue = deque([goal])
+    while queue:
+        cell = queue.popleft()
+        for beside in _beside(cell):
+            if layout.is_free(beside) and beside not in steps_left:
+                steps_left[beside] = steps_left[cell] + 1
+                queue.append(beside)
+    if start not in steps_left:
+        raise SimulationError(f"There is no way from cell {start} to cell {goal} of the maze")
+    cells, here = [], start
+    while here != goal:
+        here = min((cell for cell in _beside(here) if cell in steps_left), key=steps_left.__getitem__)
+        cells.append(here)
+    return cells
+
+
+def _beside(cell: Cell) -> list[Cell]:
+    row, column = cell
+    return [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+
+
+class PointController:
+    """D4RL's driver of the ball: PD control from waypoint to waypoint, each a cell of the route with some noise.
+
+    D4RL plans by 50 sweeps of value iteration over the grid, which finds ways of at most 50 cells; `route` finds all.
+
+    Args:
+        layout: the maze.
+        numbers: of the noise on waypoints.
+    """
+
+    def __init__(self, layout: Layout, numbers: np.random.Generator) -> None:
+        self._layout = layout
+        self._numbers = numbers
+        self._waypoints: list[Point] = []
+        self._before: Point = np.zeros(2)
+
+    def head_for(self, position: Point, goal: Point) -> None:
+        """Plans the way to the middle of the goal's cell."""
+        cells = route(self._layout, self._layout.cell(position), self._layout.cell(goal))
+        noise = _WAYPOINT_NOISE * self._numbers.random((len(cells), 2))
+        noise[-1] = 0.0
+        self._waypoints = [self._layout.xy(cell) - shift for cell, shift in zip(cells, noise, strict=True)]
+        self._before = self._layout.xy(self._layout.cell(position))
+
+    def act(self, position: Point, velocity: Point) -> tuple[Point, bool]:
+        """The force (2,) in [-1, 1], and whether the goal is reached: within 0.1, and not faster than 0.1 a step."""
+        slow = _distance(position, self._before) < _REACHED
+        arrived = slow and _distance(position, self._waypoints[-1]) < _REACHED
+        waypoint = self._waypoints[-1 if arrived else 0]
+        force = _PROPORTIONAL * (waypoint - position) + _DERIVATIVE * velocity
+        if slow and len(self._waypoints) > 1 and _distance(position, waypoint) < _REACHED:
+            self._waypoints.pop(0)
+        self._before = position
+        return np.clip(force, -1.0, 1.0), arrived
+
+
+class WaypointPolicy:
+    """Walks the ant to goals in free cells, one after the other, by a policy that walks in a given direction.
+
+    `walk` maps 31 numbers to an action (8,): the 29 observations and the way (2,) to walk, of length 10 as D4RL's
+    policies were trained on. A waypoint is drawn in the next cell of the route at every step, as D4RL does.
+
+    Args:
+        layout: the maze.
+        walk: the policy.
+        numbers: of goals and waypoints.
+    """
+
+    def __init__(
+        self, layout: Layout, walk: Callable[[NDArray[np.float64]], NDArray[np.floating]], numbers: np.random.Generator
+    ) -> None:
+        self._layout = layout
+        self._walk = walk
+        self._numbers = numbers
+        self._goal = self._draw_goal()
+
+    def __call__(self, observation: NDArray[np.float64]) -> NDArray[np.floating]:
+        """The action (8,) for an observation (29,)."""
+        position = np.asarray(observation[:2], np.float64)
+        if _distance(position, self._goal) <= _ANT_REACHED:
+            self._goal = self._draw_goal()
+        goal_cell = self._layout.cell(self._goal)
+        start_cell = self._nearest_free(position)
+        ahead = route(self._layout, start_cell, goal_cell)[0]
+        waypoint = self._goal if ahead == goal_cell else self._within(ahead)
+        way = waypoint - position
+        length = float(np.linalg.norm(way))
+        return self._walk(np.concatenate([observation, way * (_ANT_REACH / max(length, 1e-6))]))
+
+    def _draw_goal(self) -> Point:
+        cells = self._layout.cells(".GS")
+        return self._within(cells[self._numbers.integers(len(cells))])
+
+    def _within(self, cell: Cell) -> Point:
+        return self._layout.xy(cell) + self._numbers.uniform(0.0, self._layout.cell_size / 4, 2)
+
+    def _nearest_free(self, position: Point) -> Cell:
+        """The ant's cell; close to a wall its torso can be nearer to a wall's cell than to its own."""
+        cell = self._layout.cell(position)
+        if self._layout.is_free(cell):
+            return cell
+        return min(self._layout.cells(".GS"), key=lambda free: _distance(self._layout.xy(free), position))
+
+
+def _distance(a: Point, b: Point) -> float:
+    return float(np.hypot(a[0] - b[0], a[1] - b[1]))

@@ -1,0 +1,128 @@
+"""Mazes drawn from above: where a buffer has been, and the ways of episodes at several guidance scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium.vector import SyncVectorEnv
+from numpy.typing import NDArray
+
+from cepdiff.envs.layouts import Layout
+from cepdiff.files import written_aside
+from cepdiff.rollout.envs import EnvSpec, make_env
+from cepdiff.rollout.rollout import Episode, rollout
+from cepdiff.types import Policy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Path2D = NDArray[np.float64]  # (L, 2)
+
+
+def maze_of(env_spec: EnvSpec) -> Layout | None:
+    """The maze of an environment, None where it is none."""
+    env = make_env(env_spec)
+    try:
+        layout = getattr(env.unwrapped, "layout", None)
+        return layout if isinstance(layout, Layout) else None
+    finally:
+        env.close()
+
+
+def episode_paths(
+    policy: Policy,
+    env_spec: EnvSpec,
+    *,
+    scales: Sequence[float],
+    episodes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[float, list[Path2D]], list[NDArray[np.float64]]]:
+    """Positions of the first `episodes` episodes of `rollout` at each scale, and the goal of each episode.
+
+    Each path (L, 2) has the positions before the L steps of its episode.
+    """
+    plan = [Episode(index, scale) for scale in scales for index in range(episodes)]
+    paths: list[list[NDArray[np.float64]]] = [[] for _ in plan]
+    goals: list[NDArray[np.float64]] = [np.zeros(2)] * len(plan)
+
+    def note(envs: SyncVectorEnv) -> None:
+        for slot, env in enumerate(envs.envs):  # as many environments as episodes: slot i runs episode i
+            inner: Any = env.unwrapped
+            paths[slot].append(inner.data.qpos[:2].copy())
+            goals[slot] = inner.goal
+
+    results = rollout(policy, env_spec, plan, seed=seed, max_envs=len(plan), device=device, on_step=note)
+    found: dict[float, list[Path2D]] = {scale: [] for scale in scales}
+    for episode, path, result in zip(plan, paths, results, strict=True):
+        found[episode.guidance_scale].append(np.array(path[: result.length]))
+    return found, goals[:episodes]
+
+
+def draw_paths(
+    layout: Layout, paths: Mapping[float, Sequence[Path2D]], goals: Sequence[NDArray[np.float64]], path: Path
+) -> None:
+    """A panel a guidance scale; dots are starts, crosses goals, an episode has one colour in all panels."""
+    figure, panels = _figure(len(paths))
+    for axes, (scale, episodes) in zip(panels, paths.items(), strict=True):
+        draw_maze(axes, layout)
+        axes.set_title(f"guidance scale {scale:g}", fontsize=9)
+        for index, (way, goal) in enumerate(zip(episodes, goals, strict=True)):
+            colour = f"C{index % 10}"
+            axes.plot(way[:, 0], way[:, 1], color=colour, linewidth=0.8, alpha=0.8)
+            axes.plot(*way[0], "o", color=colour, markersize=4)
+            axes.plot(*goal, "x", color=colour, markersize=6)
+    _save(figure, path)
+
+
+def draw_visits(layout: Layout, positions: NDArray[np.floating], path: Path, title: str = "") -> None:
+    """How often each place of a maze is visited by `positions` (N, 2), on a logarithmic scale."""
+    from matplotlib.colors import LogNorm
+
+    figure, (axes,) = _figure(1)
+    low, high = layout.bounds()
+    bins = [max(int((high[i] - low[i]) / layout.cell_size * 16), 1) for i in (0, 1)]
+    counts, x, y = np.histogram2d(positions[:, 0], positions[:, 1], bins, range=list(zip(low, high, strict=True)))
+    mesh = axes.pcolormesh(x, y, np.ma.masked_equal(counts.T, 0), norm=LogNorm(), cmap="viridis")
+    draw_maze(axes, layout)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(mesh, label="visits", shrink=0.8)
+    _save(figure, path)
+
+
+def draw_maze(axes: Axes, layout: Layout) -> None:
+    """Walls, in observed coordinates with equal scales."""
+    from matplotlib.patches import Rectangle
+
+    half = layout.cell_size / 2
+    for x, y in layout.wall_centers():
+        axes.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, color="0.6", linewidth=0))
+    low, high = layout.bounds()
+    axes.set_xlim(low[0], high[0])
+    axes.set_ylim(low[1], high[1])
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=7)
+
+
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(3.6 * columns + (1.2 if panels == 1 else 0), 3.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in grid[panels:]:
+        empty.set_axis_off()
+    return figure, grid[:panels]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_aside(path) as file:
+        figure.savefig(file, dpi=130, format=path.suffix[1:] or "png")
