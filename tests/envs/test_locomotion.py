@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import cepdiff.envs  # noqa: F401  # registers
 from cepdiff.envs import capsules
-from cepdiff.envs.capsules import capsule, compile_with_cylindrical_capsules, cylinder, load_with_cylindrical_capsules
+from cepdiff.envs.capsules import capsule, compile_with_cylindrical_capsules, cylinder
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 FILES = ("half_cheetah.xml", "hopper.xml", "walker2d.xml", "ant.xml")
@@ -45,7 +45,7 @@ def test_bodies_weigh_what_they_weighed_under_mujoco_py(name: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_exact_capsules_in_place_of_exact_ones_change_nothing(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capsules, "cylinder", capsule)
-    ours = load_with_cylindrical_capsules(ASSETS / file)
+    ours = compile_with_cylindrical_capsules(mujoco.MjSpec.from_file(str(ASSETS / file)))
     theirs = mujoco.MjModel.from_xml_path(str(ASSETS / file))
     for field in ("body_mass", "body_ipos", "body_subtreemass", "dof_invweight0", "body_invweight0"):
         np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-12, atol=1e-14)
@@ -96,6 +96,20 @@ def test_gymnasium_accepts_them(name: str) -> None:
     assert env.spec.max_episode_steps == 1000
     assert (env.observation_space.shape, env.action_space.shape) == tuple((n,) for n in IDS[name])
     check_env(env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize(("name", "margin"), [("Hopper-v2", 0.001), ("Ant-v2", 0.01), ("Walker2d-v2", 0.0)])
+def test_contacts_begin_where_they_began(name: str, margin: float) -> None:
+    """At the larger margin of the two geoms, not at their sum."""
+    env = gymnasium.make(f"cepdiff/{name}")
+    env.reset(seed=0)
+    data = env.unwrapped.data  # type: ignore[attr-defined]
+    margins = []
+    for _ in range(50):
+        env.step(np.zeros(env.action_space.shape))  # type: ignore[arg-type]
+        margins += [contact.includemargin for contact in data.contact]
+    assert margins
+    assert max(margins) == pytest.approx(margin)
 
 
 def test_contact_forces_of_the_ant_are_zero_and_cost_nothing() -> None:

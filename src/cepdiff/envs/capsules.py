@@ -8,7 +8,6 @@ compiles to other masses since then: Gymnasium's Hopper has a torso of 3.665 kg,
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -16,11 +15,6 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 _NEVER_FROM_GEOMS, _ALWAYS_FROM_GEOMS, _WHERE_NOT_GIVEN = range(3)  # of the compiler's `inertiafromgeom`
-
-
-def load_with_cylindrical_capsules(path: str | Path) -> mujoco.MjModel:
-    """The model of an MJCF file, compiled as by MuJoCo up to 2.1.1 where capsules are concerned."""
-    return compile_with_cylindrical_capsules(mujoco.MjSpec.from_file(str(path)))
 
 
 def compile_with_cylindrical_capsules(spec: mujoco.MjSpec) -> mujoco.MjModel:
@@ -87,7 +81,6 @@ def _with_cylinders(model: mujoco.MjModel, body: mujoco.MjsBody) -> tuple[float,
             first = first + weight * position
             second = second + _about_origin(weight, weight * unit, position, model.geom_quat[geom.id])
     centre = first / mass
-    about_centre = second - mass * _shift(centre)
     moments, axes = np.linalg.eigh(second - mass * _shift(centre))
     axes[:, 2] *= np.sign(np.linalg.det(axes))
     quaternion = np.zeros(4)

@@ -1,7 +1,8 @@
 """Gym's HalfCheetah-v2, Hopper-v2, Walker2d-v2 and Ant-v2 as D4RL recorded them, over today's MuJoCo.
 
-Gymnasium's -v4 has the same model files and rewards, but today's compiler gives capsules other masses, see
-`cepdiff.envs.capsules`: up to 4% of a body's mass and a fifth of its inertia.
+Gymnasium's -v4 has the same model files and rewards, but today's MuJoCo gives capsules other masses (up to 10% of a
+body's mass and a fifth of its inertia, see `cepdiff.envs.capsules`) and makes contacts at other distances (Hopper and
+Ant, see `cepdiff.envs.contacts`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 from numpy.typing import NDArray
 
-from cepdiff.envs.capsules import load_with_cylindrical_capsules
+from cepdiff.envs.capsules import compile_with_cylindrical_capsules
+from cepdiff.envs.contacts import restore_collider, restore_margins
 
 
 class _Recorded(MujocoEnv):
-    """Loads the model file with the capsules of the recorded physics."""
+    """Loads the model file with the capsules and the contacts of the recorded physics."""
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        model = load_with_cylindrical_capsules(self.fullpath)
+        spec = mujoco.MjSpec.from_file(self.fullpath)
+        restore_margins(spec)
+        model = compile_with_cylindrical_capsules(spec)
+        restore_collider(model)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
         return model, mujoco.MjData(model)

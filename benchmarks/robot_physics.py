@@ -1,0 +1,208 @@
+"""Adroit and Kitchen side by side with D4RL's own model files: compiled fields and trajectories of 200 steps.
+
+    pip download d4rl==1.1 --no-deps && unzip d4rl-1.1-py3-none-any.whl   # d4rl itself cannot be imported, nor need it
+    python benchmarks/robot_physics.py --d4rl d4rl --output report/robot-physics.json
+
+What the environments here would do with D4RL's files and with gymnasium-robotics' files, both in today's MuJoCo. An old
+MuJoCo reads D4RL's files as they are; its trajectories show what changed between it and today:
+
+    python3.8 -m pip install mujoco==2.2.0 numpy
+    python3.8 benchmarks/robot_physics.py --d4rl d4rl --record recorded.json    # needs nothing of cepdiff
+    python benchmarks/robot_physics.py --d4rl d4rl --recorded recorded.json
+
+Actions are sines of many periods, positions start at the model's own. Today's MuJoCo reads D4RL's files after two
+changes, made in a copy: Adroit without the attribute `apirate` (of a removed programming interface), Kitchen with the
+kettle's defaults below a default of the top level, as today's syntax wants it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Iterable, Iterator  # noqa: UP035 - recording runs in old Pythons
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+MOMENTS = (1, 2, 5, 10, 20, 50, 100, 200)
+ADROIT = ("pen", "door", "hammer", "relocate")
+KITCHEN = "kitchen/adept_envs/franka/assets/franka_kitchen_jntpos_act_ab.xml"
+# D4RL's start of Kitchen and limits of its controller; here again, for the old Python that cannot import cepdiff.
+# fmt: off
+KITCHEN_START = [
+    1.48388023e-01, -1.76848573e+00, 1.84390296e+00, -2.47685760e+00, 2.60252026e-01, 7.12533105e-01, 1.59515394e+00,
+    4.79267505e-02, 3.71350919e-02, -2.66279850e-04, -5.18043486e-05, 3.12877220e-05, -4.51199853e-05, -3.90842156e-06,
+    -4.22629655e-05, 6.28065475e-05, 4.04984708e-05, 4.62730939e-04, -2.26906415e-04, -4.65501369e-04, -6.44129196e-03,
+    -1.77048263e-03, 1.08009684e-03, -2.69397440e-01, 3.50383255e-01, 1.61944683e+00, 1.00618764e+00, 4.06395120e-03,
+    -6.62095997e-03, -2.68278933e-04,
+]
+# fmt: on
+LOWEST = np.array([-2.9, -1.8, -2.9, -3.1, -2.9, 0.0, -2.9, 0.0, 0.0])
+HIGHEST = np.array([2.9, 1.8, 2.9, 0.0, 2.9, 3.8, 2.9, 0.04, 0.04])
+_DYNAMICS = ("qpos", "body_", "jnt_", "dof_", "geom_", "pair_", "exclude_", "eq_", "tendon_", "wrap_", "actuator_")
+_LOOKS = ("_rgba", "_matid", "_group", "_user", "adr", "id", "_sameframe", "_bvhnum", "_plugin")
+
+
+def actions(step: int, size: int) -> Array:
+    """(size,) in [-0.9, 0.9]."""
+    joint = np.arange(size)
+    return 0.9 * np.sin(0.11 * step * (1 + joint / size) + joint)
+
+
+def trajectory(model: Any, task: str) -> Array:
+    """qpos (len(MOMENTS), nq) under `actions`, controlled as D4RL's environments do, Kitchen without noise."""
+    data = mujoco.MjData(model)
+    kitchen = task == "kitchen"
+    low, high = model.actuator_ctrlrange.T
+    if kitchen:
+        data.qpos[:] = KITCHEN_START
+    mujoco.mj_forward(model, data)
+    states = []
+    for step in range(MOMENTS[-1]):
+        action = actions(step, model.nu)
+        if kitchen:
+            data.ctrl[:] = np.clip(data.qpos[: model.nu] + 2.0 * action * 0.08, LOWEST, HIGHEST)
+        else:
+            data.ctrl[:] = (low + high) / 2 + action * (high - low) / 2
+        for _ in range(40 if kitchen else 5):
+            mujoco.mj_step(model, data)
+        if step + 1 in MOMENTS:
+            states.append(data.qpos.copy())
+    return np.array(states)
+
+
+def model_of(package: Path, task: str) -> Path:
+    """D4RL's file of a task."""
+    return package / KITCHEN if task == "kitchen" else package / f"hand_manipulation_suite/assets/DAPG_{task}.xml"
+
+
+def soften(model: Any) -> Any:
+    """D4RL's change of the wrist's and the fingers' actuators."""
+    names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i) for i in range(model.nu)]
+    for first, last, stiffness in (("A_WRJ1", "A_WRJ0", 10.0), ("A_FFJ3", "A_THJ0", 1.0)):
+        group = slice(names.index(first), names.index(last) + 1)
+        model.actuator_gainprm[group, :3] = (stiffness, 0, 0)
+        model.actuator_biasprm[group, :3] = (0, -stiffness, 0)
+    return model
+
+
+def plain(path: Path, task: str) -> Any:
+    """A file as this MuJoCo compiles it, with D4RL's actuators."""
+    model = mujoco.MjModel.from_xml_path(str(path))
+    return model if task == "kitchen" else soften(model)
+
+
+def readable_copy(package: Path, folder: Path) -> Path:
+    """A copy of D4RL's files that today's MuJoCo reads."""
+    for part in ("hand_manipulation_suite", "kitchen"):
+        shutil.copytree(package / part, folder / part)
+    hand = folder / "hand_manipulation_suite/assets/DAPG_assets.xml"
+    hand.write_text(hand.read_text().replace('apirate="200"', ""))
+    kettle = folder / "kitchen/adept_models/kitchen/assets/kettle_asset.xml"
+    before, inside = kettle.read_text().split('<default class="kettle">')
+    inside, after = inside.rsplit("</default>", 1)
+    kettle.write_text(f'{before}<default><default class="kettle">{inside}</default></default>{after}')
+    return folder
+
+
+def differences(ours: Any, theirs: Any) -> Iterator[dict[str, Any]]:
+    """The fields that drive the dynamics and are not equal to the last bit: name, largest difference, how many."""
+    names = [n for n in dir(theirs) if n.startswith(_DYNAMICS) and not n.endswith(_LOOKS)]
+    pairs = [(name, getattr(ours, name), getattr(theirs, name)) for name in names]
+    options = [n for n in dir(theirs.opt) if not n.startswith("_")]
+    pairs += [(f"opt.{name}", getattr(ours.opt, name), getattr(theirs.opt, name)) for name in options]
+    for name, one, other in pairs:
+        if not isinstance(other, (np.ndarray, int, float)):
+            continue
+        one, other = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
+        if one.shape != other.shape:
+            yield {"field": name, "shapes": [list(one.shape), list(other.shape)]}
+        elif not np.array_equal(one, other):
+            apart = np.abs(one - other)
+            yield {"field": name, "largest": float(apart.max()), "count": int((apart > 0).sum())}
+
+
+def without_tracker(path: Path) -> Any:
+    """D4RL's kitchen without its mocap body, which touches nothing, so that bodies and geoms align."""
+    spec = mujoco.MjSpec.from_file(str(path))
+    for weld in spec.equalities:
+        if "vive_controller" in (weld.name1, weld.name2):
+            spec.delete(weld)
+    spec.delete(spec.body("vive_controller"))
+    spec.delete(spec.site("target"))
+    return spec
+
+
+def compare(package: Path, recorded: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A record a task: fields and trajectories of D4RL's files against gymnasium-robotics' ones."""
+    from cepdiff.envs.adroit import adroit_model
+    from cepdiff.envs.kitchen import kitchen_model
+    from cepdiff.envs.robots import model_file
+
+    for task in (*ADROIT, "kitchen"):
+        kitchen = task == "kitchen"
+        file = "kitchen_franka/kitchen_assets/kitchen_env_model.xml" if kitchen else f"adroit_hand/adroit_{task}.xml"
+        asset = model_file(file)
+        theirs = without_tracker(model_of(package, task)).compile() if kitchen else plain(model_of(package, task), task)
+        packaged = plain(asset, task)
+        restored = (kitchen_model if kitchen else adroit_model)(str(asset))
+        path = trajectory(theirs, task)
+        others = {"package, as it is": (path, trajectory(packaged, task))}
+        if task in recorded:
+            old = np.array(recorded[task])
+            others["recorded, D4RL's file today"] = (old, path)
+            others["recorded, cepdiff"] = (old, trajectory(restored, task))
+        yield {
+            "task": task,
+            "fields": list(differences(packaged, theirs)),
+            "trajectories": {name: deviation(*pair) for name, pair in others.items()},
+        }
+
+
+def deviation(one: Array, other: Array) -> dict[int, float]:
+    """Largest deviation of any coordinate of qpos, by steps."""
+    return dict(zip(MOMENTS, np.abs(one - other).max(axis=1).tolist()))  # noqa: B905 - `strict` needs Python 3.10
+
+
+def show(record: dict[str, Any]) -> None:
+    """One task's part of the table."""
+    print(f"\n{record['task']}: {len(record['fields'])} fields of gymnasium-robotics' model differ from D4RL's")
+    for field in record["fields"]:
+        print("   " + ", ".join(f"{key} {value}" for key, value in field.items()))
+    print(f"   {'largest deviation of qpos after steps':40}" + "".join(f"{moment:>9}" for moment in MOMENTS))
+    for name, values in record["trajectories"].items():
+        print(f"   {name:40}" + "".join(f"{value:>9.1e}" for value in values.values()))
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Records, or compares and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d4rl", type=Path, required=True, help="the folder d4rl of the unpacked package")
+    parser.add_argument("--record", type=Path, help="only write the trajectories of D4RL's files in this MuJoCo")
+    parser.add_argument("--recorded", type=Path, help="trajectories that --record wrote, to compare with")
+    parser.add_argument("--output", type=Path, default=Path("report/robot-physics.json"))
+    args = parser.parse_args(None if arguments is None else list(arguments))
+    print(f"MuJoCo {mujoco.__version__}")
+    if args.record:
+        tasks = (*ADROIT, "kitchen")
+        states = {task: trajectory(plain(model_of(args.d4rl, task), task), task).tolist() for task in tasks}
+        args.record.write_text(json.dumps({"mujoco": mujoco.__version__, **states}) + "\n")
+        return
+    recorded = json.loads(args.recorded.read_text()) if args.recorded else {}
+    with tempfile.TemporaryDirectory() as folder:
+        records = list(compare(readable_copy(args.d4rl, Path(folder)), recorded))
+    for record in records:
+        show(record)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"mujoco": mujoco.__version__, "recorded with": recorded.get("mujoco"), "tasks": records}
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What the mazes share: a MuJoCo model stepped as old Gym stepped it, a goal in the plane, and pictures from above."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from cepdiff.envs.layouts import Layout
+from cepdiff.errors import ConfigError, SimulationError
+
+RewardType = Literal["sparse", "dense"]
+
+# A goal counts as reached within this distance, in units of xy.
+GOAL_RADIUS = 0.5
+_START_NOISE = 0.1
+
+
+class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
+    """A body in a maze with a goal. D4RL drew from NumPy's global generator; here all draws come from `np_random`.
+
+    Args:
+        layout: the maze.
+        model: the MuJoCo model, with a site `goal` that marks the goal in pictures.
+        world_offset: a position's coordinates in the model's world, less its observed ones.
+        frame_skip: physics steps for each step of the environment.
+        observation_size: length of the observation.
+        reward_type: `sparse` or `dense`.
+        render_mode: None or `rgb_array`.
+        width: of a picture, in pixels.
+        height: of a picture, in pixels.
+
+    Attributes:
+        model: the compiled model.
+        data: its state; `data.qpos` and `data.qvel` are float64.
+        layout: the maze.
+
+    Raises:
+        ConfigError: an unknown reward type or render mode.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        layout: Layout,
+        model: mujoco.MjModel,
+        *,
+        world_offset: float,
+        frame_skip: int,
+        observation_size: int,
+        reward_type: RewardType,
+        render_mode: str | None,
+        width: int,
+        height: int,
+    ) -> None:
+        if reward_type not in ("sparse", "dense"):
+            raise ConfigError(f"reward_type is '{reward_type}'; expected sparse or dense")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"render_mode is '{render_mode}'; expected None or rgb_array")
+        self.layout = layout
+        self.frame_skip = frame_skip
+        self.reward_type = reward_type
+        self.render_mode = render_mode
+        self.model = model
+        self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
+        self.data = mujoco.MjData(self.model)
+        self.init_qpos, self.init_qvel = self.data.qpos.copy(), self.data.qvel.copy()
+        self.observation_space = Box(-np.inf, np.inf, (observation_size,), np.float64)
+        self.action_space = Box(-1.0, 1.0, (self.model.nu,), np.float32)
+        self._world_offset = world_offset
+        self._goal_site = self.model.site("goal").id
+        self._goal: NDArray[np.float64] | None = None
+        self._renderer = MujocoRenderer(
+            self.model, self.data, default_cam_config=self._camera(), width=width, height=height
+        )
+
+    @property
+    def dt(self) -> float:
+        """Simulated seconds for each step of the environment."""
+        return float(self.model.opt.timestep * self.frame_skip)
+
+    @property
+    def goal(self) -> NDArray[np.float64]:
+        """The goal's position (2,), in observed coordinates; assign to it to move the goal.
+
+        Raises:
+            SimulationError: before the first reset, where the goal is drawn there.
+        """
+        if self._goal is None:
+            raise SimulationError("The goal is drawn by reset(): call it first, or assign a goal")
+        return np.array(self._goal)
+
+    @goal.setter
+    def goal(self, position: NDArray[np.floating]) -> None:
+        self._goal = np.array(position, dtype=np.float64).reshape(2)
+        self.model.site_pos[self._goal_site, :2] = self._goal + self._world_offset
+
+    def set_state(self, qpos: NDArray[np.floating], qvel: NDArray[np.floating]) -> None:
+        """Positions (nq,) and velocities (nv,), then all that follows from them, as old Gym's `set_state`.
+
+        Raises:
+            SimulationError: other shapes.
+        """
+        expected = (self.model.nq,), (self.model.nv,)
+        if (np.shape(qpos), np.shape(qvel)) != expected:
+            raise SimulationError(f"A state has shapes {expected}; found {np.shape(qpos)}, {np.shape(qvel)}")
+        self.data.qpos[:] = qpos
+        self.data.qvel[:] = qvel
+        # MuJoCo up to 2.x, with which D4RL's data were made, did this within mj_forward.
+        mujoco.mj_normalizeQuat(self.model, self.data.qpos)
+        mujoco.mj_forward(self.model, self.data)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """A new episode.
+
+        Args:
+            seed: of all further draws.
+            options: `start`, a position (2,) around which the start's usual noise of ±0.1 is drawn, and `goal`, a
+                position (2,) that is taken as it is; both in observed coordinates.
+
+        Raises:
+            ConfigError: an unknown option, or a position that is not two finite numbers.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"start", "goal"}:
+            raise ConfigError(f"reset() knows the options start and goal; found {', '.join(map(str, unknown))}")
+        positions = {name: _position(name, value) for name, value in options.items()}
+        mujoco.mj_resetData(self.model, self.data)
+        if "goal" in positions:
+            self.goal = positions["goal"]
+        elif self._goal is None or self._draws_goal(seed):
+            self.goal = self._draw_goal()
+        self._reset_state(positions.get("start"))
+        return self._observation(), self._info()
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """A picture (height, width, 3) of the whole maze, or None without a render mode."""
+        if self.render_mode is None:
+            gym.logger.warn("Nothing to draw: make the environment with render_mode='rgb_array'")
+            return None
+        picture: NDArray[np.uint8] = self._renderer.render(self.render_mode)
+        return picture
+
+    def close(self) -> None:
+        """Frees the graphics context."""
+        self._renderer.close()  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def _draws_goal(self, seed: int | None) -> bool:
+        """Whether this reset moves the goal."""
+
+    @abstractmethod
+    def _draw_goal(self) -> NDArray[np.float64]: ...
+
+    @abstractmethod
+    def _reset_state(self, start: NDArray[np.float64] | None) -> None: ...
+
+    @abstractmethod
+    def _observation(self) -> NDArray[np.float64]: ...
+
+    def _checked(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
+        action = np.asarray(action)
+        if action.shape != self.action_space.shape:
+            raise SimulationError(f"An action has shape {self.action_space.shape}; found {action.shape}")
+        return action
+
+    def _simulate(self, control: NDArray[np.floating]) -> None:
+        """One step of the environment under this control (nu,), in the actuators' units."""
+        self.data.ctrl[:] = control
+        mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
+
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self.data.qpos[:2] - self.goal))
+
+    def _info(self) -> dict[str, Any]:
+        return {"goal": self.goal, "success": self._distance() <= GOAL_RADIUS}
+
+    def _uniform(self, size: int) -> NDArray[np.float64]:
+        return self.np_random.uniform(-_START_NOISE, _START_NOISE, size)
+
+    def _normal(self, size: int) -> NDArray[np.float64]:
+        return _START_NOISE * self.np_random.standard_normal(size)
+
+    def _camera(self) -> dict[str, Any]:
+        """From above, the whole grid: Maze2D as its text, AntMaze with y upward, so with its first row below."""
+        low, high = self.layout.bounds() + self._world_offset
+        # Twice the tangent of half the field of view is the height that is seen from distance 1.
+        seen = 2 * math.tan(math.radians(self.model.vis.global_.fovy) / 2)
+        return {
+            "distance": float(max(high - low)) * 1.1 / seen,
+            "lookat": np.append((low + high) / 2, 0.0),
+            "elevation": -90.0,
+            "azimuth": 180.0 if self.layout.row_axis == 0 else 90.0,
+        }
+
+
+def _position(name: str, value: Any) -> NDArray[np.float64]:
+    try:
+        position = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        position = np.empty(0)
+    if position.shape != (2,) or not np.isfinite(position).all():
+        raise ConfigError(f"The option {name} is {value!r}; expected a position of two finite numbers")
+    return position
