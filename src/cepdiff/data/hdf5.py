@@ -18,6 +18,7 @@ import numpy.typing as npt
 from cepdiff.data.arrays import OPTIONAL, REQUIRED, BoolArray, FloatArray, RawArrays, check_shapes
 from cepdiff.errors import DataError
 
+COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 # Longer arrays in a file's metadata are network weights, not facts about the data.
 _MAX_METADATA_VALUES = 256
 
@@ -34,30 +35,30 @@ class Header:
 
 def read_header(path: str | Path) -> Header:
     """Sizes and metadata of a file, in milliseconds. Raises `DataError` as `read_arrays` does, values aside."""
-    with _open(Path(path)) as file:
-        datasets = _datasets(file, Path(path))
+    with open_file(Path(path)) as file:
+        datasets = row_arrays(file, Path(path))
         rows, observation_size = datasets["observations"].shape
-        return Header(rows, observation_size, datasets["actions"].shape[1], _metadata(file))
+        return Header(rows, observation_size, datasets["actions"].shape[1], stored_metadata(file))
 
 
 def read_arrays(path: str | Path, *, infos: bool = False) -> RawArrays:
     """All rows of a file; numbers of any width become float32, flags of any type bool.
 
-    With `infos`, the numeric arrays of the group `infos` too, as they are. Raises `DataError` where the file is missing, torn or no HDF5, and where an array is missing, empty, of the
-    wrong shape, or NaN or infinite in some row.
+    With `infos`, the numeric arrays of the group `infos` too, as they are. Raises `DataError` where the file is
+    missing, torn or no HDF5, and where an array is missing, empty, of the wrong shape, or NaN or infinite in some row.
     """
     path = Path(path)
-    with _open(path) as file:
-        datasets = _datasets(file, path)
+    with open_file(path) as file:
+        datasets = row_arrays(file, path)
         next_observations = datasets.get("next_observations")
         raw = RawArrays(
             observations=_floats(datasets["observations"]),
             actions=_floats(datasets["actions"]),
             rewards=_floats(datasets["rewards"]),
-            terminals=_flags(datasets["terminals"], path),
-            timeouts=_flags(datasets["timeouts"], path),
+            terminals=read_flags(datasets["terminals"], path),
+            timeouts=read_flags(datasets["timeouts"], path),
             next_observations=None if next_observations is None else _floats(next_observations),
-            metadata=_metadata(file),
+            metadata=stored_metadata(file),
             infos=_infos(file, datasets["observations"].shape[0], path) if infos else {},
             source=str(path),
         )
@@ -72,9 +73,29 @@ def write_arrays(
 
     Raises `DataError` where the arrays would not be readable again or the folder cannot be written.
     """
-    path = Path(path)
     arrays.validate()
-    options = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if compress else {}
+    options = COMPRESSION if compress else {}
+    with new_file(Path(path)) as file:
+        for key, array in arrays.fields.items():
+            file.create_dataset(key, data=array, **options)
+        for key, array in arrays.infos.items():
+            file.create_dataset(f"infos/{key}", data=array, **options)
+        write_metadata(file, {**arrays.metadata, **(metadata or {})})
+
+
+def write_metadata(file: h5py.File, metadata: Mapping[str, Any]) -> None:
+    """Adds plain values to the group `metadata`: dictionaries as JSON, None left out."""
+    for key, value in metadata.items():
+        if value is not None:
+            file[f"metadata/{key}"] = json.dumps(value) if isinstance(value, dict) else value
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A file to fill, which takes the place of `path` when the block ends without an error, and vanishes with one.
+
+    Raises `DataError` where the folder cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -82,13 +103,7 @@ def write_arrays(
         aside = Path(name)
         try:
             with h5py.File(aside, "w") as file:
-                for key, array in arrays.fields.items():
-                    file.create_dataset(key, data=array, **options)
-                for key, array in arrays.infos.items():
-                    file.create_dataset(f"infos/{key}", data=array, **options)
-                for key, value in {**arrays.metadata, **(metadata or {})}.items():
-                    if value is not None:
-                        file[f"metadata/{key}"] = json.dumps(value) if isinstance(value, dict) else value
+                yield file
             with aside.open("rb+") as written:
                 os.fsync(written.fileno())
             aside.chmod(0o644)  # mkstemp's own mode would hide the file from every other user
@@ -101,7 +116,8 @@ def write_arrays(
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """An existing file. Raises `DataError` where it is missing or no HDF5, and for torn bytes met while it is open."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
@@ -112,16 +128,20 @@ def _open(path: Path) -> Iterator[h5py.File]:
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read it") from error
     except (OSError, RuntimeError, KeyError) as error:  # h5py raises any of them where it meets torn bytes
-        raise DataError(
-            f"{path}: not an HDF5 file, or truncated; download or write it again ({_reason(error)})"
-        ) from error
+        raise torn(path, error) from error
+
+
+def torn(path: Path, error: Exception) -> DataError:
+    """What to raise for an error which h5py met in a file's bytes."""
+    return DataError(f"{path}: not an HDF5 file, or truncated; download or write it again ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+def row_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    """The top-level arrays, unread. Raises `DataError` for shapes or types that no buffer can be made of."""
     datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
     check_shapes({name: item.shape or () for name, item in datasets.items()}, str(path))
     for name in (*REQUIRED, *OPTIONAL):
@@ -139,7 +159,8 @@ def _floats(dataset: h5py.Dataset) -> FloatArray:
     return array
 
 
-def _flags(dataset: h5py.Dataset, path: Path) -> BoolArray:
+def read_flags(dataset: h5py.Dataset, path: Path) -> BoolArray:
+    """Flags of any type as bool, in their own shape. Raises `DataError` for other values than 0 and 1."""
     values: npt.NDArray[Any] = dataset[()]
     if values.dtype == np.bool_:
         return values
@@ -154,14 +175,17 @@ def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]
     group = file.get("infos")
     if not isinstance(group, h5py.Group):
         return {}
-    arrays = {name: item for name, item in group.items() if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub"}
+    arrays = {
+        name: item for name, item in group.items() if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub"
+    }
     for name, item in arrays.items():
         if not item.shape or item.shape[0] != rows:
             raise DataError(f"{path}: 'infos/{name}' has shape {item.shape}, but 'observations' has {rows} rows")
     return {name: item[()] for name, item in arrays.items()}
 
 
-def _metadata(file: h5py.File) -> dict[str, Any]:
+def stored_metadata(file: h5py.File) -> dict[str, Any]:
+    """Attributes and `metadata/` of a file as plain values, without arrays of network weights."""
     found: dict[str, Any] = dict(file.attrs)
     group = file.get("metadata")
     if isinstance(group, h5py.Group):

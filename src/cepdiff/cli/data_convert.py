@@ -1,0 +1,131 @@
+"""`cepdiff data convert`: between files in D4RL's layout and Minari datasets, lossless both ways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from cepdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cepdiff.data.minari_write import Environment
+
+_EPILOG = """--dataset_dir is the folder of tasks and files and the root of Minari's datasets; without it each has its
+own default ($D4RL_DATASET_DIR or ~/.d4rl/datasets; $MINARI_DATASETS_PATH or ~/.minari/datasets).
+
+examples:
+  cepdiff data convert reacher-replay minari:mine/reacher-v0
+  cepdiff data convert minari:mujoco/hopper/medium-v0 hopper-medium.hdf5
+"""
+
+
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    """Adds `convert` to the commands of `cepdiff data`; `shared` holds --dataset_dir and --json."""
+    text = "convert between D4RL's HDF5 layout and Minari, losing nothing"
+    parser = commands.add_parser(
+        "convert",
+        help=text,
+        description=text,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared],
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a task, a file, the name of a file in the dataset folder, or minari:ID")
+    add("target", metavar="TARGET", help="minari:NAMESPACE/NAME-vN, or a .hdf5 file")
+    add("--overwrite", action="store_true", help="replace an existing target")
+    add("--env_id", metavar="ENV_ID", help="the environment, where the source names none")
+    add("--env_kwargs", metavar="JSON", help="its arguments")
+    add("--no-compress", dest="compress", action="store_false", help="write a .hdf5 file uncompressed: larger, faster")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts, and prints places, rows, episodes and sizes."""
+    from dataclasses import asdict
+
+    from cepdiff.data.convert import convert
+
+    bar = _Bar()
+    with closing(bar):
+        done = convert(
+            args.source,
+            args.target,
+            args.dataset_dir,
+            env_id=args.env_id,
+            env_kwargs=None if args.env_kwargs is None else _json_object(args.env_kwargs),
+            describe=_describe,
+            overwrite=args.overwrite,
+            compress=args.compress,
+            progress=bar.show,
+        )
+    if args.json:
+        print(json.dumps(asdict(done), indent=2))
+        return 0
+    print(f"{done.source} ({_megabytes(done.source_bytes)}) -> {done.target} ({_megabytes(done.target_bytes)})")
+    print(f"{done.rows:,} rows in {done.episodes:,} episodes")
+    if args.target.startswith("minari:") and not done.env_installed:
+        what = "names no environment; give one with --env_id" if done.env_id is None else f"names '{done.env_id}' only"
+        reason = "" if done.env_id is None else ", which cannot be made here: Minari's recover_environment will fail"
+        print(f"the dataset {what}{reason}")
+    return 0
+
+
+class _Bar:
+    """A progress bar of rows, which appears with the first of them."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def show(self, done: int, total: int) -> None:
+        """Move to `done` of `total` rows."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(desc="rows", total=total, unit="row", unit_scale=True)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) -> Environment | None:
+    """The environment's spec and bounds, from making it; None where that is impossible here."""
+    from cepdiff.data.minari_write import Environment
+    from cepdiff.errors import MissingExtraError, SimulationError
+    from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
+
+    try:
+        env = make_env(EnvSpec(env_id, env_kwargs, module))
+    except (SimulationError, MissingExtraError):
+        return None
+    with closing(env):
+        if env.spec is None:
+            return None
+        try:
+            actions = box_spaces(env)[1]
+        except SimulationError:
+            return None
+        return Environment(env.spec.to_json(), tuple(actions.low.tolist()), tuple(actions.high.tolist()))
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--env_kwargs is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f'--env_kwargs: expected a JSON object such as {{"use_contact_forces": true}}, found {text}')
+    return value
