@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -16,17 +17,20 @@ from cepdiff.stages.config import load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if path.stem != "cpu_hour"]
-# Task's sizes (S, A) and environment; AntMaze's own environment needs the classic stack.
+PAPER = [path for path in RECIPES if path.stem != "maze2d"]
+# Task's sizes (S, A) and environment.
 SIZES = {
-    "walker2d": (17, 6, "Walker2d-v4"),
+    "walker2d": (17, 6, "cepdiff/Walker2d-v2"),
     "hopper": (11, 3, "Hopper-v4"),
-    "halfcheetah": (17, 6, "HalfCheetah-v4"),
-    "antmaze": (29, 8, None),
+    "halfcheetah": (17, 6, None),
+    "antmaze": (29, 8, "cepdiff/antmaze-umaze-v2"),
+    "maze2d": (4, 2, "cepdiff/maze2d-umaze-v1"),
     "quickstart": (10, 2, "Reacher-v5"),
 }
 FEW_STEPS = [
     "--stages.behavior.max_steps", "3", "--stages.critic.max_steps", "3", "--stages.guidance.max_steps", "3",
-    "--stages.support.max_rows", "40", "--behavior.batch_size", "32", "--evaluation.episodes", "1",
+    "--stages.support.max_rows", "40", "--stages.support.num_actions", "2", "--behavior.batch_size", "32",
+    "--evaluation.episodes", "1",
     "--evaluation.scales", "[0, 1]", "--data.env_kwargs", "{max_episode_steps: 30}",
     "--solver.num_steps", "3", "--trainer.progress_bar", "false",
 ]  # fmt: skip
@@ -55,13 +59,16 @@ def test_a_shipped_config_trains(path: Path, tmp_path: Path, capsys: pytest.Capt
     arguments += ["--data.env_id", env_id] if env_id else ["--evaluation.episodes", "0"]
     assert main(arguments) == 0
     assert (tmp_path / "run" / "policy.pt").exists()
+    found = json.loads((tmp_path / "run" / "data_check.json").read_text())
+    assert any(finding["message"] == "80 rows in 8 episodes, 8 complete" for finding in found)
     shown = capsys.readouterr().out
     assert "behavior policy" in shown
     assert "offline value" in shown
     assert ("mean return" in shown) == (env_id is not None)  # the offline evidence needs no environment
+    assert (tmp_path / "run" / "paths.png").exists() == ("maze" in path.stem)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_a_recipe_says_what_the_paper_says(path: Path) -> None:
     config = load_config([path])
     task = TASKS[config.arguments["data"]["dataset"]]
@@ -81,16 +88,6 @@ def test_the_cpu_overlay_fits_every_locomotion_recipe(tmp_path: Path) -> None:
         config = load_config([path, overlay])
         assert config.stages.behavior.max_steps == 30_000
         assert config.arguments["critic"]["net"](3, 2).critics[0].joint.weight.shape == (256, 5)
-
-
-def test_antmaze_without_its_environment_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "antmaze-umaze-v2"
-    assert TASKS[name].url is not None
-    data = synthetic(tmp_path / TASKS[name].url.rsplit("/", 1)[1], 29, 8)
-    path = next(path for path in CONFIGS if path.stem == "antmaze")
-    arguments = ["fit", "--config", str(path), "--data.dataset", name, "--data.dataset_dir", str(data.parent)]
-    assert main([*arguments, "--run_dir", str(tmp_path / "run")]) == 2
-    assert "pip install 'cepdiff[d4rl]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

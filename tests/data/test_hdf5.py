@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cepdiff.data.arrays import BLOCK_ROWS, RawArrays
-from cepdiff.data.hdf5 import read_arrays, read_header, write_arrays
+from cepdiff.data.hdf5 import read_arrays, read_header, timeouts_at, write_arrays
 from cepdiff.errors import DataError
 
 Make = Callable[..., RawArrays]
@@ -157,3 +157,28 @@ def test_torn_bytes_inside_a_file(make_raw: Make, tmp_path: Path) -> None:
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match="truncated"):
         read_arrays(path)
+
+
+def test_a_file_without_timeouts_is_cut_at_the_horizon(make_raw: Make, tmp_path: Path) -> None:
+    """D4RL's rule for its oldest files: after so many steps without a terminal."""
+    path = tmp_path / "old.hdf5"
+    write_arrays(path, make_raw(terminals=np.arange(10) == 4))
+    with h5py.File(path, "a") as file:
+        del file["timeouts"]
+    with pytest.raises(DataError, match="'timeouts' is missing"):
+        read_arrays(path)
+    raw = read_arrays(path, horizon=3)
+    np.testing.assert_array_equal(np.flatnonzero(raw.timeouts), [2, 7])  # rows 0-2, 3-4 (terminal), 5-7, 8-9
+    assert raw.metadata["timeouts_from_horizon"] == 3
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5, 100])
+def test_timeouts_at_a_horizon_count_as_a_loop_does(horizon: int) -> None:
+    terminals = np.random.default_rng(0).random(200) < 0.1
+    expected, steps = [], 0
+    for terminal in terminals:
+        steps += 1
+        expected.append(steps == horizon and not terminal)
+        if terminal or steps == horizon:
+            steps = 0
+    np.testing.assert_array_equal(timeouts_at(horizon, terminals), expected)

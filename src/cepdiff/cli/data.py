@@ -1,46 +1,79 @@
-"""`cepdiff data info|download|check`: what a dataset is, where it comes from, whether it can be trained on."""
+"""`cepdiff data`: what datasets there are, what one holds, where it comes from, whether it can be trained on."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cepdiff.cli.data_convert import add_parser as add_convert
+from cepdiff.cli.data_replay import add_parser as add_replay
+
+if TYPE_CHECKING:
+    from cepdiff.data.task import Task
+
+_WHAT = "a task, a file, the name of a file in the dataset folder, or minari:ID"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `data` and its three commands; each sets `run`, a function of the parsed arguments -> exit code."""
-    data = subparsers.add_parser("data", help="show, download or check a dataset")
+    """Adds `data` and its commands; each sets `run`, a function of the parsed arguments -> exit code."""
+    data = subparsers.add_parser("data", help="list, show, download or check datasets")
     commands = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dataset_dir", metavar="DIR", help="default: $D4RL_DATASET_DIR or ~/.d4rl/datasets")
     shared.add_argument("--json", action="store_true", help="print JSON")
-    what = "a task, a file, the name of a file in the dataset folder, or minari:ID"
-    for name, run, text in (
-        ("info", info, "show what a dataset holds; without a name, list the tasks"),
-        ("download", download, "fetch the file of a task"),
-        ("check", check, "exit 0 if a dataset can be trained on, 2 and one line if not"),
-    ):
-        command = commands.add_parser(name, help=text, description=text, parents=[shared])
-        command.add_argument("dataset", metavar="TASK_OR_FILE", nargs="?" if name == "info" else None, help=what)
-        command.set_defaults(run=run)
+    listing = _add(commands, shared, "list", list_tasks, "list the tasks, a line each")
+    listing.add_argument("--family", metavar="NAME", help="only one: locomotion, antmaze, maze2d, adroit, ...")
+    showing = _add(commands, shared, "info", info, "show all of one task or file; without a name, list the tasks")
+    showing.add_argument("dataset", metavar="TASK_OR_FILE", nargs="?", help=_WHAT)
+    fetching = _add(commands, shared, "download", download, "fetch the file of a task")
+    fetching.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
+    checking = _add(commands, shared, "check", check, "exit 0 if a dataset can be trained on, 2 and one line if not")
+    checking.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
+    checking.add_argument("--plot", metavar="FILE.png", type=Path, help="draw returns, lengths and actions")
+    add_convert(commands, shared)
+    add_replay(commands, shared)
+
+
+def _add(commands: Any, shared: argparse.ArgumentParser, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[shared])
+    command.set_defaults(run=run)
+    return command
+
+
+def list_tasks(args: argparse.Namespace) -> int:
+    """The registry as a table; with --json every field of every task, and what is in the dataset folder."""
+    from dataclasses import asdict
+
+    from cepdiff.data.tasks import FAMILIES, TASKS
+    from cepdiff.errors import ConfigError, nearest
+
+    family = getattr(args, "family", None)  # `info` without a name has no such argument
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"unknown family '{family}', expected {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
+    tasks = [task for task in TASKS.values() if family in (None, task.family)]
+    if args.json:
+        print(json.dumps([asdict(task) | _file_facts(task, args.dataset_dir) for task in tasks], indent=2))
+        return 0
+    _print_table([_row(task, _file_facts(task, args.dataset_dir)) for task in tasks])
+    return 0
 
 
 def info(args: argparse.Namespace) -> int:
     """Registry facts of a task, then the facts of its file if it is there; of a file its facts alone."""
     from dataclasses import asdict
 
-    from cepdiff.data.source import load_dataset, task_path
+    from cepdiff.data.source import load_dataset
     from cepdiff.data.tasks import TASKS
 
     if args.dataset is None:
-        rows = [{"task": t.name, "env_id": t.env_id, "url": t.url or t.embedded} for t in TASKS.values()]
-        _print_rows(rows, args.json)
-        return 0
+        return list_tasks(args)
     task = TASKS.get(args.dataset)
     facts: dict[str, Any] = {}
     if task is not None:
-        path = task_path(task, args.dataset_dir)
-        facts["task"] = asdict(task) | {"file": str(path), "file_present": path.is_file()}
+        facts["task"] = asdict(task) | _file_facts(task, args.dataset_dir)
     if task is None or facts["task"]["file_present"]:
         from cepdiff.data.report import describe
 
@@ -73,20 +106,56 @@ def check(args: argparse.Namespace) -> int:
 
     from cepdiff.data.report import check as find
 
-    findings = find(args.dataset, args.dataset_dir)
-    _print_rows([asdict(finding) for finding in findings], args.json)
-    if not args.json:
-        print("\nusable")
+    findings = find(args.dataset, args.dataset_dir, args.plot)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        return 0
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.level.ljust(8)} {finding.name.ljust(width)}  {finding.message}")
+        if finding.handling:
+            print(f"{' ' * (width + 9)}  -> {finding.handling}")
+    print("\nusable" + (f"; drawn in {args.plot}" if args.plot else ""))
     return 0
 
 
-def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    widths = {key: max(len(str(row[key])) for row in rows) for key in rows[0]}
+def _file_facts(task: Task, dataset_dir: str | None) -> dict[str, Any]:
+    """Where a task's file is or would be, and the rows it holds: None where it is absent or unreadable."""
+    from cepdiff.data.source import task_path
+    from cepdiff.errors import DataError
+
+    path = task_path(task, dataset_dir)
+    rows = None
+    if path.is_file():
+        from cepdiff.data.hdf5 import read_header
+
+        with suppress(DataError):  # `check` and `info` of this task say what is wrong
+            rows = read_header(path).rows
+    return {"file": str(path), "file_present": path.is_file(), "rows": rows}
+
+
+def _row(task: Task, file: dict[str, Any]) -> dict[str, str]:
+    present = "yes" if file["rows"] is not None else "unreadable" if file["file_present"] else "-"
+    return {
+        "task": task.name,
+        "environment": task.env_id,
+        "rows": "-" if file["rows"] is None else f"{file['rows']:,}",
+        "horizon": str(task.horizon),
+        "score 0": f"{task.reference_min:.6g}",
+        "score 100": f"{task.reference_max:.6g}",
+        "rewards": task.reward_rule,
+        "K": str(task.num_support_actions),
+        "scales": " ".join(f"{scale:g}" for scale in task.evaluation_scales),
+        "episodes": str(task.evaluation_episodes),
+        "file": present,
+    }
+
+
+def _print_table(rows: list[dict[str, str]]) -> None:
+    rows = [{key: key for key in rows[0]}, *rows]
+    widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
     for row in rows:
-        print("  ".join(str(value).ljust(widths[key]) for key, value in row.items()).rstrip())
+        print("  ".join(value.ljust(widths[key]) for key, value in row.items()).rstrip())
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

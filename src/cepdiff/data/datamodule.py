@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.buffer import TransitionBuffer
+from cepdiff.data.defects import findings_of
+from cepdiff.data.findings import Finding
 from cepdiff.data.rewards import apply_rule
 from cepdiff.data.source import load_dataset, resolve
 from cepdiff.data.support import SupportCache
@@ -63,6 +65,7 @@ class OfflineDataModule(StageDataModule):
         self.action_low = action_low
         self.action_high = action_high
         self.metadata: dict[str, Any] = {}  # the file's own notes, once it is read
+        self.findings: list[Finding] = []  # of `cepdiff data check`, once it is read
         self._buffer: TransitionBuffer | None = None
         self._spec: DataSpec | None = None
         self._rewards: Tensor | None = None
@@ -115,6 +118,7 @@ class OfflineDataModule(StageDataModule):
         """Reads and validates the dataset; override it to serve other data."""
         raw = load_dataset(self.dataset, self.dataset_dir)
         self.metadata = raw.metadata
+        self.findings = findings_of(raw, self.task, self.action_low, self.action_high)
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
 
     def rewards(self) -> Tensor:

@@ -41,28 +41,45 @@ def read_header(path: str | Path) -> Header:
         return Header(rows, observation_size, datasets["actions"].shape[1], stored_metadata(file))
 
 
-def read_arrays(path: str | Path, *, infos: bool = False) -> RawArrays:
+def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = None) -> RawArrays:
     """All rows of a file; numbers of any width become float32, flags of any type bool.
 
-    With `infos`, the numeric arrays of the group `infos` too, as they are. Raises `DataError` where the file is
+    With `infos`, the numeric arrays of the group `infos` too, as they are. With `horizon`, a file without timeouts (as
+    D4RL's oldest) is read too: episodes are cut after so many steps, as D4RL does, and the metadata say so. Raises `DataError` where the file is
     missing, torn or no HDF5, and where an array is missing, empty, of the wrong shape, or NaN or infinite in some row.
     """
     path = Path(path)
     with open_file(path) as file:
-        datasets = row_arrays(file, path)
+        datasets = row_arrays(file, path, timeouts_required=horizon is None)
         next_observations = datasets.get("next_observations")
+        terminals, metadata = read_flags(datasets["terminals"], path), stored_metadata(file)
+        if "timeouts" in datasets:
+            timeouts = read_flags(datasets["timeouts"], path)
+        else:
+            assert horizon is not None
+            timeouts = timeouts_at(horizon, terminals.reshape(-1))
+            metadata["timeouts_from_horizon"] = horizon
         raw = RawArrays(
             observations=_floats(datasets["observations"]),
             actions=_floats(datasets["actions"]),
             rewards=_floats(datasets["rewards"]),
-            terminals=read_flags(datasets["terminals"], path),
-            timeouts=read_flags(datasets["timeouts"], path),
+            terminals=terminals,
+            timeouts=timeouts,
             next_observations=None if next_observations is None else _floats(next_observations),
-            metadata=stored_metadata(file),
+            metadata=metadata,
             infos=_infos(file, datasets["observations"].shape[0], path) if infos else {},
             source=str(path),
         )
     return raw.validate()
+
+
+def timeouts_at(horizon: int, terminals: BoolArray) -> BoolArray:
+    """(N,): where an episode that no terminal ended has lasted `horizon` steps."""
+    rows = np.arange(len(terminals))
+    starts = np.where(np.concatenate(([True], terminals[:-1])), rows, 0)
+    since = rows - np.maximum.accumulate(starts)  # steps since the last terminal
+    cut: BoolArray = (since % horizon == horizon - 1) & ~terminals
+    return cut
 
 
 def write_arrays(
@@ -127,7 +144,13 @@ def open_file(path: Path) -> Iterator[h5py.File]:
             yield file
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read it") from error
-    except (OSError, RuntimeError, KeyError) as error:  # h5py raises any of them where it meets torn bytes
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # h5py raises any of them where it meets torn bytes
         raise torn(path, error) from error
 
 
@@ -140,10 +163,13 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def row_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -> dict[str, h5py.Dataset]:
     """The top-level arrays, unread. Raises `DataError` for shapes or types that no buffer can be made of."""
     datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-    check_shapes({name: item.shape or () for name, item in datasets.items()}, str(path))
+    shapes = {name: item.shape or () for name, item in datasets.items()}
+    if not timeouts_required and "terminals" in shapes:
+        shapes.setdefault("timeouts", shapes["terminals"])
+    check_shapes(shapes, str(path))
     for name in (*REQUIRED, *OPTIONAL):
         if name in datasets and datasets[name].dtype.kind not in "fiub":
             raise DataError(f"{path}: '{name}' holds {datasets[name].dtype}, expected numbers")

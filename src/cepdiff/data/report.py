@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cepdiff.data.arrays import RawArrays
+from cepdiff.data.arrays import OPTIONAL, REQUIRED, RawArrays
 from cepdiff.data.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
-from cepdiff.data.source import load_dataset
-from cepdiff.data.tasks import TASKS, Task, horizon_for_env, normalized_score, references_for_env
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of a check; `level` is "info" or "warning"."""
-
-    level: str
-    name: str
-    message: str
+from cepdiff.data.defects import findings_of
+from cepdiff.data.findings import Finding, env_id_of, horizon_of, references_of
+from cepdiff.data.source import MINARI_PREFIX, load_dataset, resolve
+from cepdiff.data.tasks import TASKS, Task, normalized_score
 
 
 def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
@@ -45,11 +37,10 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
         "p90": float(np.quantile(returns, 0.9)),
         "max": float(returns.max()),
     }
-    references = _references(raw, task)
-    env_id = raw.metadata.get("env_id", None if task is None else task.env_id)
+    references = references_of(raw, task)
     return {
         "source": raw.source,
-        "env_id": env_id,
+        "env_id": env_id_of(raw, task),
         "rows": len(buffer),
         "observation_size": buffer.states.shape[1],
         "action_size": buffer.actions.shape[1],
@@ -62,7 +53,7 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
             "mean": float(lengths.mean()),
             "max": int(lengths.max()),
         },
-        "horizon": raw.metadata.get("horizon", task.horizon if task else horizon_for_env(str(env_id))),
+        "horizon": horizon_of(raw, task),
         "returns": statistics,
         "normalized_returns": references
         and {name: normalized_score(value, *references) for name, value in statistics.items()},
@@ -80,57 +71,40 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
     }
 
 
-def check(dataset: str, dataset_dir: str | Path | None = None) -> list[Finding]:
-    """What is worth knowing about a dataset which can be trained on; nothing is downloaded.
+def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None = None) -> list[Finding]:
+    """What is worth knowing about a dataset which can be trained on; nothing is downloaded. With `plot`, a figure of
+    its returns, lengths and actions is written there as PNG.
 
     Raises `CepdiffError` where it cannot be trained on.
     """
     raw = load_dataset(dataset, dataset_dir, allow_download=False)
-    TransitionBuffer.from_arrays(raw)  # refuses actions beyond the bounds, which `describe` only counts
-    facts = describe(raw, TASKS.get(dataset))
-    rows, episodes = facts["rows"], facts["episodes"]
-    findings = [
-        Finding("info", "rows", f"{rows:,} rows in {episodes:,} episodes, {facts['complete_episodes']:,} complete"),
-        Finding("info", "ends", f"{facts['terminals']:,} terminals, {facts['timeouts']:,} timeouts"),
-        Finding("info", "successors", f"{facts['unknown_successors']:,} rows have no known successor"),
-    ]
+    TransitionBuffer.from_arrays(raw)  # refuses actions beyond the bounds, which are only counted below
+    task = TASKS.get(dataset)
+    found = findings_of(raw, task)
+    if not dataset.startswith(MINARI_PREFIX):
+        found += file_findings(resolve(dataset, dataset_dir, allow_download=False))
+    if plot is not None:
+        from cepdiff.data.plots import plot_data
 
-    def warn(name: str, condition: bool, message: str) -> None:
-        if condition:
-            findings.append(Finding("warning", name, message))
-
-    longest, horizon = facts["episode_length"]["max"], facts["horizon"]
-    warn("ends", facts["complete_episodes"] == 0, "no terminal and no timeout: all rows are one cut episode")
-    warn(
-        "horizon",
-        horizon is not None and longest > horizon,
-        f"an episode has {longest:,} steps, but its limit is {horizon}: timeouts are missing",
-    )
-    warn(
-        "returns",
-        episodes > 1 and facts["rewards"]["min"] == facts["rewards"]["max"],
-        "all rewards are equal: there is nothing to learn from them",
-    )
-    warn(
-        "successors",
-        facts["successor_jumps"] > 0,
-        f"{facts['successor_jumps']:,} rows have another next observation than the following row, yet no end is set",
-    )
-    warn(
-        "duplicates",
-        facts["duplicate_rows"] > 0,
-        f"{facts['duplicate_rows']:,} rows repeat the observation and action of the row before",
-    )
-    constant = facts["constant_observations"]
-    warn("observations", len(constant) > 0, f"dimensions {', '.join(map(str, constant))} never change")
-    warn("environment", facts["env_id"] is None, "no environment is named: give it with --data.env_id")
-    return findings
+        plot_data(raw, plot, task)
+    return found
 
 
-def _references(raw: RawArrays, task: Task | None) -> tuple[float, float] | None:
-    low, high = raw.metadata.get("reference_min"), raw.metadata.get("reference_max")
-    if low is not None and high is not None:
-        return float(low), float(high)
-    if task is not None:
-        return task.reference_min, task.reference_max
-    return references_for_env(str(raw.metadata.get("env_id")))
+def file_findings(path: Path) -> list[Finding]:
+    """What only the file shows, since reading it converts and decompresses: wide numbers, and missing checksums."""
+    import h5py
+
+    found = []
+    with h5py.File(path, "r") as file:
+        stored = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
+        wide = [name for name, item in stored.items() if item.dtype == np.float64]
+        # zlib ends its stream with a checksum, so that a flipped bit stops gzip from being read.
+        unguarded = [name for name, item in stored.items() if item.compression != "gzip" and not item.fletcher32]
+    if wide:
+        handling = "read as float32, which moves a value by 6e-8 of itself at the most"
+        found.append(Finding("info", "float64", f"{', '.join(wide)} are stored as float64", handling))
+    if unguarded:
+        message = f"{', '.join(unguarded)} carry no checksum"
+        handling = "a flipped bit is noticed only where it makes a number infinite, or an action too large"
+        found.append(Finding("info", "checksum", message, handling))
+    return found

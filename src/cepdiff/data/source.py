@@ -52,16 +52,19 @@ def resolve(dataset: str, dataset_dir: str | Path | None = None, *, allow_downlo
 
 def load_dataset(dataset: str, dataset_dir: str | Path | None = None, *, allow_download: bool = True) -> RawArrays:
     """The arrays of a dataset: `minari:ID`, or whatever `resolve` finds. `dataset_dir` is the dataset folder,
-    for Minari its own. The environment of a task is added to the metadata of a file that does not name one."""
+    for Minari its own. The environment of a task is added to the metadata of a file that does not name one; a task's file
+    without timeouts is cut at the task's horizon."""
     if dataset.startswith(MINARI_PREFIX):
         from cepdiff.data.minari import read_minari
 
         return read_minari(dataset.removeprefix(MINARI_PREFIX), dataset_dir, allow_download=allow_download)
     from cepdiff.data.hdf5 import read_arrays
 
-    raw = read_arrays(resolve(dataset, dataset_dir, allow_download=allow_download))
-    if dataset in TASKS:
-        raw.metadata.setdefault("env_id", TASKS[dataset].env_id)
+    path = resolve(dataset, dataset_dir, allow_download=allow_download)
+    task = TASKS.get(dataset)
+    raw = read_arrays(path, horizon=task.horizon if task else None)
+    if task is not None:
+        raw.metadata.setdefault("env_id", task.env_id)
     return raw
 
 

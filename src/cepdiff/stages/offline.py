@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule
 from cepdiff import __version__
 from cepdiff.callbacks.rollout import RolloutCallback, score_scalars
 from cepdiff.data.datamodule import OfflineDataModule
+from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
@@ -69,7 +71,9 @@ class OfflineFit(Fit):
         self.critic: SoftmaxQCritic = self.module("critic")
 
     def fit_behavior(self) -> None:
-        """Behavior diffusion on all rows."""
+        """Behavior diffusion on all rows; what `cepdiff data check` finds in them is kept beside it."""
+        findings = [asdict(finding) for finding in self.data.findings]
+        self.processes.on_main(lambda: write_json(self.run.path / "data_check.json", findings))
         record = {**self.common, "behavior": self.values("behavior"), "schedule": self.values("schedule")}
         self.train(self.behavior, self.data, self.lengths.behavior, record, self._rollouts("behavior"))
         if not self.processes.on_main(lambda: self.run.stage("guidance").done):
