@@ -36,7 +36,7 @@ def test_list(home: Path, capsys: Capture) -> None:
     assert header.split()[:4] == ["task", "environment", "rows", "horizon"]
     assert [line.split()[0] for line in lines] == list(TASKS)
     rows = {line.split()[0]: line.split() for line in lines}
-    assert rows["hopper-medium-v2"][1:6] == ["Hopper-v4", "100", "1000", "-20.2723", "3234.3"]
+    assert rows["hopper-medium-v2"][1:6] == ["cepdiff/Hopper-v2", "100", "1000", "-20.2723", "3234.3"]
     assert rows["hopper-medium-v2"][-1] == "yes"
     assert rows["hopper-expert-v2"][-1] == "unreadable"
     assert " ".join(rows["antmaze-umaze-v2"][2:]) == "- 700 0 1 minus_one 32 0 1 1.5 2 2.5 3 4 100 -"

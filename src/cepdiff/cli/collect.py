@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cepdiff.cli.arguments import json_object, positive
 from cepdiff.collect.kinds import KINDS
 from cepdiff.errors import ConfigError
 
@@ -48,14 +48,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--trust_policy", action="store_true", help="load a .zip policy, which can run any code")
     add(
         "--steps",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="rows a policy (default: as many as --train_steps, for Maze2D as many as D4RL's file has)",
     )
     add("--action_noise", type=float, default=0.0, metavar="SIGMA", help="on the actions of navigate in Maze2D (0)")
     add(
         "--train_steps",
-        type=_positive,
+        type=positive,
         default=1_000_000,
         metavar="N",
         help="SAC's environment steps (%(default)s)",
@@ -69,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add(
         "--reference_episodes",
-        type=_positive,
+        type=positive,
         default=100,
         metavar="N",
         help="for the reference returns (%(default)s)",
@@ -134,7 +134,7 @@ def _env_spec(args: argparse.Namespace) -> EnvSpec:
     from cepdiff.data.tasks import TASKS
     from cepdiff.rollout.envs import EnvSpec
 
-    kwargs = _json_object(args.env_kwargs)
+    kwargs = json_object(args.env_kwargs)
     task = TASKS.get(args.env_id)
     if task is None:
         return EnvSpec(args.env_id, kwargs, args.env_module)
@@ -184,13 +184,6 @@ def _outputs(args: argparse.Namespace, kinds: list[str]) -> dict[str, Path]:
     return outputs
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
-    return value
-
-
 def _fraction(text: str) -> float:
     try:
         value = float(Fraction(text))
@@ -198,14 +191,4 @@ def _fraction(text: str) -> float:
         value = -1.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number in (0, 1] such as 0.3 or 1/3, found {text}")
-    return value
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--env_kwargs is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f'--env_kwargs: expected a JSON object such as {{"use_contact_forces": true}}, found {text}')
     return value

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from cepdiff.errors import ConfigError
+from cepdiff.cli.arguments import RowBar, json_object
 
 if TYPE_CHECKING:
     from cepdiff.data.minari_write import Environment
@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
 
     from cepdiff.data.convert import convert
 
-    bar = _Bar()
+    bar = RowBar("rows")
     with closing(bar):
         done = convert(
             args.source,
             args.target,
             args.dataset_dir,
             env_id=args.env_id,
-            env_kwargs=None if args.env_kwargs is None else _json_object(args.env_kwargs),
+            env_kwargs=None if args.env_kwargs is None else json_object(args.env_kwargs),
             describe=_describe,
             overwrite=args.overwrite,
             compress=args.compress,
@@ -75,26 +75,6 @@ def run(args: argparse.Namespace) -> int:
         reason = "" if done.env_id is None else ", which cannot be made here: Minari's recover_environment will fail"
         print(f"the dataset {what}{reason}")
     return 0
-
-
-class _Bar:
-    """A progress bar of rows, which appears with the first of them."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def show(self, done: int, total: int) -> None:
-        """Move to `done` of `total` rows."""
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(desc="rows", total=total, unit="row", unit_scale=True)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) -> Environment | None:
@@ -119,13 +99,3 @@ def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) ->
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--env_kwargs is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f'--env_kwargs: expected a JSON object such as {{"use_contact_forces": true}}, found {text}')
-    return value

@@ -16,6 +16,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")
     parser.add_argument("--max_envs", type=int, default=128, metavar="N", help="environments side by side a process")
+    parser.add_argument(
+        "--backend", choices=("gymnasium", "gym"), help="where to run episodes; default: as the run did"
+    )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
     parser.add_argument("--devices", type=int, default=1, help="processes to share the episodes")
     parser.add_argument("--output", metavar="FILE", help="scores as JSON; default: RUN/evaluation.json")

@@ -26,10 +26,10 @@ class RawArrays:
     """D4RL's arrays: observations (N, S), actions (N, A) in the environment's units, rewards (N,), terminals
     and timeouts (N,), and next_observations (N, S) where the source holds them.
 
-    `metadata` holds plain values; the keys this package reads are `env_id`, `env_kwargs`, `horizon`,
-    `action_low`, `action_high`, `reference_min` and `reference_max`. `infos` are further arrays with N rows
-    (`qpos`, `qvel`), which are read where they are asked for and keep their types. `source` names the dataset in messages. Numbers of
-    any width are converted to float32 and bool, and (N, 1) to (N,); what fits already is not copied.
+    `metadata` holds plain values; the keys this package reads are `env_id`, `env_kwargs`, `horizon`, `action_low`,
+    `action_high`, `reference_min` and `reference_max`. `infos` are further arrays with N rows (`qpos`, `qvel`), which
+    are read where they are asked for and keep their types. `source` names the dataset in messages. Numbers of any width
+    are converted to float32 and bool, and (N, 1) to (N,); what fits already is not copied.
     """
 
     observations: FloatArray

@@ -45,8 +45,10 @@ def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = 
     """All rows of a file; numbers of any width become float32, flags of any type bool.
 
     With `infos`, the numeric arrays of the group `infos` too, as they are. With `horizon`, a file without timeouts (as
-    D4RL's oldest) is read too: episodes are cut after so many steps, as D4RL does, and the metadata say so. Raises `DataError` where the file is
-    missing, torn or no HDF5, and where an array is missing, empty, of the wrong shape, or NaN or infinite in some row.
+    D4RL's oldest) is read too: episodes are cut after so many steps, as D4RL does, and the metadata say so.
+
+    Raises `DataError` where the file is missing, torn or no HDF5, and where an array is missing, empty, of the wrong
+    shape, or NaN or infinite in some row.
     """
     path = Path(path)
     with open_file(path) as file:

@@ -50,19 +50,23 @@ def resolve(dataset: str, dataset_dir: str | Path | None = None, *, allow_downlo
     raise ConfigError(f"unknown dataset '{dataset}': no task, no file, nothing in {home}.{nearest(dataset, known)}")
 
 
-def load_dataset(dataset: str, dataset_dir: str | Path | None = None, *, allow_download: bool = True) -> RawArrays:
-    """The arrays of a dataset: `minari:ID`, or whatever `resolve` finds. `dataset_dir` is the dataset folder,
-    for Minari its own. The environment of a task is added to the metadata of a file that does not name one; a task's file
-    without timeouts is cut at the task's horizon."""
+def load_dataset(
+    dataset: str, dataset_dir: str | Path | None = None, *, allow_download: bool = True, infos: bool = False
+) -> RawArrays:
+    """The arrays of a dataset, with `infos` those too: `minari:ID`, or whatever `resolve` finds.
+
+    `dataset_dir` is the dataset folder, for Minari its own. The environment of a task is added to the metadata of a
+    file that does not name one; a task's file without timeouts is cut at the task's horizon.
+    """
     if dataset.startswith(MINARI_PREFIX):
         from cepdiff.data.minari import read_minari
 
-        return read_minari(dataset.removeprefix(MINARI_PREFIX), dataset_dir, allow_download=allow_download)
+        return read_minari(dataset.removeprefix(MINARI_PREFIX), dataset_dir, allow_download=allow_download, infos=infos)
     from cepdiff.data.hdf5 import read_arrays
 
     path = resolve(dataset, dataset_dir, allow_download=allow_download)
     task = TASKS.get(dataset)
-    raw = read_arrays(path, horizon=task.horizon if task else None)
+    raw = read_arrays(path, infos=infos, horizon=task.horizon if task else None)
     if task is not None:
         raw.metadata.setdefault("env_id", task.env_id)
     return raw

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from cepdiff.callbacks.progress import progress
+from cepdiff.data.tasks import find_task
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
-from cepdiff.rollout.envs import EnvSpec
+from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.rollout import EpisodeResult
 from cepdiff.rollout.scores import Reference, ScoreRow, best_row, format_table, summarize, write_scores
 from cepdiff.rollout.video import record_video
-from cepdiff.stages.environment import DEFAULT_EPISODES, Evaluation
+from cepdiff.stages.environment import (
+    CLASSIC_MODULE,
+    DEFAULT_EPISODES,
+    Evaluation,
+    check_reference,
+    choose_environment,
+    classic_environment,
+)
 from cepdiff.stages.processes import Processes
 from cepdiff.stages.settings import TrainerSettings
 
@@ -34,7 +43,8 @@ def evaluate_run(args: argparse.Namespace) -> int:
     policy = GuidedPolicy.from_run(run_dir, processes.device, args.num_solver_steps)
     assert policy.recipe is not None
     seeds = args.seeds or [policy.recipe.environment.get("seed", 0)]
-    evaluations = [evaluation_of_policy(policy.recipe, policy, args, seed) for seed in seeds]
+    first = evaluation_of_policy(policy.recipe, policy, args, seeds[0])
+    evaluations = [replace(first, seed=seed) for seed in seeds]
     results = [result for evaluation in evaluations for result in rollouts(policy, evaluation, processes)]
     rows = summarize(results, evaluations[0].reference)
     processes.on_main(lambda: report(rows, policy, evaluations[0], args, run_dir, seeds))
@@ -55,13 +65,34 @@ def evaluation_of_policy(recipe: PolicyRecipe, policy: GuidedPolicy, args: argpa
     reference = None if known["reference"] is None else Reference(*known["reference"])
     scales = args.scales or (recipe.scales if policy.energy_net is not None else [0.0])
     return Evaluation(
-        environment=EnvSpec(known["env_id"], known["kwargs"], known["module"]),
+        environment=environment_of_policy(recipe, args.backend, reference),
         reference=reference,
         scales=sorted(set(scales)),
         episodes=args.episodes or known["episodes"] or DEFAULT_EPISODES,
         seed=seed,
         max_envs=args.max_envs,
     )
+
+
+def environment_of_policy(recipe: PolicyRecipe, backend: str | None, reference: Reference | None) -> EnvSpec:
+    """The run's own environment, or the task's of another backend.
+
+    Raises:
+        ConfigError: another backend for a run on what is no task of D4RL.
+        SimulationError: D4RL's reference returns are not those of the run.
+    """
+    known = EnvSpec(*(recipe.environment[key] for key in ("env_id", "kwargs", "module")))
+    if backend == "gym":
+        chosen = classic_environment(recipe.task)
+        env = make_env(chosen)
+        try:
+            check_reference(env, reference)
+        finally:
+            env.close()
+        return chosen
+    if backend == "gymnasium" and known.module == CLASSIC_MODULE:
+        return choose_environment(recipe.task, find_task(recipe.task), {}, None, None, "--data.env_id")
+    return known
 
 
 def report(

@@ -76,6 +76,7 @@ class EvaluationSettings:
         every_n_steps: also evaluate during the behavior and guidance stages, every so many steps; null only at the end.
         seed: of the episodes' starts and noise; null is the run's seed.
         max_envs: environments stepped side by side on a process.
+        backend: "gymnasium", or "gym" for D4RL's own environments in the classic stack (docker/Dockerfile.d4rl).
     """
 
     scales: list[float] | None = None
@@ -83,6 +84,7 @@ class EvaluationSettings:
     every_n_steps: int | None = None
     seed: int | None = None
     max_envs: int = 128
+    backend: str = "gymnasium"
 
 
 @dataclass

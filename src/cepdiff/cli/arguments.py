@@ -1,0 +1,49 @@
+"""Types of command line arguments that several commands take, and their progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from cepdiff.errors import ConfigError
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The environment's arguments. Raises `ConfigError` for anything but a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--env_kwargs is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f'--env_kwargs: expected a JSON object such as {{"use_contact_forces": true}}, found {text}')
+    return value
+
+
+class RowBar:
+    """A progress bar of rows on stderr, which appears with the first of them and vanishes when it is closed."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+
+    def show(self, done: int, total: int) -> None:
+        """Moves to `done` of `total` rows."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(desc=self._what, total=total, unit="row", unit_scale=True, leave=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Takes it away."""
+        if self._bar is not None:
+            self._bar.close()
