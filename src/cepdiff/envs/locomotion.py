@@ -1,6 +1,6 @@
 """Gym's HalfCheetah-v2, Hopper-v2, Walker2d-v2 and Ant-v2 as D4RL recorded them, over today's MuJoCo.
 
-Gymnasium's -v4 has the same model files and rewards, but today's MuJoCo gives capsules other masses (up to 10% of a
+Gymnasium's -v4 has the same model files and rewards, but today's MuJoCo gives capsules other masses (up to 8% of a
 body's mass and a fifth of its inertia, see `cepdiff.envs.capsules`) and makes contacts at other distances (Hopper and
 Ant, see `cepdiff.envs.contacts`).
 """
