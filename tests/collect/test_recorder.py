@@ -4,8 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from cepdiff.collect.policies import uniform
 from cepdiff.collect.recorder import RecordingEnv, concatenate, first_rows, mean_return, record, run_episode
-from cepdiff.rollout.envs import reset_seed
+from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env, reset_seed
 
 
 class CountEnv(gym.Env):
@@ -98,3 +99,28 @@ def test_mean_return_is_the_mean_of_single_episodes():
     single = [run_episode(env, zero, seed=reset_seed(0, "x", i))[0] for i in range(3)]
     assert len(set(single)) == 3
     assert mean_return(env, zero, 3, seed=0, label="x") == pytest.approx(np.mean(single))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "parts"), [("cepdiff/antmaze-umaze-v2", {"goal"}), ("cepdiff/door-v0", {"door_body_pos"})]
+)
+def test_what_else_fixes_a_state_is_stored_too(env_id, parts):
+    """A row's state, put into a new environment, leads to the recorded step."""
+    pytest.importorskip("gymnasium_robotics")
+    env = make_env(EnvSpec(env_id))
+    act = uniform(box_spaces(env)[1], seed=0, label="actions")
+    arrays = record(env, act, 30, seed=0, label="x", states=True)
+    assert {key.removeprefix("infos/") for key in arrays if key.startswith("infos/")} == {"qpos", "qvel", *parts}
+    again = make_env(EnvSpec(env_id))
+    again.reset(seed=5)
+    row = 20
+    state = {key.removeprefix("infos/"): values[row] for key, values in arrays.items() if key.startswith("infos/")}
+    inner = again.unwrapped
+    if "goal" in state:
+        inner.goal = state["goal"]
+        inner.set_state(state["qpos"], state["qvel"])
+    else:
+        inner.set_env_state(state)
+    observation, reward, *_ = again.step(arrays["actions"][row])
+    np.testing.assert_allclose(observation, arrays["next_observations"][row], atol=1e-4)
+    assert reward == pytest.approx(arrays["rewards"][row], abs=1e-4)

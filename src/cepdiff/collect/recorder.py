@@ -20,8 +20,9 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
     """Writes each step into arrays of `rows` rows; steps beyond are passed on unrecorded.
 
     `next_observations` is what the step returned, never the first observation of the next episode. `terminals` are
-    ends that stop bootstrapping, `timeouts` all others. With `states`, MuJoCo's `qpos` and `qvel` *before* each step
-    are stored as `infos/qpos` and `infos/qvel`, in float64 so that `set_state` restores the row exactly.
+    ends that stop bootstrapping, `timeouts` all others. With `states`, what restores the state *before* each step is
+    stored as `infos/...`, in float64 so that it does so exactly: MuJoCo's `qpos` and `qvel`, and where the environment
+    has them its goal and what its `get_env_state` names.
     """
 
     def __init__(self, env: Env, rows: int, *, states: bool = False) -> None:
@@ -36,10 +37,8 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
             "terminals": np.zeros(rows, np.bool_),
             "timeouts": np.zeros(rows, np.bool_),
         }
-        self._data: Any = getattr(env.unwrapped, "data", None) if states else None
-        if self._data is not None:
-            self._arrays["infos/qpos"] = np.zeros((rows, *self._data.qpos.shape))
-            self._arrays["infos/qvel"] = np.zeros((rows, *self._data.qvel.shape))
+        self._rows = rows
+        self._states = states
 
     def reset(self, **kwargs: Any) -> tuple[NDArray[Any], dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
@@ -49,9 +48,8 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], Any, bool, bool, dict[str, Any]]:
         row = self.count
         recording = row < len(self._arrays["rewards"])
-        if recording and self._data is not None:
-            self._arrays["infos/qpos"][row] = self._data.qpos
-            self._arrays["infos/qvel"][row] = self._data.qvel
+        if recording and self._states:
+            self._note_state(row)
         observation, reward, terminated, truncated, info = self.env.step(action)
         if recording:
             values = (
@@ -67,6 +65,20 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
             self.count += 1
         self._observation = np.array(observation)
         return observation, reward, terminated, truncated, info
+
+    def _note_state(self, row: int) -> None:
+        inner: Any = self.env.unwrapped
+        parts: dict[str, Any] = {}
+        if hasattr(inner, "data"):
+            parts = {"qpos": inner.data.qpos, "qvel": inner.data.qvel}
+        if hasattr(inner, "goal"):
+            parts["goal"] = inner.goal
+        if hasattr(inner, "get_env_state"):
+            parts |= inner.get_env_state()
+        for name, value in parts.items():
+            if row == 0:
+                self._arrays[f"infos/{name}"] = np.zeros((self._rows, *np.shape(value)))
+            self._arrays[f"infos/{name}"][row] = value
 
     def arrays(self) -> Arrays:
         """The recorded rows."""
