@@ -100,7 +100,8 @@ def train(
     net: Callable[[int, int], nn.Module] = EnergyMLP if paper else functools.partial(
         ResidualEnergy, width=128 if size <= 2 else 256, depth=2, position_features=32 if size <= 2 else 0
     )  # fmt: skip
-    options: dict[str, Any] = {"learning_rate": args.learning_rate, "lr_schedule": "cosine", "warmup_steps": 200}
+    learning_rate = args.learning_rate or (3e-3 if size <= 2 else 1e-3)
+    options: dict[str, Any] = {"learning_rate": learning_rate, "lr_schedule": "cosine", "warmup_steps": 200}
     if paper:
         options = {"learning_rate": 3e-4, "times_per_step": 1, "average_targets": False, "time_exponent": 1.0}
         options["batch_size"] = args.batch_size * args.times
@@ -258,7 +259,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20_000, help="optimiser steps of every method")
     parser.add_argument("--batch_size", type=int, default=256, help="K, the contrastive set")
     parser.add_argument("--times", type=int, default=4, help="diffusion times a step")
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--learning_rate", type=float, help="default: 3e-3 up to 2-D, 1e-3 beyond")
     parser.add_argument(
         "--matmul_precision", choices=["highest", "high", "medium"], default="high", help="of training (%(default)s)"
     )

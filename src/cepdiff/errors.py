@@ -20,6 +20,10 @@ class DataError(CepdiffError):
     """A dataset that is missing, torn, foreign or holds unusable rows."""
 
 
+class OutputError(CepdiffError):
+    """A file or folder that cannot be written."""
+
+
 class SimulationError(CepdiffError):
     """A simulation environment that is missing or does not match the buffer."""
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -77,6 +78,22 @@ def test_bad_input_is_one_clear_line(hopper: Path, args: list[str], message: str
     with pytest.raises(CepdiffError, match=message) as caught:
         data(hopper, *args)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--plot", "--output"])
+def test_an_output_that_cannot_be_written_is_one_clear_line(hopper: Path, option: str) -> None:
+    with pytest.raises(CepdiffError, match=r"mine.hdf5/x.png: cannot be written \("):
+        data(hopper, "--rows", 5, "--env_id", "Hopper-v4", option, hopper / "x.png")
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "infos/qpos is NaN"), (1e300, "answers .* NaN or infinity")])
+def test_states_that_are_none(hopper: Path, tmp_path: Path, value: float, message: str) -> None:
+    torn = tmp_path / "torn.hdf5"
+    torn.write_bytes(hopper.read_bytes())
+    with h5py.File(torn, "a") as file:
+        file["infos/qpos"][:] = value
+    with pytest.raises(CepdiffError, match=message), np.errstate(all="ignore"):
+        data(torn, "--rows", 5, "--env_id", "Hopper-v4")
 
 
 def test_a_file_that_names_no_environment_and_a_missing_one(hopper: Path, tmp_path: Path) -> None:

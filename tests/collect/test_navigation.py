@@ -16,7 +16,7 @@ from cepdiff.collect.navigation import full_size, navigate
 from cepdiff.collect.waypoints import PointController, WaypointPolicy, route
 from cepdiff.data.hdf5 import read_arrays
 from cepdiff.envs.layouts import ANTMAZE_LAYOUTS, MAZE2D_LAYOUTS, Layout, maze2d_layout
-from cepdiff.errors import ConfigError, SimulationError
+from cepdiff.errors import ConfigError, OutputError, SimulationError
 from cepdiff.rollout.envs import EnvSpec, make_env
 
 
@@ -164,6 +164,14 @@ def test_the_ants_way_leads_along_the_route() -> None:
         (("antmaze-umaze-v2", "--kind", "navigate"), ConfigError, "needs a policy that walks"),
         (("maze2d-umaze-v1", "--kind", "navigate", "--policy", "a:b"), ConfigError, "leave --policy out"),
         (("maze2d-umaze-v1", "--kind", "random", "--policy", "a:b"), ConfigError, "only --kind navigate takes both"),
+        (("maze2d-umaze-v1", "--action_noise", "-1"), ConfigError, "expected 0 or a positive number"),
+        (("maze2d-umaze-v1", "--action_noise", "nan"), ConfigError, "expected 0 or a positive number"),
+        (("maze2d-umaze-v1", "--kind", "random", "--action_noise", "0.5"), ConfigError, "leave it out"),
+        (
+            ("antmaze-umaze-v2", "--kind", "navigate", "--policy", "a:b", "--action_noise", "0.5"),
+            ConfigError,
+            "leave it out",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -172,6 +180,12 @@ def test_bad_input_is_one_clear_line(
     with pytest.raises(error, match=message):
         collect(*arguments, "--steps", 10, "--output", tmp_path / "x.hdf5")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/buffers: cannot be written to \(Not a directory\)"):
+        collect("maze2d-umaze-v1", "--output", tmp_path / "file" / "buffers")  # a million rows, were it to start
 
 
 def test_a_maze_can_be_ones_own() -> None:

@@ -396,7 +396,7 @@ def test_rows_changed_under_the_group_of_episodes_are_refused(tmp_path: Path, mo
     ("source", "target", "error", "message"),
     [
         ("a.hdf5", "b.hdf5", ConfigError, "both files"),
-        ("minari:a/a-v0", "minari:test/a-v0", ConfigError, "both Minari datasets"),
+        ("minari:a/a-v0", "minari:test/a-v0", ConfigError, "both Minari datasets; one of them must be a .hdf5 file"),
         ("minari:test/a-v0", "a.csv", ConfigError, "neither a .hdf5 or .h5 file"),
         ("a.hdf5", "minari:test/a", DataError, "not a Minari id"),
         ("absent.hdf5", "minari:test/a-v0", DataError, "no such file"),
@@ -429,6 +429,19 @@ def test_actions_beyond_unknown_bounds(tmp_path: Path) -> None:
     convert(str(source), "minari:test/a-v0", tmp_path, env_id="Pendulum-v1", describe=lambda *_: environment)
     metadata = read_minari("test/a-v0", tmp_path).metadata
     assert (metadata["action_high"], metadata["env_id"]) == ((2.0, 2.0), "Pendulum-v1")
+
+
+@pytest.mark.parametrize("given", [{"env_id": "Pendulum-v1"}, {"env_kwargs": {"x": 1}}])
+def test_an_environment_beside_the_one_of_the_source(tmp_path: Path, given: dict[str, Any]) -> None:
+    source = str(random_file(tmp_path / "a.hdf5", 0))
+    with h5py.File(source, "a") as file:
+        file["metadata/env_id"] = "Reacher-v5"
+    with pytest.raises(ConfigError, match=r"a.hdf5 names its environment, 'Reacher-v5'"):
+        convert(source, "minari:test/a-v0", tmp_path, **given)
+    convert(source, "minari:test/a-v0", tmp_path, env_id="Reacher-v5")
+    with pytest.raises(ConfigError, match=r"minari:test/a-v0 names its environment, 'Reacher-v5'"):
+        convert("minari:test/a-v0", str(tmp_path / "b.hdf5"), tmp_path, **given)
+    assert not (tmp_path / "b.hdf5").exists()
 
 
 def command(*arguments: str) -> int:

@@ -62,6 +62,15 @@ def test_other_types_and_shapes_are_converted(make_raw: Make, make_file: MakeFil
         assert back.fields[name].dtype == array.dtype
 
 
+@pytest.mark.parametrize(("name", "value"), [("env_id", 3), ("env_kwargs", "[1]"), ("env_kwargs", '{"a":')])
+def test_an_environment_that_is_none_is_named(make_file: MakeFile, name: str, value: object) -> None:
+    path = make_file()
+    with h5py.File(path, "a") as file:
+        file[f"metadata/{name}"] = value
+    with pytest.raises(DataError, match=f"metadata '{name}' is .*, expected "):
+        read_header(path)
+
+
 def test_metadata_from_attributes_and_without_weights(make_file: MakeFile) -> None:
     path = make_file()
     with h5py.File(path, "a") as file:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cepdiff.cli.arguments import json_object, positive
 from cepdiff.collect.kinds import KINDS
 from cepdiff.errors import ConfigError
+from cepdiff.files import check_writable
 
 if TYPE_CHECKING:
     from cepdiff.data.arrays import RawArrays
@@ -181,6 +182,9 @@ def _outputs(args: argparse.Namespace, kinds: list[str]) -> dict[str, Path]:
     for path in outputs.values():
         if path.exists() and not args.overwrite:
             raise ConfigError(f"{path} exists; choose another --output, or add --overwrite to replace it")
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, expected the name of a file")
+        check_writable(path.parent)
     return outputs
 
 

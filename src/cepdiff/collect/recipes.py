@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from cepdiff.randomness import generator, stream_seed
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_env
 
 _PACKAGES = ("cepdiff", "gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
+
+_NOISE_IS_OF_MAZE2D = "--action_noise is for --kind navigate in Maze2D: leave it out"
 
 # (what is being done, steps done, steps in all, a remark)
 Progress = Callable[[str, int, int, str], None]
@@ -49,8 +52,13 @@ class Plan:
     action_noise: float = 0.0
 
     def check(self, kinds: Sequence[str]) -> None:
-        """Raises `ConfigError` for a kind that is none, or more rows of `replay` than the training has."""
+        """Raises `ConfigError` for a kind that is none, more rows of `replay` than the training has, or noise on the
+        actions that is negative, not finite, or for nothing that is driven with noise."""
         check_kinds(kinds)
+        if not (math.isfinite(self.action_noise) and self.action_noise >= 0):
+            raise ConfigError(f"--action_noise is {self.action_noise}; expected 0 or a positive number")
+        if self.action_noise and "navigate" not in kinds:
+            raise ConfigError(_NOISE_IS_OF_MAZE2D)
         if "replay" in kinds and self.steps is not None and self.steps > self.train_steps:
             raise ConfigError(f"replay has {self.train_steps} rows, not {self.steps}: raise --train_steps")
 
@@ -101,7 +109,7 @@ class Collector:
 
         Raises:
             SimulationError: an environment without a maze.
-            ConfigError: AntMaze without a policy, or Maze2D with one.
+            ConfigError: AntMaze without a policy or with `action_noise`, or Maze2D with a policy.
         """
         plan, env = self.plan, self._env()
         layout = layout_of(env)
@@ -113,6 +121,8 @@ class Collector:
                 else "The ant needs a policy that walks: --policy FILE.zip or MODULE:FUNCTION, of 31 numbers (the 29 "
                 "observations and the way to walk, of length 10)"
             )
+        if plan.action_noise and not ball:
+            raise ConfigError(_NOISE_IS_OF_MAZE2D)
         if policy is None:
             rows, horizon = plan.steps or full_size(layout), self._facts.horizon
             assert horizon is not None
@@ -133,7 +143,8 @@ class Collector:
         references = references_for_env(plan.env.env_id)
         if references is not None:
             raw.metadata["reference_min"], raw.metadata["reference_max"] = references
-        raw.metadata["action_noise"] = plan.action_noise
+        if ball:
+            raw.metadata["action_noise"] = plan.action_noise
         return raw
 
     @cached_property

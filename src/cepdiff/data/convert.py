@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from cepdiff.data.arrays import BLOCK_ROWS
-from cepdiff.data.hdf5 import COMPRESSION, new_file, open_file, read_header, write_metadata
+from cepdiff.data.hdf5 import COMPRESSION, new_file, open_file, read_header, stored_metadata, write_metadata
 from cepdiff.data.minari import (
     LAYOUT_FILE,
     Array,
@@ -78,13 +78,16 @@ def convert(
 
     `dataset_dir` is the folder of tasks and files, and the root of Minari's datasets; without it each has its own
     default. `env_id` and `env_kwargs` serve where the source names no environment. The target appears when it is
-    complete. Raises `ConfigError` for a pair that cannot be converted, `DataError` as the readers do, and where
-    the target exists (unless `overwrite`) or cannot be written.
+    complete. Raises `ConfigError` for a pair that cannot be converted or an environment beside the one that the
+    source names, `DataError` as the readers do, and where the target exists (unless `overwrite`) or cannot be written.
     """
     from_minari, to_minari = source.startswith(MINARI_PREFIX), target.startswith(MINARI_PREFIX)
     if from_minari == to_minari:
-        both = "Minari datasets" if from_minari else "files"
-        raise ConfigError(f"source and target are both {both}; one of them must begin with '{MINARI_PREFIX}'")
+        raise ConfigError(
+            "source and target are both Minari datasets; one of them must be a .hdf5 file"
+            if from_minari
+            else f"source and target are both files; one of them must begin with '{MINARI_PREFIX}'"
+        )
     if from_minari:
         given = {"env_id": env_id, "env_kwargs": None if env_kwargs is None else dict(env_kwargs)}
         return _to_file(source, Path(target).expanduser(), dataset_dir, given, overwrite, compress, progress)
@@ -127,10 +130,17 @@ def _facts(
     if env_kwargs is not None:
         facts["env_kwargs"] = dict(env_kwargs)
     stored = read_header(path).metadata
+    _check_unnamed(source, stored.get("env_id"), env_id, env_kwargs)
     if "env_id" in stored:  # its arguments belong to it, not those of another
         facts.pop("env_kwargs", None)
     module = task.env_module if task is not None and {**facts, **stored}["env_id"] == task.env_id else None
     return {k: v for k, v in facts.items() if v is not None and k not in stored}, module
+
+
+def _check_unnamed(source: str, named: Any, env_id: str | None, env_kwargs: Mapping[str, Any] | None) -> None:
+    """Raises `ConfigError` where an environment is given for a source that names its own."""
+    if named is not None and (env_kwargs is not None or env_id not in (None, named)):
+        raise ConfigError(f"{source} names its environment, '{named}': leave out --env_id and --env_kwargs")
 
 
 def _to_file(
@@ -152,17 +162,19 @@ def _to_file(
         writer = _FileWriter(file, dataset, source, compress, progress)
         writer.write()
         folder, mark = Path(dataset.storage.data_path), writer.mark
-        stored = {} if mark is None else _copy_rest(folder / LAYOUT_FILE, file)
+        if mark is not None:
+            _copy_rest(folder / LAYOUT_FILE, file)
         derived = minari_metadata(dataset) if mark is None else {}
-        names_none = "env_id" not in derived and "env_id" not in stored
-        write_metadata(file, {**(given if names_none else {}), **derived})
+        named = {**derived, **stored_metadata(file)}.get("env_id")
+        _check_unnamed(source, named, **given)
+        write_metadata(file, {**(given if named is None else {}), **derived})
         episodes = len(writer.lengths)
     env = read_header(path).metadata.get("env_id")
     return Conversion(source, str(path), writer.done, episodes, _size(folder), _size(path), env)
 
 
-def _copy_rest(layout_file: Path, file: h5py.File) -> dict[str, Any]:
-    """Gives back what the conversion from D4RL's layout had set aside; names of its metadata."""
+def _copy_rest(layout_file: Path, file: h5py.File) -> None:
+    """Gives back what the conversion from D4RL's layout had set aside."""
     with open_file(layout_file) as layout:
         file.attrs.update(layout.attrs)
         for name, item in layout.items():
@@ -171,7 +183,6 @@ def _copy_rest(layout_file: Path, file: h5py.File) -> dict[str, Any]:
                     layout.copy(item[other], file.require_group("infos"), other)
             elif name != "successors":
                 layout.copy(item, file, name)
-        return dict.fromkeys([*layout.attrs, *layout.get("metadata", {})])
 
 
 class _FileWriter:

@@ -213,7 +213,10 @@ def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]
 
 
 def stored_metadata(file: h5py.File) -> dict[str, Any]:
-    """Attributes and `metadata/` of a file as plain values, without arrays of network weights."""
+    """Attributes and `metadata/` of a file as plain values, without arrays of network weights.
+
+    Raises `DataError` for an environment's name that is no text, or arguments that are no JSON object.
+    """
     found: dict[str, Any] = dict(file.attrs)
     group = file.get("metadata")
     if isinstance(group, h5py.Group):
@@ -225,7 +228,11 @@ def stored_metadata(file: h5py.File) -> dict[str, Any]:
     if isinstance(plain.get("env_kwargs"), str):
         with suppress(ValueError):
             plain["env_kwargs"] = json.loads(plain["env_kwargs"])
-    return {name: value for name, value in plain.items() if value is not None}
+    facts = {name: value for name, value in plain.items() if value is not None}
+    for name, kind, expected in (("env_id", str, "text"), ("env_kwargs", dict, "a JSON object")):
+        if not isinstance(facts.get(name, kind()), kind):
+            raise DataError(f"{file.filename}: metadata '{name}' is {facts[name]!r}, expected {expected}")
+    return facts
 
 
 def _plain(value: Any) -> Any:

@@ -63,7 +63,8 @@ def replay(
     the goals of the file or of the environment, and (Maze2D) rewards one step late.
 
     Raises:
-        DataError: no states in the file and none to be had from its observations, or no row with a known successor.
+        DataError: no states in the file and none to be had from its observations, states with NaN, states that the
+            environment cannot go on from, or no row with a known successor.
         SimulationError: an environment without a settable state, or of other sizes than the file.
     """
     with _opened(spec) as env:
@@ -141,6 +142,10 @@ class _Replay:
             observation, reward, ended, _, _ = self.env.step(self.raw.actions[row])
             observations[place], rewards[place], terminated[place] = observation, reward, ended
             on_row()
+        if not (np.isfinite(observations).all() and np.isfinite(rewards).all()):
+            raise DataError(
+                f"{self.raw.source}: the environment answers the recorded states with NaN or infinity; look at infos/"
+            )
         return _Steps(observations, rewards, terminated)
 
     def _set_state(self, source: int, lag: int) -> None:
@@ -237,6 +242,9 @@ def _states_of(raw: RawArrays, env: Env, spec: EnvSpec, family: Family | None) -
     inner: Any = env.unwrapped
     sizes = _sizes(env)
     exact = np.ones(len(raw), np.bool_)
+    for name, values in raw.infos.items():
+        if name in ("qpos", "qvel") and not np.isfinite(values).all():
+            raise DataError(f"{raw.source}: infos/{name} is NaN or infinite in some rows; remove these rows")
     if hasattr(inner, "set_env_state"):
         try:
             inner.set_env_state({name: values[0] for name, values in raw.infos.items()})

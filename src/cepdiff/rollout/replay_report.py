@@ -169,7 +169,7 @@ def _assumptions(report: ReplayReport) -> list[str]:
 
 
 def plot_replay(report: ReplayReport, path: Path) -> None:
-    """Sorted deviations of each group in units of its scale, with the limits of "matches" and "close" beside them."""
+    """Writes a PNG: sorted deviations of each group in units of its scale, with the limits of the verdicts beside."""
     from matplotlib.figure import Figure
 
     smallest = 1e-9  # equal values would be at minus infinity
@@ -184,4 +184,4 @@ def plot_replay(report: ReplayReport, path: Path) -> None:
     axes.set(xlabel="rows (%)", ylabel="deviation / scale", yscale="log", title=f"{report.dataset} in {report.env_id}")
     axes.legend(fontsize="small")
     with written_aside(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=120)
+        figure.savefig(file, format="png", dpi=120)
