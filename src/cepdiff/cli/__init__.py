@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cepdiff.cli import collect, data, evaluate, fit, report
+from cepdiff.cli import collect, data, evaluate, export, fit, report
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -27,7 +27,8 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"cepdiff: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("cepdiff: interrupted; run the same command to go on", file=sys.stderr)
+        advice = "; run the same command to go on" if parsed.command == "fit" else ""
+        print(f"cepdiff: interrupted{advice}", file=sys.stderr)
         return 130
     return code
 
@@ -41,6 +42,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (fit, evaluate, report, data, collect):
+    for command in (fit, evaluate, export, report, data, collect):
         command.add_parser(commands)
     return parser

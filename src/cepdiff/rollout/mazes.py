@@ -115,7 +115,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
 
     columns = min(panels, 4)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(3.6 * columns + (1.2 if panels == 1 else 0), 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns + (1.2 if panels == 1 else 0), 3.9 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for empty in grid[panels:]:

@@ -1,0 +1,88 @@
+"""`cepdiff export RUN`: the guided sampler of a run as one file that runs without cepdiff."""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """\
+examples:
+  cepdiff export runs/hopper/0 --format onnx
+  cepdiff export runs/hopper/0 --format torch --num_solver_steps 5 --output hopper.pt2
+The file takes observations, a guidance scale a row and a seed (or noise), and gives actions.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write the policy as one file for torch alone or ONNX",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="run folder of cepdiff fit")
+    parser.add_argument(
+        "--format", choices=("torch", "onnx"), required=True, help="torch.export's .pt2, or .onnx for onnxruntime"
+    )
+    parser.add_argument("--output", metavar="FILE", help="default: RUN/policy.pt2 or RUN/policy.onnx")
+    parser.add_argument("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")
+    parser.add_argument(
+        "--randomness",
+        choices=("seed", "noise"),
+        default="seed",
+        help="what the file takes: one seed a call (default), or standard normal noise",
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="of ONNX operators, 18 or later; default: 18")
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="hold the file against the policy, and time both (default)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command: nothing is written unless the file acts as the policy does."""
+    from pathlib import Path
+
+    from cepdiff.errors import ConfigError, RunError
+    from cepdiff.files import written_aside
+    from cepdiff.policy import export, export_check
+    from cepdiff.policy.guided import POLICY_FILE, GuidedPolicy
+
+    if args.opset is not None and args.format != "onnx":
+        raise ConfigError("--opset belongs to --format onnx")
+    opset = export.DEFAULT_OPSET if args.opset is None else args.opset
+    if args.format == "onnx":
+        export.require_onnx(opset)
+    place = Path(args.run_dir)
+    folder = place if place.is_dir() else place.parent
+    output = Path(args.output) if args.output else (folder / POLICY_FILE).with_suffix(export.SUFFIXES[args.format])
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; expected the name of a file")
+    if output.exists() and not args.overwrite:
+        raise ConfigError(f"{output} exists: use --overwrite to replace it, or --output for another place")
+    policy = GuidedPolicy.from_run(place, num_solver_steps=args.num_solver_steps)
+    sampler = export.trace(policy, args.randomness)
+    content = export.torch_file(sampler) if args.format == "torch" else export.onnx_file(sampler, opset)
+    result = None
+    if args.check:
+        result = export_check.check(policy, export_check.load(content, args.format), list(sampler.inputs))
+        if not result.passed:
+            raise RunError(
+                f"nothing written: the file would not act as the policy within {export_check.TOLERANCE:g} "
+                f"({result.differences_text()})"
+            )
+    try:
+        with written_aside(output) as file:
+            file.write(content)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
+    print(f"{output}: {len(content) / 1e6:.1f} MB, {sampler.call_text()}")
+    if result is not None:
+        print(f"{result.differences_text()}\n{result.table()}")
+    return 0
