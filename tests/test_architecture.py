@@ -144,4 +144,6 @@ def test_help_is_quick_and_names_every_command() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1.0
-    assert all(f"\n    {command} " in done.stdout for command in ("fit", "evaluate", "export", "report", "data", "collect"))
+    assert all(
+        f"\n    {command} " in done.stdout for command in ("fit", "evaluate", "export", "report", "data", "collect")
+    )
