@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import pickle
@@ -24,18 +23,6 @@ from cepdiff.errors import ConfigError, SimulationError
 GOLDEN = Path(__file__).parent / "golden"
 TASKS = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 REST = np.zeros(8, np.float32)
-
-
-@pytest.fixture(scope="module")
-def physics() -> ModuleType:
-    """The benchmark that compares with D4RL's own files."""
-    file = Path(__file__).parents[2] / "benchmarks" / "maze_physics.py"
-    spec = importlib.util.spec_from_file_location("maze_physics", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def place(env: AntMaze, xy: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import pickle
@@ -27,18 +26,6 @@ TIME_LIMITS = {
     "open-v0": 150, "umaze-v0": 150, "medium-v0": 250, "large-v0": 600, "umaze-v1": 300, "medium-v1": 600,
     "large-v1": 800, "eval-umaze-v1": 300, "eval-medium-v1": 600, "eval-large-v1": 800,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def physics() -> ModuleType:
-    """The benchmark that compares with D4RL's own files."""
-    file = Path(__file__).parents[2] / "benchmarks" / "maze_physics.py"
-    spec = importlib.util.spec_from_file_location("maze_physics", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("layout", MAZE2D_LAYOUTS)

@@ -77,11 +77,8 @@ def run(args: argparse.Namespace) -> int:
                 f"nothing written: the file would not act as the policy within {export_check.TOLERANCE:g} "
                 f"({result.differences_text()})"
             )
-    try:
-        with written_aside(output) as file:
-            file.write(content)
-    except OSError as error:
-        raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
+    with written_aside(output) as file:
+        file.write(content)
     print(f"{output}: {len(content) / 1e6:.1f} MB, {sampler.call_text()}")
     if result is not None:
         print(f"{result.differences_text()}\n{result.table()}")

@@ -12,6 +12,7 @@ from cepdiff.envs.layouts import MAZE2D_LAYOUTS, Layout
 from cepdiff.errors import SimulationError
 from cepdiff.randomness import stream_seed
 from cepdiff.rollout.envs import Env, reset_seed
+from cepdiff.rollout.mazes import layout_of
 
 # Rows of D4RL's files; 1,000,000 where it has no other.
 _FULL_SIZES = {"medium": 2_000_000, "large": 4_000_000, "eval-medium": 2_000_000, "eval-large": 4_000_000}
@@ -20,10 +21,10 @@ _REPORT_EVERY = 10_000
 _GOAL_NOISE = 0.1
 
 
-def layout_of(env: Env) -> Layout:
+def maze_of(env: Env) -> Layout:
     """The maze of an environment. Raises `SimulationError` where it has none."""
-    layout = getattr(env.unwrapped, "layout", None)
-    if not isinstance(layout, Layout):
+    layout = layout_of(env)
+    if layout is None:
         name = env.spec.id if env.spec is not None else str(env.unwrapped)
         raise SimulationError(f"'{name}' has no maze to navigate in; cepdiff data list shows those that have one")
     return layout
@@ -51,7 +52,7 @@ def navigate(
     those of the observation before the step. `action_noise` is the deviation of normal noise on the actions (D4RL's
     `--noisy` has 0.5).
     """
-    layout = layout_of(env)
+    layout = maze_of(env)
     numbers = np.random.default_rng(stream_seed(seed, "navigate"))
     recorder = RecordingEnv(env.unwrapped, rows, states=True)  # unwrapped: time limits would reset it
     controller = PointController(layout, numbers)

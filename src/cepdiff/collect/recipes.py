@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cepdiff.collect.kinds import KINDS, check_kinds
-from cepdiff.collect.navigation import POINT_OBSERVATIONS, full_size, layout_of, navigate
+from cepdiff.collect.navigation import POINT_OBSERVATIONS, full_size, maze_of, navigate
 from cepdiff.collect.policies import load_policy, uniform
 from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record
 from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
@@ -112,7 +112,7 @@ class Collector:
             ConfigError: AntMaze without a policy or with `action_noise`, or Maze2D with a policy.
         """
         plan, env = self.plan, self._env()
-        layout = layout_of(env)
+        layout = maze_of(env)
         ball = self._facts.observation_size == POINT_OBSERVATIONS
         if ball is (policy is not None):
             raise ConfigError(

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from cepdiff.envs.robots import compile_as_recorded, model_file, read_model
+from cepdiff.envs.recorded import RecordedEnv, compile_as_recorded
+from cepdiff.envs.robots import model_file, read_model
 from cepdiff.errors import SimulationError
 
 FloatArray = NDArray[np.float64]
@@ -73,7 +73,7 @@ def euler_angles(quaternion: FloatArray) -> FloatArray:
     )
 
 
-class Adroit(MujocoEnv):
+class Adroit(RecordedEnv):
     """What the four tasks share: 100 steps a second, actions in [-1, 1] that span each actuator's range of angles.
 
     `info` has `goal_achieved`, whether the task's goal holds after this step; D4RL counts an episode as success when
@@ -177,11 +177,8 @@ class Adroit(MujocoEnv):
     def _between(self, one: FloatArray, other: FloatArray) -> float:
         return float(np.linalg.norm(one - other))
 
-    def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        model = adroit_model(self.fullpath)
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
-        return model, mujoco.MjData(model)
+    def load_model(self) -> mujoco.MjModel:
+        return adroit_model(self.fullpath)
 
 
 class Pen(Adroit):

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
-from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from cepdiff.envs.robots import compile_as_recorded, model_file, read_model
+from cepdiff.envs.recorded import RecordedEnv, compile_as_recorded
+from cepdiff.envs.robots import model_file, read_model
 from cepdiff.errors import ConfigError, SimulationError, nearest
 
 FloatArray = NDArray[np.float64]
@@ -80,7 +80,7 @@ def wanted_positions(action: NDArray[np.floating], observed: FloatArray, seconds
     return np.clip(observed + speed * seconds, _LOWEST, _HIGHEST)
 
 
-class Kitchen(MujocoEnv):
+class Kitchen(RecordedEnv):
     """Complete four subtasks in any order: 60 observations, 9 joint velocities in [-1, 1], 12.5 steps a second.
 
     The observation is qpos (9 of the robot, 21 of the objects) with uniform noise, and the goal (30), of which the
@@ -176,11 +176,8 @@ class Kitchen(MujocoEnv):
         self._observed = self.data.qpos + noise
         return np.concatenate([self._observed, self.goal])
 
-    def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        model = kitchen_model(self.fullpath)
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
-        return model, mujoco.MjData(model)
+    def load_model(self) -> mujoco.MjModel:
+        return kitchen_model(self.fullpath)
 
 
 def kitchen_model(file: str) -> mujoco.MjModel:

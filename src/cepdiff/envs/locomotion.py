@@ -9,45 +9,29 @@ from __future__ import annotations
 
 from typing import Any
 
-import mujoco
 import numpy as np
 from gymnasium.envs.mujoco.ant_v4 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
 from gymnasium.envs.mujoco.hopper_v4 import HopperEnv
-from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 from gymnasium.envs.mujoco.walker2d_v4 import Walker2dEnv
 from numpy.typing import NDArray
 
-from cepdiff.envs.capsules import compile_with_cylindrical_capsules
-from cepdiff.envs.contacts import restore_collider, restore_margins
+from cepdiff.envs.recorded import RecordedEnv
 
 
-class _Recorded(MujocoEnv):
-    """Loads the model file with the capsules and the contacts of the recorded physics."""
-
-    def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        spec = mujoco.MjSpec.from_file(self.fullpath)
-        restore_margins(spec)
-        model = compile_with_cylindrical_capsules(spec)
-        restore_collider(model)
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.width)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, self.height)
-        return model, mujoco.MjData(model)
-
-
-class RecordedHalfCheetah(_Recorded, HalfCheetahEnv):
+class RecordedHalfCheetah(RecordedEnv, HalfCheetahEnv):
     """HalfCheetah-v2: 17 observations, 6 actions."""
 
 
-class RecordedHopper(_Recorded, HopperEnv):
+class RecordedHopper(RecordedEnv, HopperEnv):
     """Hopper-v2: 11 observations, 3 actions."""
 
 
-class RecordedWalker2d(_Recorded, Walker2dEnv):
+class RecordedWalker2d(RecordedEnv, Walker2dEnv):
     """Walker2d-v2: 17 observations, 6 actions."""
 
 
-class RecordedAnt(_Recorded, AntEnv):
+class RecordedAnt(RecordedEnv, AntEnv):
     """Ant-v2: 111 observations, 8 actions. The last 84 observations are contact forces, which MuJoCo 2.0 no longer
     computed for `mujoco_py`: they are 0 in D4RL's files, and cost nothing in the reward."""
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import mujoco
 
-from cepdiff.envs.capsules import compile_with_cylindrical_capsules
-from cepdiff.envs.contacts import restore_collider, restore_margins
 from cepdiff.errors import MissingExtraError, SimulationError
 
 
@@ -38,11 +36,3 @@ def read_model(file: str | Path) -> mujoco.MjSpec:
             f"MuJoCo {mujoco.__version__} cannot read {file}: {reason}. "
             "Install newer models: pip install --upgrade gymnasium-robotics"
         ) from error
-
-
-def compile_as_recorded(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """Compiles with the contacts and capsules of the MuJoCo that D4RL's data were recorded with."""
-    restore_margins(spec)
-    model = compile_with_cylindrical_capsules(spec)
-    restore_collider(model)
-    return model

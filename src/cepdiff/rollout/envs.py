@@ -25,18 +25,23 @@ Env = gym.Env[Any, Any]
 
 # Modules of the classic stack, which the extra 'd4rl' installs.
 _CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
-# The prefix of this package's environments, and what registers them.
-_OWN, _OWN_MODULE = "cepdiff/", "cepdiff.envs"
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """How to make an environment: `module` (if any) is imported first, for what it registers."""
+    """How to make an environment: `module` (if any) is imported first, for what it registers.
+
+    For `cepdiff/...` it is by default what registers this package's own.
+    """
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     module: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.module is None and self.env_id.startswith("cepdiff/"):
+            object.__setattr__(self, "module", "cepdiff.envs")
 
 
 class EnvFacts(NamedTuple):
@@ -60,8 +65,8 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
         MissingExtraError: a module of the classic D4RL stack that is not installed.
         SimulationError: a module that fails to import, an unknown id, or arguments that the environment refuses.
     """
-    if spec.module is not None or spec.env_id.startswith(_OWN):
-        _import(spec.module or _OWN_MODULE)
+    if spec.module is not None:
+        _import(spec.module)
     try:
         # A spec instead of an id: no deprecation warning for the -v4 environments, which D4RL's data belong to.
         registered = gym.spec(spec.env_id)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cepdiff.envs.layouts import Layout
 from cepdiff.files import written_aside
-from cepdiff.rollout.envs import EnvSpec, make_env
+from cepdiff.rollout.envs import Env, EnvSpec, make_env
 from cepdiff.rollout.rollout import Episode, rollout
 from cepdiff.types import Policy
 
@@ -28,10 +28,15 @@ def maze_of(env_spec: EnvSpec) -> Layout | None:
     """The maze of an environment, None where it is none."""
     env = make_env(env_spec)
     try:
-        layout = getattr(env.unwrapped, "layout", None)
-        return layout if isinstance(layout, Layout) else None
+        return layout_of(env)
     finally:
         env.close()
+
+
+def layout_of(env: Env) -> Layout | None:
+    """The maze that an environment is in, None where it is in none."""
+    layout = getattr(env.unwrapped, "layout", None)
+    return layout if isinstance(layout, Layout) else None
 
 
 def episode_paths(

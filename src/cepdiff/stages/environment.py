@@ -109,12 +109,12 @@ def choose_environment(
     """
     more = env_kwargs or {}
     if env_id is not None:
-        return EnvSpec(env_id, more, _module_of(env_id))
+        return EnvSpec(env_id, more)
     if task is not None:
         return EnvSpec(task.env_id, {**task.env_kwargs, **more}, task.env_module)
     if "env_id" in metadata:
         env_id = str(metadata["env_id"])
-        return EnvSpec(env_id, {**metadata.get("env_kwargs", {}), **more}, _module_of(env_id))
+        return EnvSpec(env_id, {**metadata.get("env_kwargs", {}), **more})
     hint = ", or --evaluation.episodes 0 to train without scores" if option == "--data.env_id" else ""
     raise SimulationError(f"'{dataset}' does not say which environment it is from: add {option} ID{hint}")
 
@@ -141,11 +141,6 @@ def check_reference(env: Env, reference: Reference | None) -> None:
             f"D4RL scores the returns {reference.minimum:g} and {reference.maximum:g} as {100 * found[0]:g} and "
             f"{100 * found[1]:g}; expected 0 and 100: this version of D4RL has other reference returns than cepdiff"
         )
-
-
-def _module_of(env_id: str) -> str | None:
-    """What registers an environment of this package."""
-    return "cepdiff.envs" if env_id.startswith("cepdiff/") else None
 
 
 def reference_of(data: OfflineDataModule, environment: EnvSpec | None) -> Reference | None:
