@@ -19,7 +19,8 @@ from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.data.hdf5 import write_arrays
 from cepdiff.data.support import SupportCache, fill
 from cepdiff.errors import ConfigError, DataError
-from cepdiff.modules.base import Noise, StageModule
+from cepdiff.modules.base import StageModule
+from cepdiff.modules.noise import Noise
 from cepdiff.types import STEP_SEEDS, Batch
 
 # The loader

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from cepdiff.cli import build_parser, main
 from cepdiff.cli.fit import parse_overrides
 from cepdiff.energy.objectives import CEP, DPS, MSE, ExponentialMSE
-from cepdiff.modules.base import Noise, StageModule
+from cepdiff.modules.base import StageModule
+from cepdiff.modules.noise import Noise
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance

@@ -26,9 +26,10 @@ from torch.utils.data import DataLoader
 
 from cepdiff.energy.objectives import CEP
 from cepdiff.errors import ConfigError, DivergenceError
-from cepdiff.modules.base import Noise, StageModule, polyak_update
+from cepdiff.modules.base import StageModule, polyak_update
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance
+from cepdiff.modules.noise import Noise
 from cepdiff.types import Batch
 
 

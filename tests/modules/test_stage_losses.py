@@ -15,10 +15,10 @@ from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.process import perturb
 from cepdiff.energy.objectives import CEP
 from cepdiff.errors import ConfigError
-from cepdiff.modules.base import Noise
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
+from cepdiff.modules.noise import Noise
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.types import Batch
 

@@ -13,46 +13,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from cepdiff.errors import ConfigError, DivergenceError
+from cepdiff.modules.graphs import CapturedSteps, make_portable
+from cepdiff.modules.noise import Noise
 from cepdiff.networks.mlp import parameters_finite
-from cepdiff.randomness import generator
 from cepdiff.types import STEP_SEEDS, Batch, Metrics
-
-
-class Noise:
-    """The random numbers of one optimiser step, drawn for the global batch and cut for this rank.
-
-    Two processes therefore see together what one process sees alone. Without a seed (a plain DataLoader's batch)
-    numbers come from torch's global generator.
-    """
-
-    def __init__(self, seed: int | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        self._generator = None if seed is None else generator(seed, "noise", device=device)
-        self._device = device
-        self._rank = rank
-        self._world = world
-
-    @property
-    def world(self) -> int:
-        """Number of processes that share the global batch."""
-        return self._world
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers (B, ...) of this rank."""
-        return self._cut(torch.randn(shape[0] * self._world, *shape[1:], **self._where()))
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1) of this rank."""
-        return self._cut(torch.rand(shape[0] * self._world, *shape[1:], **self._where()))
-
-    def shared_uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1), the same on every rank."""
-        return torch.rand(*shape, **self._where())
-
-    def _where(self) -> dict[str, Any]:
-        return {"generator": self._generator, "device": self._device}
-
-    def _cut(self, values: Tensor) -> Tensor:
-        return values[self._rank :: self._world]
 
 
 class StageModule(LightningModule, ABC):
@@ -71,6 +35,8 @@ class StageModule(LightningModule, ABC):
         max_grad_norm: gradients are clipped to this norm; None leaves them.
         ema_decay: decay a step of an exponential moving average of the weights, which is then what is sampled
             with; None keeps no average.
+        cuda_graphs: on one GPU, capture an optimiser step as a CUDA graph and replay it, see `modules.graphs`; False
+            for a loss that cannot be captured. Several processes and CPUs always run step by step.
     """
 
     stage: ClassVar[str]
@@ -86,6 +52,7 @@ class StageModule(LightningModule, ABC):
         weight_decay: float = 0.0,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -111,6 +78,8 @@ class StageModule(LightningModule, ABC):
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
+        self.cuda_graphs = cuda_graphs
+        self._captured: CapturedSteps | None = None
 
     @abstractmethod
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
@@ -166,8 +135,34 @@ class StageModule(LightningModule, ABC):
     def training_step(self, block: Batch, batch_idx: int) -> None:
         """One optimiser step a minibatch of the block; metrics are logged once, as the block's means."""
         optimizer: Any = self.optimizers()
-        scheduler: Any = self.lr_schedulers()
         first_step = self.global_step
+        captured = self.cuda_graphs and self.device.type == "cuda" and self.trainer.world_size == 1
+        step_by_step = not captured or STEP_SEEDS not in block
+        stacked = self._run_steps(block, optimizer) if step_by_step else self._replay_steps(block, optimizer)
+        self._on_all_ranks(stacked, first_step)
+        means = {f"{self.stage}/{name}": values.mean() for name, values in stacked.items()}
+        self.log_dict(means, prog_bar=False, sync_dist=self.trainer.world_size > 1)
+        self.log(f"{self.stage}/learning_rate", float(optimizer.param_groups[0]["lr"]))
+        self.log("step", float(self.global_step))  # TensorBoard's x axis counts optimiser steps, not blocks
+
+    def on_fit_start(self) -> None:
+        """A captured step belongs to one fit."""
+        self._captured = None
+
+    def on_fit_end(self) -> None:
+        """Frees the memory of the captured step."""
+        self._captured = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to replace a good checkpoint by one whose weights are not finite."""
+        for state in checkpoint.get("optimizer_states", ()):
+            make_portable(state)
+        if not parameters_finite(self.net):
+            raise DivergenceError(f"the {self.stage} stage's weights became NaN or infinite by step {self.global_step}")
+
+    def _run_steps(self, block: Batch, optimizer: Any) -> dict[str, Tensor]:
+        """The steps of a block one by one; returns the metrics, (T,) each."""
+        scheduler: Any = self.lr_schedulers()
         history: list[Metrics] = []
         for batch, noise in self._minibatches(block):
             loss, metrics = self.loss(batch, noise)
@@ -180,17 +175,21 @@ class StageModule(LightningModule, ABC):
                 scheduler.step()
             self.after_step()
             history.append(metrics)
-        stacked = {name: torch.stack([metrics[name] for metrics in history]) for name in history[0]}
-        self._on_all_ranks(stacked, first_step)
-        means = {f"{self.stage}/{name}": values.mean() for name, values in stacked.items()}
-        self.log_dict(means, prog_bar=False, sync_dist=self.trainer.world_size > 1)
-        self.log(f"{self.stage}/learning_rate", float(optimizer.param_groups[0]["lr"]))
-        self.log("step", float(self.global_step))  # TensorBoard's x axis counts optimiser steps, not blocks
+        return {name: torch.stack([metrics[name] for metrics in history]) for name in history[0]}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to replace a good checkpoint by one whose weights are not finite."""
-        if not parameters_finite(self.net):
-            raise DivergenceError(f"the {self.stage} stage's weights became NaN or infinite by step {self.global_step}")
+    def _replay_steps(self, block: Batch, optimizer: Any) -> dict[str, Tensor]:
+        """The same steps as replays of a captured one."""
+        scheduler: Any = self.lr_schedulers()
+        if self._captured is None or not self._captured.fits(block):
+            self._captured = CapturedSteps(self, optimizer.optimizer, block)
+
+        def count() -> None:
+            optimizer._on_before_step()  # Lightning's own count of optimiser steps
+            if scheduler is not None:
+                scheduler.step()
+            optimizer._on_after_step()
+
+        return self._captured.run(block, count)
 
     def _minibatches(self, block: Batch) -> Iterator[tuple[Batch, Noise]]:
         rank, world = self.global_rank, self.trainer.world_size

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from cepdiff.diffusion.losses import denoising_loss, find_weighting
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.errors import ConfigError
-from cepdiff.modules.base import Noise, StageModule
+from cepdiff.modules.base import StageModule
+from cepdiff.modules.noise import Noise
 from cepdiff.networks.score import ResidualUNet
 from cepdiff.types import Batch, Metrics
 

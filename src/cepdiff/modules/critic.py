@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cepdiff.energy.bellman import bellman_target, softmax_entropy, softmax_value
 from cepdiff.errors import ConfigError, DivergenceError
-from cepdiff.modules.base import Noise, StageModule, frozen_copy, polyak_update
+from cepdiff.modules.base import StageModule, frozen_copy, polyak_update
+from cepdiff.modules.noise import Noise
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.types import Batch, Metrics
 
@@ -39,7 +40,6 @@ class SoftmaxQCritic(StageModule):
     stage = "critic"
     batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations", "next_support_actions")
     max_abs_reward: Tensor
-    q_levels: Tensor
 
     def __init__(
         self,
@@ -67,8 +67,6 @@ class SoftmaxQCritic(StageModule):
         self.tau = tau
         self.bellman_inverse_temperature = bellman_inverse_temperature
         self.register_buffer("max_abs_reward", torch.zeros(()))
-        # A buffer, so that no step copies it to the device; a constant, so no checkpoint holds it.
-        self.register_buffer("q_levels", torch.tensor(Q_PERCENTILES) / 100.0, persistent=False)
         self._backup_metrics: Metrics = {}  # of the last `target`; empty where a subclass has its own
 
     @property
@@ -94,16 +92,16 @@ class SoftmaxQCritic(StageModule):
         target = self.target(batch)
         q = self.net(batch["observations"], batch["actions"])  # (num_critics, B)
         loss = (q - target).square().mean(-1).sum()
-        self.max_abs_reward = torch.maximum(self.max_abs_reward, batch["rewards"].abs().max())
+        self.max_abs_reward.copy_(torch.maximum(self.max_abs_reward, batch["rewards"].abs().max()))
         q = q.detach()
-        percentiles = torch.quantile(q.float().flatten(), self.q_levels)  # (num_critics * B,) -> (3,)
+        ordered = q.float().flatten().sort().values  # (num_critics * B,)
         return loss, {
             "loss": loss.detach(),
             "q": q.mean(),
             "q_abs_max": q.abs().max(),
             "target": target.mean(),
             "twin_gap": (q.amax(0) - q.amin(0)).mean(),
-            **{f"q_p{level}": value for level, value in zip(Q_PERCENTILES, percentiles, strict=True)},
+            **{f"q_p{level}": percentile(ordered, level) for level in Q_PERCENTILES},
             **self._backup_metrics,
         }
 
@@ -123,3 +121,10 @@ class SoftmaxQCritic(StageModule):
                 f"Q values ran away at step {step} of the critic stage: |Q| = {largest:.3g}, while rewards and "
                 f"discount allow {limit / RUNAWAY_FACTOR:.3g}; try a smaller critic.tau or critic.learning_rate"
             )
+
+
+def percentile(ordered: Tensor, level: float) -> Tensor:
+    """The percentile in [0, 100] of sorted values (N,), linear between them; never waits for the device."""
+    position = level / 100.0 * (len(ordered) - 1)
+    below = math.floor(position)
+    return ordered[below].lerp(ordered[math.ceil(position)], position - below)

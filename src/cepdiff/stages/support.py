@@ -21,6 +21,9 @@ from cepdiff.stages.artifacts import StageFolder
 from cepdiff.stages.processes import Processes
 from cepdiff.stages.settings import SupportSettings
 
+# Actions sampled at a time on a CPU: activations of so many rows stay in a core's cache, which is worth a factor of 2.
+CACHED_ACTIONS = 2048
+
 
 def draw_support(
     behavior: BehaviorDiffusion,
@@ -47,12 +50,15 @@ def draw_support(
         return cache
 
     def draw(state_ids: Tensor) -> Tensor:
-        condition = data.normalize(buffer.states[state_ids]).to(processes.device).unsqueeze(1)  # (M, 1, S)
-        noise = support_noise(seed, state_ids, num_actions, buffer.actions.shape[1]).to(processes.device)
+        conditions = data.normalize(buffer.states[state_ids]).to(processes.device).unsqueeze(1)  # (M, 1, S)
+        noises = support_noise(seed, state_ids, num_actions, buffer.actions.shape[1]).to(processes.device)
+        states = states_at_a_time(processes.device, num_actions, len(state_ids))
         with torch.no_grad(), processes.autocast():
-            return sample_guided(
-                behavior.sampling_net, behavior.schedule, solver, condition, noise, data_bound=1.0
-            ).float()
+            drawn = [
+                sample_guided(behavior.sampling_net, behavior.schedule, solver, condition, noise, data_bound=1.0)
+                for condition, noise in zip(conditions.split(states), noises.split(states), strict=True)
+            ]
+        return torch.cat(drawn).float()
 
     started = time.monotonic()
     mine = sum(len(cache.chunk_ids(chunk)) for chunk in cache.pending(processes.rank, processes.world))
@@ -63,6 +69,11 @@ def draw_support(
     processes.barrier()
     processes.on_main(lambda: finish_support(folder, len(buffer.states), time.monotonic() - started))
     return SupportCache(folder.path, len(buffer.states))  # opened anew: what other processes wrote is in it
+
+
+def states_at_a_time(device: torch.device, num_actions: int, num_states: int) -> int:
+    """How many of a chunk's states to sample for at once: all on a GPU, as many as the cache holds on a CPU."""
+    return max(1, CACHED_ACTIONS // num_actions) if device.type == "cpu" else num_states
 
 
 def finish_support(folder: StageFolder, num_states: int, seconds: float) -> None:

@@ -1,0 +1,162 @@
+"""Optimiser steps as CUDA graphs: the small networks here are bound by the launches of their kernels, not by them.
+
+A step is captured once, with forward, backward, clipping, optimiser and averages, and replayed for each minibatch of a
+block: the step finds its minibatch and its random numbers in fixed memory, by a counter that it moves on itself. The
+host has nothing to do between two steps, and the numbers are those of the steps one by one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cepdiff.errors import ConfigError
+from cepdiff.modules.noise import Noise, NoiseTape
+from cepdiff.types import STEP_SEEDS, Batch, Metrics
+
+WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and memory is laid out
+
+# Makes a function of tensors in fixed memory into one that repeats it.
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+class Trained(Protocol):
+    """What a stage's module shows to those who step it."""
+
+    net: nn.Module
+    max_grad_norm: float | None
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]: ...
+    def after_step(self) -> None: ...
+    def buffers(self) -> Any: ...
+    def parameters(self) -> Any: ...
+
+
+def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Captures `step` after `WARM_UPS` runs of it."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+class CapturedSteps:
+    """The optimiser steps of a module on blocks of the shape of `block`, captured.
+
+    Making it leaves weights, averages and the optimiser's state as they were.
+
+    Args:
+        module: whose steps.
+        optimizer: of torch, over the module's `net`.
+        block: tensors (T, B, ...) and the seeds (T,) of the steps.
+        capture: `cuda_graph`; anything else is for tests without a GPU.
+
+    Raises:
+        ConfigError: a loss that cannot be captured, because it waits for the device or changes its shapes.
+    """
+
+    def __init__(
+        self, module: Trained, optimizer: torch.optim.Optimizer, block: Batch, capture: Capture = cuda_graph
+    ) -> None:
+        self._module = module
+        self._optimizer = optimizer
+        self._fields = {name: values.clone() for name, values in block.items() if name != STEP_SEEDS}
+        some = next(iter(self._fields.values()))
+        self._num_steps = len(some)
+        self._turn = torch.zeros(1, dtype=torch.int64, device=some.device)
+        self._noise = NoiseTape(self._num_steps, self._turn)
+        self._names: list[str] = []
+        self._history = torch.empty(0)
+        make_capturable(optimizer, some.device)
+        before = snapshot(module, optimizer)
+        try:
+            self._step()  # allocates what the loss draws and reports
+            self._replay = capture(self._step)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"an optimiser step of {type(module).__name__} cannot be captured as a CUDA graph ({reason}): its loss "
+                "must not wait for the device (.item(), boolean masks, printing); mend it, or set cuda_graphs: false"
+            ) from error
+        restore(module, optimizer, before)
+
+    def fits(self, block: Batch) -> bool:
+        """Whether `block` can be run: no longer, and of the same fields and minibatches."""
+        fields = {name: values for name, values in block.items() if name != STEP_SEEDS}
+        return fields.keys() == self._fields.keys() and all(
+            len(values) <= self._num_steps and values.shape[1:] == self._fields[name].shape[1:]
+            for name, values in fields.items()
+        )
+
+    def run(self, block: Batch, after: Callable[[], None]) -> dict[str, Tensor]:
+        """One step a minibatch, `after` after each; returns the metrics, (T,) each."""
+        seeds = block[STEP_SEEDS].tolist()
+        for name, values in self._fields.items():
+            values[: len(seeds)].copy_(block[name])
+        self._noise.fill(seeds)
+        self._turn.zero_()
+        for _ in seeds:
+            self._replay()
+            after()
+        history = self._history[: len(seeds)].clone()
+        return dict(zip(self._names, history.unbind(1), strict=True))
+
+    def _step(self) -> None:
+        self._noise.rewind()
+        batch = {name: values.index_select(0, self._turn).squeeze(0) for name, values in self._fields.items()}
+        loss, metrics = self._module.loss(batch, self._noise)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self._module.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._module.net.parameters(), self._module.max_grad_norm)
+        self._optimizer.step()
+        self._module.after_step()
+        if not self._names:
+            self._names = list(metrics)
+            self._history = torch.zeros(self._num_steps, len(metrics), device=self._turn.device)
+        self._history.index_copy_(0, self._turn, torch.stack([metrics[name].float() for name in self._names])[None])
+        self._turn.add_(1).remainder_(self._num_steps)
+
+
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keeps the learning rate on the device, where a captured step sees a schedule change it."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        group["capturable"] = device.type == "cuda"
+
+
+def make_portable(optimizer_state: dict[str, Any]) -> None:
+    """Undoes `make_capturable` in a state dict, so that a checkpoint goes on on any device."""
+    for group in optimizer_state["param_groups"]:
+        group["lr"] = float(group["lr"])
+        group["capturable"] = False
+
+
+def snapshot(module: Trained, optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], dict[str, Any]]:
+    """Copies of all tensors of the module, and of the optimiser's state."""
+    tensors = [tensor.detach().clone() for tensor in (*module.parameters(), *module.buffers())]
+    return tensors, copy.deepcopy(optimizer.state_dict())
+
+
+@torch.no_grad()
+def restore(module: Trained, optimizer: torch.optim.Optimizer, before: tuple[list[Tensor], dict[str, Any]]) -> None:
+    """Puts a snapshot back into the same memory; what the optimiser had no state of becomes zero."""
+    tensors, state = before
+    for tensor, value in zip((*module.parameters(), *module.buffers()), tensors, strict=True):
+        tensor.copy_(value)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        known = state["state"].get(index, {})
+        for name, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                value.copy_(known[name]) if name in known else value.zero_()
