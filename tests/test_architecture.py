@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors", "types", "randomness", "components", "files"),
     ("diffusion",),
-    ("networks", "data", "envs"),
+    ("networks", "backbones", "data", "envs"),
     ("energy",),
     ("modules",),
     ("policy",),
@@ -41,6 +41,9 @@ RIM = {
     "gymnasium_robotics": ("envs",),
     "mujoco": ("envs", "rollout"),
     "h5py": ("data",),
+    "datasets": ("data",),
+    "diffusers": ("backbones",),
+    "PIL": ("data", "stages", "callbacks"),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "gym": "gymnasium"}
 

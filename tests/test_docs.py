@@ -22,10 +22,10 @@ from cepdiff.cli import build_parser, main
 from cepdiff.cli.fit import parse_overrides
 from cepdiff.energy.objectives import CEP, DPS, MSE, ExponentialMSE
 from cepdiff.modules.base import StageModule
-from cepdiff.modules.noise import Noise
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.modules.noise import Noise
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import MLPScore

@@ -8,11 +8,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cepdiff.backbones.half_unet import HalfUNet
+    from cepdiff.backbones.unet import UNetScore
     from cepdiff.callbacks.rollout import RolloutCallback
     from cepdiff.data.datamodule import OfflineDataModule
+    from cepdiff.data.images import ImageDataModule
     from cepdiff.modules.behavior import BehaviorDiffusion
     from cepdiff.modules.critic import SoftmaxQCritic
     from cepdiff.modules.guidance import EnergyGuidance
+    from cepdiff.modules.headed import HeadedEnergyGuidance
     from cepdiff.policy.guided import GuidedPolicy
 
 __version__ = version("cepdiff")
@@ -20,17 +24,25 @@ __all__ = [
     "BehaviorDiffusion",
     "EnergyGuidance",
     "GuidedPolicy",
+    "HalfUNet",
+    "HeadedEnergyGuidance",
+    "ImageDataModule",
     "OfflineDataModule",
     "RolloutCallback",
     "SoftmaxQCritic",
+    "UNetScore",
 ]
 _HOMES = {
     "BehaviorDiffusion": "modules.behavior",
     "EnergyGuidance": "modules.guidance",
     "GuidedPolicy": "policy.guided",
+    "HalfUNet": "backbones.half_unet",
+    "HeadedEnergyGuidance": "modules.headed",
+    "ImageDataModule": "data.images",
     "OfflineDataModule": "data.datamodule",
     "RolloutCallback": "callbacks.rollout",
     "SoftmaxQCritic": "modules.critic",
+    "UNetScore": "backbones.unet",
 }
 
 

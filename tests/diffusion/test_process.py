@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cepdiff.diffusion.process import clamp_data, data_from_noise, data_from_score, perturb
+from cepdiff.diffusion.process import (
+    clamp_data,
+    data_from_noise,
+    data_from_score,
+    noise_from_data,
+    noise_from_velocity,
+    perturb,
+)
 from cepdiff.diffusion.schedule import CosineVP, LinearVP, NoiseSchedule
 
 SCHEDULES: list[NoiseSchedule] = [LinearVP(), CosineVP()]
@@ -40,6 +47,17 @@ def test_noise_and_score_lead_back_to_the_data(schedule: NoiseSchedule, time: fl
     from_score = data_from_score(schedule, lambda x, t: -eps / schedule.sigma(t))
     torch.testing.assert_close(from_noise(x, t), x0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(from_score(x, t), x0, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("t", [torch.tensor(0.4), torch.linspace(0.01, 1.0, 7).unsqueeze(-1)], ids=["one", "rows"])
+def test_velocity_and_data_lead_back_to_the_noise(schedule: NoiseSchedule, t: torch.Tensor) -> None:
+    """v = alpha eps - sigma x_0; one time for all, and one a row."""
+    x0, eps, t = normal(7, 3), normal(7, 3, seed=1), t.double()
+    x = schedule.alpha(t) * x0 + schedule.sigma(t) * eps
+    velocity = schedule.alpha(t) * eps - schedule.sigma(t) * x0
+    torch.testing.assert_close(noise_from_velocity(schedule, lambda x, t: velocity)(x, t), eps)
+    torch.testing.assert_close(noise_from_data(schedule, lambda x, t: x0)(x, t), eps)
 
 
 def test_the_score_adapter_is_tweedies_formula() -> None:

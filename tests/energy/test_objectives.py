@@ -11,16 +11,20 @@ from cepdiff.energy.objectives import (
     CEP,
     DPS,
     MSE,
+    DPSClassifier,
     EnergyObjective,
     ExponentialMSE,
+    NoisyClassifier,
     cep_loss,
     effective_sample_size,
     exponential_mse_loss,
+    head_cross_entropy,
+    mean_where,
     mse_loss,
 )
 from cepdiff.errors import ConfigError
 
-LOSSES = [cep_loss, mse_loss, exponential_mse_loss]
+LOSSES = [cep_loss, mse_loss, exponential_mse_loss, head_cross_entropy]
 LOSS_OF = {CEP: cep_loss, MSE: mse_loss, ExponentialMSE: exponential_mse_loss, DPS: mse_loss}
 OBJECTIVES: list[type[EnergyObjective]] = [*LOSS_OF]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
@@ -59,6 +63,31 @@ def test_cep_with_labels_that_do_not_sum_to_one() -> None:
         shares = (labels / total)[i]
         kl = sum(float(p * (p.log() - q)) for p, q in zip(shares, logits[i].log_softmax(-1), strict=True) if p > 0)
         assert rows[i][1]["excess"].item() == pytest.approx(kl)
+
+
+def test_sets_without_a_label_have_no_part_in_cep() -> None:
+    """A class that no sample of the batch has: nothing to the loss, no NaN, and the others' excess stays theirs."""
+    logits, labels = normal(3, 4).requires_grad_(True), normal(3, 4, seed=1).exp()
+    labels[1] = 0.0
+    loss, metrics = cep_loss(logits, labels)
+    others, other_metrics = cep_loss(logits[[0, 2]], labels[[0, 2]])
+    assert loss.item() == pytest.approx(others.item() * 2 / 3)
+    assert metrics["excess"].item() == pytest.approx(other_metrics["excess"].item())
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(gradient[1], torch.zeros(4).double())
+    empty, nothing = cep_loss(logits, torch.zeros(3, 4).double())
+    assert [empty.item(), nothing["excess"].item()] == [0.0, 0.0]
+
+
+def test_info_nce_by_hand() -> None:
+    """Energies of labels, 0 or infinite: each class's logits over the batch, at the samples of that class."""
+    labels, logits = [1, 0, 1, 1], normal(3, 4)
+    energies = torch.full((3, 4), math.inf, dtype=torch.float64)
+    energies[labels, range(4)] = 0.0
+    loss, metrics = CEP().loss(logits, CEP().targets(energies, per_set=False))
+    picked = [logits[label].log_softmax(0)[k] for k, label in enumerate(labels)]
+    assert loss.item() == pytest.approx(-float(sum(picked)) / (4 * 3))
+    assert math.isfinite(metrics["excess"].item())
 
 
 def test_cep_averages_over_rows() -> None:
@@ -201,3 +230,44 @@ def test_cep_refuses_to_contrast_one_sample(per_set: bool) -> None:
 def test_effective_sample_size() -> None:
     energies = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 1e6, 1e6, 1e6], [0.0, 0.0, 1e6, 1e6]])
     assert effective_sample_size(energies, 2.0).tolist() == pytest.approx([4.0, 1.0, 2.0])
+    of_labels = torch.tensor([[0.0, math.inf, 0.0], [math.inf, 0.0, math.inf], [math.inf, math.inf, math.inf]])
+    assert effective_sample_size(of_labels, 2.0).tolist() == [2.0, 1.0, 0.0]
+    assert effective_sample_size(torch.tensor([0.0, math.nan]), 2.0).isnan()  # broken energies are not hidden
+
+
+def test_mean_where() -> None:
+    values = torch.tensor([1.0, math.nan, 4.0])
+    assert mean_where(values, torch.tensor([True, False, True])).item() == 2.5
+    assert mean_where(values, torch.tensor([False, False, False])).item() == 0.0
+    assert mean_where(values, torch.tensor([True, True, True])).isnan()
+
+
+# Heads
+
+
+def test_only_what_regresses_on_energies_refuses_infinite_ones() -> None:
+    energies = torch.tensor([[0.0, math.inf], [math.inf, 0.0]])
+    for allowing in (CEP(), ExponentialMSE(), NoisyClassifier(), DPSClassifier()):
+        allowing.check_heads(energies)
+        loss, _ = allowing.loss(torch.zeros(2, 2), allowing.targets(energies, per_set=False))
+        assert bool(loss.isfinite())
+    for refusing in (MSE(), DPS()):
+        refusing.check_heads(energies.clamp(max=5.0))
+        with pytest.raises(ConfigError, match=f"{type(refusing).__name__} cannot be trained on infinite energies"):
+            refusing.check_heads(energies)
+
+
+@pytest.mark.parametrize("objective", [NoisyClassifier(), DPSClassifier()])
+def test_classifiers_refuse_energies_of_no_classes(objective: EnergyObjective) -> None:
+    probabilities = torch.tensor([[0.3, 1.0, 0.5], [0.7, 0.0, 0.5]])
+    objective.check_heads(-probabilities.log())
+    with pytest.raises(ConfigError, match=r"exp\(-E\) sums over the heads to 1.2, expected 1"):
+        objective.check_heads(-torch.tensor([[0.3, 0.7], [0.7, 0.5]]).log())
+    assert objective.inverse_temperature == 1.0
+
+
+def test_only_classifiers_compare_the_heads() -> None:
+    logits = normal(5, 3)
+    for objective in (CEP(), MSE(), ExponentialMSE(), DPS()):
+        assert objective.guiding_logits(logits) is logits
+    assert torch.equal(NoisyClassifier().guiding_logits(logits), logits.log_softmax(-1))

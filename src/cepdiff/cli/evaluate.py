@@ -19,6 +19,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--backend", choices=("gymnasium", "gym"), help="where to run episodes; default: as the run did"
     )
+    parser.add_argument(
+        "--engine", metavar="NAME", help="torch, onnx or cuda_graph; default: cuda_graph on a GPU, else torch"
+    )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
     parser.add_argument("--devices", type=int, default=1, help="processes to share the episodes")
     parser.add_argument("--output", metavar="FILE", help="scores as JSON; default: RUN/evaluation.json")

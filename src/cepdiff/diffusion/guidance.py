@@ -42,24 +42,29 @@ def guided_noise(
     schedule: NoiseSchedule,
     condition: Tensor | None,
     guidance_scale: Tensor,
+    every_row: bool = False,
 ) -> Predictor:
     """A noise predictor (x_t, t) of the guided density for one condition (B, S) and scale (B,) a row.
 
     The gradient is computed for the rows whose scale is not zero, and not at all where there is none (or where
-    `logits` is None). `t` is a scalar tensor.
+    `logits` is None). With `every_row` it is computed for all, so that no value decides on a shape and the device is
+    not waited for. `t` is a scalar tensor.
     """
-    rows = guidance_scale.nonzero().squeeze(-1)  # (B,) -> rows with guidance
-    every_row = len(rows) == len(guidance_scale)
-    scale = guidance_scale[rows].unsqueeze(-1)  # -> (rows, 1)
-    guided_condition = condition if condition is None or every_row else condition[rows]
+    if logits is None:
+        return lambda x, t: eps_net(x, t, condition)
+    rows = None if every_row else guidance_scale.nonzero().squeeze(-1)  # (B,) -> rows with guidance
+    if rows is None or len(rows) == len(guidance_scale):
+        scale = guidance_scale.unsqueeze(-1)  # -> (B, 1)
+        return lambda x, t: (
+            eps_net(x, t, condition) - schedule.sigma(t) * scale * logits_gradient(logits, x, t, condition)
+        )
+    if len(rows) == 0:
+        return lambda x, t: eps_net(x, t, condition)
+    some_scales = guidance_scale[rows].unsqueeze(-1)  # -> (rows, 1)
+    some_conditions = None if condition is None else condition[rows]
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        eps = eps_net(x, t, condition)
-        if logits is None or len(rows) == 0:
-            return eps
-        shift = schedule.sigma(t) * scale
-        if every_row:
-            return eps - shift * logits_gradient(logits, x, t, guided_condition)
-        return eps.index_add(0, rows, -shift * logits_gradient(logits, x[rows], t, guided_condition))
+        shift = -schedule.sigma(t) * some_scales * logits_gradient(logits, x[rows], t, some_conditions)
+        return eps_net(x, t, condition).index_add(0, rows, shift)
 
     return predict

@@ -1,7 +1,8 @@
-"""The forward process and the translations between noise, score and data predictions.
+"""The forward process and the translations between noise, score, data and velocity predictions.
 
-x_t = alpha_t x_0 + sigma_t eps ties all three: x0_pred = (x_t - sigma_t eps_pred) / alpha_t, score = -eps / sigma_t.
-Every solver in this package asks for a data prediction; the adapters here make one of whatever a network gives.
+x_t = alpha_t x_0 + sigma_t eps ties them: x0_pred = (x_t - sigma_t eps_pred) / alpha_t, score = -eps / sigma_t.
+Every solver in this package asks for a data prediction, and every network is held as a noise prediction; the adapters
+here make these of whatever a network gives.
 """
 
 from __future__ import annotations
@@ -35,6 +36,27 @@ def data_from_score(schedule: NoiseSchedule, score: Predictor) -> Predictor:
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return (x + schedule.sigma(t) ** 2 * score(x, t)) / schedule.alpha(t)
+
+    return predict
+
+
+def noise_from_velocity(schedule: NoiseSchedule, v_predictor: Predictor) -> Predictor:
+    """A noise predictor made of one of the velocity v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, App. D).
+
+    eps_pred = alpha_t v_pred + sigma_t x_t; `t` broadcasts against `x`.
+    """
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return schedule.alpha(t) * v_predictor(x, t) + schedule.sigma(t) * x
+
+    return predict
+
+
+def noise_from_data(schedule: NoiseSchedule, x0_predictor: Predictor) -> Predictor:
+    """A noise predictor made of a data predictor, the inverse of `data_from_noise`; `t` broadcasts against `x`."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return (x - schedule.alpha(t) * x0_predictor(x, t)) / schedule.sigma(t)
 
     return predict
 

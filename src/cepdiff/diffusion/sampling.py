@@ -21,15 +21,17 @@ def sample_guided(
     logits: EnergyLogits | None = None,
     guidance_scale: Tensor | None = None,
     data_bound: float | None = None,
+    guide_every_row: bool = False,
 ) -> Tensor:
     """Samples of p(x|s) ∝ q(x|s) exp(-scale beta E) of the shape of `noise` (..., A).
 
     `condition` (..., S) broadcasts against the leading axes of `noise` where there is no guidance; with guidance both
     have one batch axis and `guidance_scale` is (B,). Data predictions and the result are clamped to
-    [-data_bound, data_bound] where that is given. Call under `torch.no_grad`.
+    [-data_bound, data_bound] where that is given. `guide_every_row` computes gradients at scale 0 as well, for a fixed
+    sequence of operators. Call under `torch.no_grad`.
     """
     predictor = (
-        guided_noise(eps_net, logits, schedule, condition, guidance_scale)
+        guided_noise(eps_net, logits, schedule, condition, guidance_scale, guide_every_row)
         if guidance_scale is not None
         else lambda x, t: eps_net(x, t, condition)
     )

@@ -43,7 +43,7 @@ def grid_point(schedule: NoiseSchedule, t: Tensor) -> Point:
     return Point(float(t), float(alpha), float(sigma), float(lam))
 
 
-def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> list[Point]:
+def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> tuple[Point, ...]:
     """`num_steps + 1` points from t = 1 down to `schedule.t_min`.
 
     Steps are equal in t ("time_uniform"), in lambda_t ("logsnr") or in sqrt(t) ("time_quadratic").
@@ -58,7 +58,7 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> list
         lams = schedule.lam(ends)
         times = schedule.inverse_lambda(torch.lerp(lams[0], lams[1], ramp))
         times[0], times[-1] = ends[0], ends[1]
-    return [grid_point(schedule, t) for t in times]
+    return tuple(grid_point(schedule, t) for t in times)
 
 
 def between(schedule: NoiseSchedule, s: Point, t: Point, fraction: float) -> Point:
@@ -168,6 +168,7 @@ class DPMSolver:
         self.spacing: Spacing = spacing
         self.lower_order_final = lower_order_final
         self.denoise_to_zero = denoise_to_zero
+        self._last_grid: tuple[NoiseSchedule, int, tuple[Point, ...]] | None = None
 
     def sample(
         self,
@@ -188,6 +189,13 @@ class DPMSolver:
         x, end = solve(predict, schedule, noise, callback)
         return predict(x, end) if self.denoise_to_zero else x
 
+    def _grid(self, schedule: NoiseSchedule, num_steps: int) -> tuple[Point, ...]:
+        """The grid, which a policy asks for at every step of an episode."""
+        last = self._last_grid
+        if last is None or last[0] is not schedule or last[1] != num_steps:
+            last = self._last_grid = schedule, num_steps, time_grid(schedule, num_steps, self.spacing)
+        return last[2]
+
     def _multistep(
         self,
         predict: PointPredictor,
@@ -199,7 +207,7 @@ class DPMSolver:
         # costs two evaluations.
         two_stage_start = self.order == 3 and self.num_steps >= 3
         num_intervals = self.num_steps - two_stage_start
-        grid = time_grid(schedule, num_intervals, self.spacing)
+        grid = self._grid(schedule, num_intervals)
         history: list[tuple[Point, Tensor]] = []
         for step, (s, t) in enumerate(itertools.pairwise(grid)):
             history = [*history, (s, predict(x, s))][-self.order :]
@@ -228,7 +236,7 @@ class DPMSolver:
         # Whole steps of the full order, then one of what is left of the budget.
         whole, rest = divmod(self.num_steps, self.order)
         orders = [self.order] * whole + ([rest] if rest else [])
-        grid = time_grid(schedule, len(orders), self.spacing)
+        grid = self._grid(schedule, len(orders))
         for order, s, t in zip(orders, grid[:-1], grid[1:], strict=True):
             if order == 1:
                 x = first_order(x, s, t, predict(x, s))

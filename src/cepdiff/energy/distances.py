@@ -26,7 +26,7 @@ def sliced_wasserstein(
     al. 2015). The directions are a function of (D, seed). A shift by v is |v|/√D apart. Raises DataError where sizes
     differ, shapes do not fit or a value is not finite; ConfigError where there is no direction.
     """
-    x, y = _checked(x, y)
+    x, y = checked_samples(x, y)
     if len(x) != len(y):
         raise DataError(f"samples of {len(x)} and {len(y)} points; the sliced Wasserstein distance needs equal sizes")
     if num_projections < 1:
@@ -47,7 +47,7 @@ def energy_distance(x: Tensor, y: Tensor, block_size: int = BLOCK) -> Tensor:
     drawn from one density. Works in blocks of about `block_size` pairs. Raises DataError where shapes do not fit or a
     value is not finite.
     """
-    x, y = _checked(x, y)
+    x, y = checked_samples(x, y)
     between = _mean_distance(x, y, block_size)
     within = _mean_distance(x, x, block_size) + _mean_distance(y, y, block_size)
     return (2.0 * between - within).clamp(min=0.0).sqrt()  # rounding alone can fall below 0
@@ -89,7 +89,7 @@ def _mean_distance(x: Tensor, y: Tensor, block_size: int) -> Tensor:
     return total / (len(x) * len(y))
 
 
-def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def checked_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both samples in float64; raises DataError where they are no two samples of one space."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[-1] != y.shape[-1] or 0 in (*x.shape, *y.shape):
         raise DataError(f"samples of shapes {tuple(x.shape)} and {tuple(y.shape)}; expected (N, D) and (M, D)")

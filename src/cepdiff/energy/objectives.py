@@ -7,6 +7,9 @@ An objective has two halves. `targets` turns the energies (..., K) of a contrast
 logits (..., K) at its noised samples are fitted to. `loss` compares the two and returns `(loss, metrics)`; it is linear
 in the targets, up to terms without logits, so that their mean given x_t alone matters, and they may be averaged over
 what is not known of x_0 (`diffusion.posterior`).
+
+**Heads.** A network with H heads stands for H energies at once (classes, hues): logits (..., H, K) are fitted to
+targets (..., H, K), each head by itself; the classifiers alone compare the heads of a sample.
 """
 
 from __future__ import annotations
@@ -23,22 +26,31 @@ from cepdiff.types import Metrics
 
 
 def effective_sample_size(energies: Tensor, inverse_temperature: float) -> Tensor:
-    """1 / Σ_k w_k² of w = softmax_K(-beta E), in [1, K]; `energies` (..., K) -> (...)."""
-    return 1.0 / torch.softmax(-inverse_temperature * energies, -1).square().sum(-1)
+    """1 / Σ_k w_k² of w = softmax_K(-beta E), in [1, K]; `energies` (..., K) -> (...).
+
+    0 for a set whose energies are all infinite: none of its samples has a weight.
+    """
+    ess = 1.0 / torch.softmax(-inverse_temperature * energies, -1).square().sum(-1)
+    return torch.where(energies.isposinf().all(-1), 0.0, ess)
+
+
+def mean_where(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of those `values` (...) where `counted` (...) is true -> (); 0 where it nowhere is."""
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def cep_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
     """Contrastive energy prediction: cross-entropy of softmax_K(logits) against non-negative `labels` (..., K).
 
     Lu et al. 2023, Eq. 10 and 12. Exact: at its optimum ∇f = -∇E_t. `excess` is the loss above the labels' entropy
-    (a KL divergence, in nats, of labels that sum to one).
+    (a KL divergence, in nats, of labels that sum to one), over the sets that have a label above 0.
     """
     total = labels.sum(-1, keepdim=True)
     log_softmax = logits.log_softmax(-1)
     loss = -(labels * log_softmax).sum(-1).mean()
     shares = (labels / total).detach()
-    excess = (torch.xlogy(shares, shares) - shares * log_softmax.detach()).sum(-1).mean()
-    return loss, {"loss": loss.detach(), "excess": excess}
+    excess = (torch.xlogy(shares, shares) - shares * log_softmax.detach()).sum(-1)
+    return loss, {"loss": loss.detach(), "excess": mean_where(excess, total.squeeze(-1) > 0.0)}
 
 
 def mse_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
@@ -59,6 +71,15 @@ def exponential_mse_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metri
     return loss, {"loss": loss.detach()}
 
 
+def head_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+    """Cross-entropy of softmax_H(logits) against probabilities `targets` (..., H, K): a classifier of each sample.
+
+    Its optimum is softmax_H(f) = p(h|x_t) (Dhariwal & Nichol 2021, Sec. 4): exact, where classes are what guides.
+    """
+    loss = -(targets * logits.log_softmax(-2)).sum(-2).mean()
+    return loss, {"loss": loss.detach()}
+
+
 class EnergyObjective(ABC):
     """What an energy network is trained on; subclass it and name the subclass as `guidance.objective`.
 
@@ -67,6 +88,8 @@ class EnergyObjective(ABC):
 
     on_clean: ClassVar[bool] = False
     """Whether the network sees clean samples alone, and guides through the predicted clean sample."""
+    allows_infinite: ClassVar[bool] = False
+    """Whether energies may be +inf, as those of labels are: -log p(y|x) of all classes but the sample's own."""
 
     def __init__(self, inverse_temperature: float = 3.0) -> None:
         if not (inverse_temperature > 0.0 and math.isfinite(inverse_temperature)):
@@ -86,6 +109,18 @@ class EnergyObjective(ABC):
     def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and metrics for `logits` and `targets` (..., K)."""
 
+    def check_heads(self, energies: Tensor) -> None:
+        """Raises ConfigError where `energies` (H, K) of H heads cannot be trained on."""
+        if not self.allows_infinite and bool(energies.isinf().any()):
+            raise ConfigError(
+                f"{type(self).__name__} cannot be trained on infinite energies, and the data's are (those of labels "
+                "are); use CEP, ExponentialMSE, NoisyClassifier or DPSClassifier as guidance.objective"
+            )
+
+    def guiding_logits(self, logits: Tensor) -> Tensor:
+        """The logits (..., H) to guide by, made of what a network with H heads gives; here these themselves."""
+        return logits
+
     def __call__(self, logits: Tensor, energies: Tensor) -> tuple[Tensor, Metrics]:
         """Loss and metrics for `logits` and `energies` (..., K), without averaging of the targets."""
         return self.loss(logits, self.targets(energies))
@@ -96,8 +131,10 @@ class CEP(EnergyObjective):
 
     Labels are softmax_K(-beta E) where sets stand for themselves (Lu et al. 2023, Eq. 16), which estimates the
     normaliser from the set: a bias of the order of 1 / (effective sample size). Otherwise they are exp(-beta E) / K,
-    which is exact for every K (Eq. 12).
+    which is exact for every K (Eq. 12). With labels as energies, 0 or infinite, that is InfoNCE over the batch.
     """
+
+    allows_infinite = True
 
     def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
         if energies.shape[-1] < 2:
@@ -126,6 +163,8 @@ class ExponentialMSE(EnergyObjective):
     the condition alone and keeps the exponential finite.
     """
 
+    allows_infinite = True
+
     def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
         lowest = energies.amin(-1, keepdim=True) if per_set else 0.0
         return (-self.inverse_temperature * (energies - lowest)).exp()
@@ -148,3 +187,46 @@ class DPS(EnergyObjective):
 
     def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
         return mse_loss(logits, targets)
+
+
+class NoisyClassifier(EnergyObjective):
+    """A classifier of noised samples (Dhariwal & Nichol 2021), the usual guidance by classes, see `head_cross_entropy`.
+
+    Heads are classes and energies -log p(h|x), 0 or infinite where a sample has one label. Guides by
+    log_softmax_H(f), as exact as CEP at the optimum of both; beta is 1.
+    """
+
+    allows_infinite = True
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
+        """p(h|x) of `energies` (H, K); raises ConfigError where these are the sets of several conditions."""
+        if per_set or energies.ndim < 2 or energies.shape[-2] < 2:
+            raise ConfigError(
+                f"{type(self).__name__} compares the heads of an energy network, and energies {tuple(energies.shape)} "
+                "have none or one; expected at least 2 classes, and guidance of class HeadedEnergyGuidance"
+            )
+        return (-energies).exp()
+
+    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+        return head_cross_entropy(logits, targets)
+
+    def check_heads(self, energies: Tensor) -> None:
+        total = (-energies).exp().sum(0)  # (H, K) -> (K,)
+        wrong = total[(total - 1.0).abs() > 1e-3]
+        if len(wrong):
+            raise ConfigError(
+                f"{type(self).__name__} needs energies -log p(h|x) of classes; exp(-E) sums over the heads to "
+                f"{float(wrong[0]):.4g}, expected 1 (use CEP for other energies)"
+            )
+
+    def guiding_logits(self, logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1)
+
+
+class DPSClassifier(NoisyClassifier):
+    """A classifier of clean samples, asked about the predicted one, log p(h|x0_pred(x_t)): a baseline, **not** -E_t."""
+
+    on_clean = True

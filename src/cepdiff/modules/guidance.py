@@ -12,9 +12,10 @@ from cepdiff.diffusion.guidance import predicted_data_logits
 from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
-from cepdiff.energy.objectives import CEP, EnergyObjective, effective_sample_size
+from cepdiff.energy.objectives import CEP, EnergyObjective, effective_sample_size, mean_where
 from cepdiff.errors import ConfigError
-from cepdiff.modules.base import Noise, StageModule
+from cepdiff.modules.base import StageModule
+from cepdiff.modules.noise import Noise
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.types import Batch, EnergyLogits, Metrics, NoisePredictor
 
@@ -86,9 +87,12 @@ class EnergyGuidance(StageModule):
         return self.net(x, t, condition), origins
 
     def with_label_ess(self, result: tuple[Tensor, Metrics], energies: Tensor) -> tuple[Tensor, Metrics]:
-        """A loss and its metrics, with the effective sample size of the contrastive sets' weights among these."""
-        ess = effective_sample_size(energies, self.objective.inverse_temperature).mean()
-        return result[0], result[1] | {"label_ess": ess}
+        """A loss and its metrics, with the effective sample size of the contrastive sets' weights among these.
+
+        Its mean is over the sets that have any: a class of which the batch holds no sample has none.
+        """
+        ess = effective_sample_size(energies, self.objective.inverse_temperature)
+        return result[0], result[1] | {"label_ess": mean_where(ess, ess > 0.0)}
 
     def guidance_logits(self, eps_net: NoisePredictor) -> EnergyLogits:
         """What the sampler takes the gradient of: the network, or its value at the prediction of `eps_net`."""
@@ -155,15 +159,19 @@ class BatchEnergyGuidance(EnergyGuidance):
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         x0 = batch["actions"]  # (B, A) of this rank
         sources, energies = self.from_all_ranks(x0, noise), self.from_all_ranks(batch["energies"], noise)
-        parts = torch.arange(self.times_per_step, device=x0.device).unsqueeze(-1)  # (T, 1)
-        uniform = (parts + noise.shared_uniform(self.times_per_step, 1)) / self.times_per_step
-        eps = torch.stack([noise.normal(*x0.shape) for _ in range(self.times_per_step)])  # (T, B, A)
-        logits, origins = self.noised_logits(x0, sources, uniform, eps, None)
+        logits, origins = self.logits_at_times(x0, sources, noise)
         logits = self.from_all_ranks(logits.expand(self.times_per_step, len(x0)), noise, axis=1)  # (T, B) -> (T, K)
         targets = self.objective.targets(energies, per_set=False).expand_as(logits)
         if origins is not None:
             targets = self.from_all_ranks(average(targets, origins), noise, axis=1)
         return self.with_label_ess(self.objective.loss(logits, targets), energies)
+
+    def logits_at_times(self, x0: Tensor, sources: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
+        """`noised_logits` (T, B) of this rank's `x0` (B, A) at the T times of a step, which all ranks share."""
+        parts = torch.arange(self.times_per_step, device=x0.device).unsqueeze(-1)  # (T, 1)
+        uniform = (parts + noise.shared_uniform(self.times_per_step, 1)) / self.times_per_step
+        eps = torch.stack([noise.normal(*x0.shape) for _ in range(self.times_per_step)])  # (T, B, A)
+        return self.noised_logits(x0, sources, uniform, eps, None)
 
 
 def average(targets: Tensor, origins: Tensor) -> Tensor:

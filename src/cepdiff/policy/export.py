@@ -99,7 +99,7 @@ def trace(policy: GuidedPolicy, randomness: Randomness = "seed") -> TracedSample
         observations = named.get("observations")
         condition = noise[:, :0] if observations is None else policy.condition(observations)
         actions = solve(noise, condition, None if scale is None else scale.unsqueeze(-1))  # (B,) -> (B, 1)
-        return (policy._centre + policy._half_range * actions).clamp(policy._low, policy._high)
+        return policy.in_bounds(actions)
 
     # Written out as simple operators: ONNX has none of a backward pass.
     table: dict[Any, Callable[..., Any]] = {
@@ -173,9 +173,9 @@ class _Guided(nn.Module):
         if scale is None:
             return eps
         assert policy.energy_net is not None
-        assert policy._logits is not None
+        assert policy.logits is not None
         with _named(policy.energy_net):
-            gradient = logits_gradient(policy._logits, x, t, condition)
+            gradient = logits_gradient(policy.logits, x, t, condition)
         return eps - policy.schedule.sigma(t) * scale * gradient
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,12 +81,12 @@ class GuidedPolicy:
         self.energy_net = None if energy_net is None else energy_net.to(self.device).eval()
         self.schedule = schedule
         self.solver = solver
-        self._logits: EnergyLogits | None = self.energy_net
+        self.energy_on_clean = energy_on_clean
+        self.logits: EnergyLogits | None = self.energy_net
         if energy_on_clean and self.energy_net is not None:
-            self._logits = predicted_data_logits(self.energy_net, self.eps_net, schedule)
+            self.logits = predicted_data_logits(self.energy_net, self.eps_net, schedule)
         low, high = (torch.tensor(bound, device=self.device) for bound in (spec.action_low, spec.action_high))
-        self._centre, self._half_range = (high + low) / 2, (high - low) / 2
-        self._low, self._high = low, high
+        self._bounds = low, high
         self._mean, self._std = (
             None if values is None else torch.tensor(values, device=self.device)
             for values in (spec.observation_mean, spec.observation_std)
@@ -103,6 +104,22 @@ class GuidedPolicy:
         if self._mean is None or self._std is None:
             return observations
         return (observations - self._mean) / self._std
+
+    def in_bounds(self, samples: Tensor) -> Tensor:
+        """Samples (..., A) in [-1, 1] in the environment's units, within its bounds."""
+        low, high = self._bounds
+        return ((high + low) / 2 + (high - low) / 2 * samples).clamp(low, high)
+
+    def on(self, device: torch.device | str) -> GuidedPolicy:
+        """This policy on another device; the networks are copied, unless they lie there."""
+        if torch.device(device) == self.device:
+            return self
+        networks = copy.deepcopy((self.eps_net, self.energy_net))
+        moved = GuidedPolicy(
+            self.spec, networks[0], self.schedule, self.solver, networks[1], device, self.energy_on_clean
+        )
+        moved.recipe = self.recipe
+        return moved
 
     @torch.no_grad()
     def act(
@@ -151,11 +168,11 @@ class GuidedPolicy:
             self.solver,
             self.condition(batch),
             noise.to(self.device, torch.float32).reshape(len(batch), self.action_size),
-            logits=self._logits,
+            logits=self.logits,
             guidance_scale=scale,
             data_bound=1.0,
         )
-        actions = (self._centre + self._half_range * actions).clamp(self._low, self._high)
+        actions = self.in_bounds(actions)
         actions = actions.squeeze(0) if single else actions
         return cast(Array, actions.cpu().numpy() if is_array else actions)
 

@@ -34,6 +34,7 @@ class Evaluation:
     episodes: int
     seed: int
     max_envs: int
+    engine: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types: what a policy file keeps."""
@@ -70,7 +71,7 @@ def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: i
             check_reference(env, reference)
         finally:
             env.close()
-    return Evaluation(environment, reference, sorted(set(scales)), episodes, seed, settings.max_envs)
+    return Evaluation(environment, reference, sorted(set(scales)), episodes, seed, settings.max_envs, settings.engine)
 
 
 def environment_of(data: OfflineDataModule, backend: str = "gymnasium") -> EnvSpec:

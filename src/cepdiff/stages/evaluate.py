@@ -9,6 +9,7 @@ from pathlib import Path
 from cepdiff.callbacks.progress import progress
 from cepdiff.data.tasks import find_task
 from cepdiff.errors import ConfigError, RunError
+from cepdiff.policy.engines import check_engine, run_by
 from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
 from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.rollout.evaluation import evaluate
@@ -38,6 +39,7 @@ def evaluate_run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} is {value}; expected at least 1")
     if any(scale < 0 for scale in args.scales or ()):
         raise ConfigError(f"--scales {args.scales}: expected numbers of 0 or more")
+    check_engine(args.engine)
     strategy = "auto" if args.devices == 1 else "ddp"
     processes = Processes(TrainerSettings(args.accelerator, args.devices, strategy=strategy))
     policy = GuidedPolicy.from_run(run_dir, processes.device, args.num_solver_steps)
@@ -71,6 +73,7 @@ def evaluation_of_policy(recipe: PolicyRecipe, policy: GuidedPolicy, args: argpa
         episodes=args.episodes or known["episodes"] or DEFAULT_EPISODES,
         seed=seed,
         max_envs=args.max_envs,
+        engine=args.engine,
     )
 
 
@@ -134,7 +137,7 @@ def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes)
     shown = processes.is_main and processes.settings.progress_bar
     with progress(-(-total // processes.world), "evaluation", "episode", enabled=shown) as bar:
         return evaluate(
-            policy,
+            run_by(policy, evaluation.engine),
             evaluation.environment,
             scales=evaluation.scales,
             episodes=evaluation.episodes,

@@ -18,6 +18,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
+from cepdiff.policy.engines import check_engine
 
 
 @dataclass
@@ -77,6 +78,8 @@ class EvaluationSettings:
         seed: of the episodes' starts and noise; null is the run's seed.
         max_envs: environments stepped side by side on a process.
         backend: "gymnasium", or "gym" for D4RL's own environments in the classic stack (docker/Dockerfile.d4rl).
+        engine: what runs the policy: "torch", "cuda_graph", or "onnx" (the extra of that name; on CPUs the quickest);
+            null is a CUDA graph on GPUs and torch elsewhere.
     """
 
     scales: list[float] | None = None
@@ -85,6 +88,7 @@ class EvaluationSettings:
     seed: int | None = None
     max_envs: int = 128
     backend: str = "gymnasium"
+    engine: str | None = None
 
 
 @dataclass
@@ -173,6 +177,7 @@ def check_offline(built: Any) -> None:
     if built.evaluation.episodes is not None and built.evaluation.episodes < 0:
         raise ConfigError(f"evaluation.episodes is {built.evaluation.episodes}; expected 0 or more")
     check_scales(built.evaluation.scales)
+    check_engine(built.evaluation.engine)
     check_trainer(built.trainer)
 
 

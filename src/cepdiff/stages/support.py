@@ -56,7 +56,7 @@ def draw_support(
         with torch.no_grad(), processes.autocast():
             drawn = [
                 sample_guided(behavior.sampling_net, behavior.schedule, solver, condition, noise, data_bound=1.0)
-                for condition, noise in zip(conditions.split(states), noises.split(states), strict=True)
+                for condition, noise in zip(torch.split(conditions, states), torch.split(noises, states), strict=True)
             ]
         return torch.cat(drawn).float()
 
