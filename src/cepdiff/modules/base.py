@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,6 +35,9 @@ class StageModule(LightningModule, ABC):
         max_grad_norm: gradients are clipped to this norm; None leaves them.
         ema_decay: decay a step of an exponential moving average of the weights, which is then what is sampled
             with; None keeps no average.
+        micro_batch_size: rows whose gradients are computed at a time, and added up over a process's share of a batch,
+            which they must divide: the same step in less memory, and quicker on a CPU whose cache then holds the
+            activations. None computes them at once.
         cuda_graphs: on one GPU, capture an optimiser step as a CUDA graph and replay it, see `modules.graphs`; False
             for a loss that cannot be captured. Several processes and CPUs always run step by step.
     """
@@ -53,6 +56,7 @@ class StageModule(LightningModule, ABC):
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         cuda_graphs: bool = True,
+        micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -69,6 +73,10 @@ class StageModule(LightningModule, ABC):
             raise ConfigError(f"{self.stage}.max_grad_norm is {max_grad_norm}; expected a number above 0, or null")
         if ema_decay is not None and not 0.0 < ema_decay < 1.0:
             raise ConfigError(f"{self.stage}.ema_decay is {ema_decay}; expected a number in (0, 1), or null for none")
+        if micro_batch_size is not None and (micro_batch_size < 1 or batch_size % micro_batch_size):
+            raise ConfigError(
+                f"{self.stage}.micro_batch_size is {micro_batch_size}; expected a divisor of batch_size {batch_size}"
+            )
         self.net = net
         self.ema_net = None if ema_decay is None else frozen_copy(net)
         self.learning_rate = learning_rate
@@ -79,11 +87,35 @@ class StageModule(LightningModule, ABC):
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
         self.cuda_graphs = cuda_graphs
+        self.micro_batch_size = micro_batch_size
         self._captured: CapturedSteps | None = None
 
     @abstractmethod
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and metrics of one minibatch; the only method that a new stage must write."""
+
+    def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics:
+        """Adds a minibatch's gradients up, `micro_batch_size` rows at a time; returns the metrics' means.
+
+        The loss must be a mean over rows that know nothing of each other; where it is not, see `check_micro_batch`.
+        """
+        rows = len(next(iter(batch.values())))
+        count = 1 if self.micro_batch_size is None else max(1, rows // self.micro_batch_size)
+        if count == 1:
+            loss, metrics = self.loss(batch, noise)
+            backward(loss)
+            return metrics
+        found: list[Metrics] = []
+        for part, part_noise in enumerate(noise.parts(count)):
+            loss, metrics = self.loss({name: values[part::count] for name, values in batch.items()}, part_noise)
+            backward(loss / count)
+            found.append(metrics)
+        return {name: torch.stack([metrics[name] for metrics in found]).mean(0) for name in found[0]}
+
+    def check_micro_batch(self, contrasted: bool) -> None:
+        """ConfigError where rows are `contrasted` with each other and cannot be taken apart."""
+        if contrasted and self.micro_batch_size is not None:
+            raise ConfigError(f"{self.stage}.micro_batch_size: this loss compares all rows of a batch; leave it null")
 
     @property
     def sampling_net(self) -> nn.Module:
@@ -165,9 +197,8 @@ class StageModule(LightningModule, ABC):
         scheduler: Any = self.lr_schedulers()
         history: list[Metrics] = []
         for batch, noise in self._minibatches(block):
-            loss, metrics = self.loss(batch, noise)
             optimizer.zero_grad(set_to_none=True)
-            self.manual_backward(loss)
+            metrics = self.accumulate(batch, noise, self.manual_backward)
             if self.max_grad_norm is not None:
                 self.clip_gradients(optimizer, self.max_grad_norm, "norm")
             optimizer.step()

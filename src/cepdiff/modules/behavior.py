@@ -58,6 +58,7 @@ class BehaviorDiffusion(StageModule):
         self.schedule = schedule or LinearVP()
         self.weighting = find_weighting(weighting)
         self.average_targets = average_targets
+        self.check_micro_batch(contrasted=average_targets)
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         actions = batch["actions"]

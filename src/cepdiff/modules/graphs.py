@@ -30,7 +30,7 @@ class Trained(Protocol):
     net: nn.Module
     max_grad_norm: float | None
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]: ...
+    def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics: ...
     def after_step(self) -> None: ...
     def buffers(self) -> Any: ...
     def parameters(self) -> Any: ...
@@ -114,9 +114,8 @@ class CapturedSteps:
     def _step(self) -> None:
         self._noise.rewind()
         batch = {name: values.index_select(0, self._turn).squeeze(0) for name, values in self._fields.items()}
-        loss, metrics = self._module.loss(batch, self._noise)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        metrics = self._module.accumulate(batch, self._noise, torch.autograd.backward)
         if self._module.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._module.net.parameters(), self._module.max_grad_norm)
         self._optimizer.step()

@@ -155,6 +155,7 @@ class BatchEnergyGuidance(EnergyGuidance):
         if times_per_step < 1:
             raise ConfigError(f"guidance.times_per_step is {times_per_step}; expected at least 1")
         self.times_per_step = times_per_step
+        self.check_micro_batch(contrasted=True)
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         x0 = batch["actions"]  # (B, A) of this rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,10 +20,16 @@ class Noise:
     """
 
     def __init__(self, seed: int | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        self._seed = seed
         self._generator = None if seed is None else generator(seed, "noise", device=device)
         self._device = device
         self._rank = rank
         self._world = world
+
+    def parts(self, count: int) -> list[Noise]:
+        """The same numbers for `count` equal parts of this rank's batch: part p has rows p, p + count, ..."""
+        seed, rank, world = self._seed, self._rank, self._world
+        return [Noise(seed, self._device, rank + world * part, world * count) for part in range(count)]
 
     @property
     def world(self) -> int:
@@ -69,8 +76,11 @@ class NoiseTape(Noise):
 
     def rewind(self) -> None:
         """A step begins, whose calls come in the same order as those of the first."""
-        self._complete = self._complete or bool(self._drawn)
+        self._complete = bool(self._drawn)
         self._next = 0
+
+    def parts(self, count: int) -> list[Noise]:
+        return [_TapePart(self, part, count) for part in range(count)]
 
     def fill(self, seeds: list[int]) -> None:
         """Draws the numbers of the next steps, one seed each."""
@@ -99,3 +109,27 @@ class NoiseTape(Noise):
         numbers = self._drawn[self._next][1]
         self._next += 1
         return numbers.index_select(0, self._turn).squeeze(0)  # (T, ...) -> (...)
+
+
+class _TapePart(Noise):
+    """What `Noise.parts` gives, read from a tape: each part begins with the first number again."""
+
+    def __init__(self, tape: NoiseTape, part: int, count: int) -> None:
+        super().__init__(None, tape._device, part, count)
+        self._tape = tape
+        self._begun = False
+
+    def _whole(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        if not self._begun:
+            self._tape.rewind()
+            self._begun = True
+        return draw(*shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        return self._cut(self._whole(self._tape.normal, (shape[0] * self._world, *shape[1:])))
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self._cut(self._whole(self._tape.uniform, (shape[0] * self._world, *shape[1:])))
+
+    def shared_uniform(self, *shape: int) -> Tensor:
+        return self._whole(self._tape.shared_uniform, shape)

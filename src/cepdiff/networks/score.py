@@ -23,7 +23,8 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Linear(in_size, out_size) if in_size != out_size else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden: Tensor = self.first(x) + self.embed(embedding)
+        """`embedding` (..., embedding_size) has been through its SiLU, once for all blocks."""
+        hidden: Tensor = self.first(x) + self.embed[1](embedding)
         output: Tensor = self.second(hidden) + self.skip(x)
         return output
 
@@ -77,7 +78,7 @@ class ResidualUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         embedded_condition = None if self.condition is None else self.condition(condition)
-        embedding = self.embedding(self.joint(*present(embedded_condition, self.time(t))))
+        embedding = nn.functional.silu(self.embedding(self.joint(*present(embedded_condition, self.time(t)))))
         skips = []
         hidden = x
         for block in self.down:

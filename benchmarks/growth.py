@@ -1,0 +1,263 @@
+"""How costs grow: with the buffer, with K, with solver steps, and with the number of environments.
+
+    python benchmarks/growth.py                                  # all, a figure of six panels and the numbers
+    python benchmarks/growth.py --parts rows --rows 10000 2000000
+
+Every buffer size runs in a process of its own, so that its peak memory can be told: what it takes beyond a run on two
+thousand rows, as a multiple of the bytes of the file's arrays and of the support cache. Everything is driven as
+`benchmarks/speed.py` does, without the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from cepdiff.data.hdf5 import write_arrays
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.files import write_json
+from cepdiff.modules.behavior import BehaviorDiffusion
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.rollout.evaluation import evaluate
+from cepdiff.stages.settings import SupportSettings, TrainerSettings
+from cepdiff.stages.support import draw_support
+from cepdiff.stages.training import quieten
+from floors import machine
+from sides import QUICK, Bench, Record, Sizes, synthetic_arrays
+from speed_stages import guided_policy, limited, random_support, stage_folder
+
+BASELINE_ROWS = 2000
+# The panels: part, key of the y axis, title.
+PANELS = (
+    ("rows", ("behavior", "critic"), "seconds a training step"),
+    ("rows", ("memory_multiple",), "peak memory / (arrays + support cache)"),
+    ("rows", ("start_up",), "start-up [s]"),
+    ("actions", ("critic", "guidance"), "seconds a training step"),
+    ("solver", ("actions_per_second",), "support actions/s"),
+    ("environments", ("steps_per_second",), "environment steps/s"),
+)
+LABELS = {"rows": "rows", "actions": "K", "solver": "solver steps", "environments": "environments"}
+
+
+def make_bench(args: argparse.Namespace, folder: Path, dataset: str | None = None, **changes: Any) -> Bench:
+    """A bench at the asked sizes."""
+    settings = TrainerSettings(
+        accelerator="gpu" if args.device == "cuda" else "cpu", precision=args.precision,
+        matmul_precision=args.matmul_precision, num_threads=args.threads, progress_bar=False,
+    )  # fmt: skip
+    base = QUICK if args.quick else replace(Sizes(), rows=20_000, behavior_block=2, block=20, rounds=3)
+    return Bench(settings, replace(base, **changes), folder, dataset)
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def trained(bench: Bench) -> Record:
+    """Seconds a step of behavior and critic on the bench's buffer, and of the start; the memory that arrays take."""
+    cache = random_support(bench)
+    sizes = bench.sizes
+    started = time.perf_counter()
+    data = bench.loaded()
+    loaded = time.perf_counter() - started
+    behavior, behavior_start = bench.train(
+        BehaviorDiffusion(*data.sizes, batch_size=sizes.behavior_batch), data, sizes.behavior_block
+    )
+    critic, critic_start = bench.train(
+        SoftmaxQCritic(*data.sizes, batch_size=sizes.batch), data.with_support(cache), sizes.block
+    )
+    # A stage's start-up holds its first block of steps.
+    first_blocks = sizes.behavior_block * min(behavior.ours) + sizes.block * min(critic.ours)
+    return {
+        "behavior": float(np.median(behavior.ours)),
+        "critic": float(np.median(critic.ours)),
+        "load": loaded,
+        "start_up": loaded + max(behavior_start + critic_start - first_blocks, 0.0),
+        "support_bytes": cache.actions.nbytes,
+        "memory_mapped": isinstance(cache.actions, np.memmap),
+    }
+
+
+def child(args: argparse.Namespace, folder: Path) -> None:
+    """One buffer, in a process of its own; prints a record."""
+    for index in range(2):  # the second time takes a little more than the first, and so on no further
+        own = folder / f"baseline-{index}"
+        own.mkdir()
+        trained(make_bench(args, own, rows=BASELINE_ROWS, rounds=1))
+    baseline = peak_bytes()
+    record = trained(make_bench(args, folder, args.child))
+    print(json.dumps(record | {"memory": max(peak_bytes() - baseline, 0), "baseline": baseline}))
+
+
+def rows(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """A record a buffer size."""
+    for size in args.rows:
+        arrays = synthetic_arrays(size)
+        array_bytes = sum(array.nbytes for array in arrays.fields.values())
+        file = folder / f"rows-{size}.hdf5"
+        write_arrays(file, arrays, compress=False)
+        del arrays
+        options = [
+            *("--child", str(file), "--device", args.device, "--precision", args.precision),
+            *("--matmul_precision", args.matmul_precision, "--threads", str(args.threads)),
+            *(["--quick"] if args.quick else []),
+        ]
+        done = subprocess.run([sys.executable, __file__, *options], capture_output=True, text=True)
+        file.unlink()
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        record = json.loads(done.stdout.splitlines()[-1])
+        multiple = record["memory"] / (array_bytes + record["support_bytes"])
+        yield {"rows": size, **record, "array_bytes": array_bytes, "memory_multiple": multiple}
+
+
+def actions(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """A record a number K of support actions."""
+    for num_actions in args.actions:
+        own = folder / f"actions-{num_actions}"
+        own.mkdir()
+        bench = make_bench(args, own, num_actions=num_actions)
+        cache = random_support(bench)
+        data = bench.data.with_support(cache, torch.randn(cache.actions.shape[:2]))
+        batch, block = bench.sizes.batch, bench.sizes.block
+        critic, _ = bench.train(SoftmaxQCritic(*data.sizes, batch_size=batch), data, block)
+        guidance, _ = bench.train(EnergyGuidance(*data.sizes, batch_size=batch), data, block)
+        yield {
+            "actions": num_actions,
+            "critic": float(np.median(critic.ours)),
+            "guidance": float(np.median(guidance.ours)),
+        }
+
+
+def solver(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """A record a number of solver steps."""
+    bench = make_bench(args, folder)
+    states = min(bench.sizes.support_states, 512 if args.device == "cpu" else 16_384)
+    settings = SupportSettings(max_rows=states)
+    for steps in args.solver:
+        solving, drawn = DPMSolver(num_steps=steps), list[int]()
+
+        def draw(solving: DPMSolver = solving, drawn: list[int] = drawn) -> None:
+            target = stage_folder(bench, "support")
+            cache = draw_support(bench.behavior, solving, bench.data, target, settings, bench.K, 0, bench.processes)
+            drawn.append(cache.actions.shape[0] * bench.K)
+
+        if steps == args.solver[0]:
+            draw()  # warms up
+        seconds = bench.seconds(draw)
+        yield {"solver": steps, "actions_per_second": drawn[-1] / seconds}
+
+
+def environments(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """A record a number of environments side by side, at guidance scale 1."""
+    bench = make_bench(args, folder)
+    policy = guided_policy(bench)
+    short, long = bench.sizes.env_steps
+    for count in args.environments:
+
+        def roll_out(steps: int, count: int = count) -> float:
+            env = limited(bench.env, steps)
+            return bench.seconds(
+                lambda: evaluate(policy, env, scales=[1.0], episodes=count, seed=0, max_envs=count, device=bench.device)
+            )
+
+        roll_out(short)
+        starts = min(roll_out(short) for _ in range(2))
+        taken = max(min(roll_out(long) for _ in range(2)) - starts, 1e-9)
+        yield {"environments": count, "steps_per_second": count * (long - short) / taken}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Record]]] = {
+    "rows": rows,
+    "actions": actions,
+    "solver": solver,
+    "environments": environments,
+}
+
+
+def plot(found: dict[str, list[Record]], path: Path) -> None:
+    """A panel for each cost that was measured."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in PANELS if panel[0] in found]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.8 * columns, 3 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (part, keys, title) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
+        for key in keys:
+            values = [record[key] for record in found[part]]
+            axes.plot([record[part] for record in found[part]], values, "o-", label=key.replace("_", " "))
+        axes.set_xscale("log")
+        ticks = [record[part] for record in found[part]]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(bottom=0)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(LABELS[part], fontsize=8)
+        axes.grid(alpha=0.3)
+        if len(keys) > 1:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Measures the parts and writes `growth.json` and `growth.png`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--rows", nargs="+", type=int, default=[10_000, 100_000, 500_000, 2_000_000])
+    parser.add_argument("--actions", nargs="+", type=int, default=[4, 8, 16, 32, 64], help="K")
+    parser.add_argument("--solver", nargs="+", type=int, default=[5, 10, 15, 25, 50], help="solver steps")
+    parser.add_argument("--environments", nargs="+", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", default="32-true", help="Lightning's, e.g. bf16-mixed (%(default)s)")
+    parser.add_argument("--matmul_precision", choices=["highest", "high", "medium"], default="highest")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, not how fast")
+    parser.add_argument("--output", type=Path, default=Path("report"))
+    parser.add_argument("--child", help=argparse.SUPPRESS)  # the file of one buffer size, in a process of its own
+    args = parser.parse_args(None if arguments is None else list(arguments))
+    quieten()
+    gymnasium.logger.min_level = gymnasium.logger.ERROR
+    with tempfile.TemporaryDirectory() as name:
+        if args.child:
+            child(args, Path(name))
+            return
+        found: dict[str, list[Record]] = {}
+        bench = make_bench(args, Path(name), rows=BASELINE_ROWS)
+        words = machine(bench.device)
+        print(words)
+        for part in args.parts:
+            folder = Path(name) / part
+            folder.mkdir()
+            for record in PARTS[part](args, folder):
+                print(part, "  ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
+                found.setdefault(part, []).append(record)
+    sizes = asdict(bench.sizes)
+    args.output.mkdir(parents=True, exist_ok=True)
+    options = {name: value for name, value in vars(args).items() if name not in ("output", "child")}
+    target = args.output / "growth.json"
+    write_json(target, {"machine": words, "options": options, "sizes": sizes, "records": found})
+    plot(found, target.with_suffix(".png"))
+    print(f"written {target} and {target.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
