@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms from the ground up: a room knows itself and what lies in the rows before its own.
 FLOORS = (
-    ("errors", "types", "randomness", "components", "files"),
+    ("errors", "types", "randomness", "precision", "components", "files"),
     ("diffusion",),
     ("networks", "backbones", "data", "envs"),
     ("energy",),

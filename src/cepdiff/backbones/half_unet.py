@@ -13,6 +13,7 @@ from cepdiff.backbones.layout import as_images, refuse_condition, square_side
 from cepdiff.backbones.timesteps import scaled_times
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.errors import ConfigError
+from cepdiff.networks.mlp import OutputLinear
 
 
 class HalfUNet(nn.Module):
@@ -82,7 +83,7 @@ class HalfUNet(nn.Module):
         width, coarsest = block_channels[-1], side // 2 ** (len(block_channels) - 1)
         self.norm = nn.Sequential(nn.GroupNorm(config["norm_num_groups"], width), nn.SiLU())
         self.pool = AttentionPool(width, coarsest**2) if pooling == "attention" else AveragePool()
-        self.output = nn.Linear(width, num_heads)
+        self.output = OutputLinear(width, num_heads)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         images, times, leading = as_images(self.schedule.alpha(t).unsqueeze(-1) * x, t, self.channels)

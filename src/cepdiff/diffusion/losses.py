@@ -11,6 +11,7 @@ from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.errors import ConfigError, nearest
+from cepdiff.precision import float32_products
 from cepdiff.types import Metrics, NoisePredictor
 
 
@@ -60,7 +61,8 @@ def denoising_loss(
     """
     x = perturb(schedule, x0, t, eps)
     if sources is not None:
-        mean_x0 = origin_posterior(schedule, x, sources, t) @ sources  # (B, K) (K, A) -> (B, A)
+        with float32_products(x):
+            mean_x0 = origin_posterior(schedule, x, sources, t) @ sources  # (B, K) (K, A) -> (B, A)
         # As a correction of eps, which does not cancel where sigma_t is small.
         eps = eps + (schedule.alpha(t) / schedule.sigma(t)).unsqueeze(-1) * (x0 - mean_x0)
     eps_pred = net(x, t, condition)

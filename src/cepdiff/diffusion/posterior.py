@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cepdiff.diffusion.schedule import NoiseSchedule
+from cepdiff.precision import float32_products
 
 
 def origin_posterior(schedule: NoiseSchedule, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
@@ -21,5 +22,6 @@ def origin_posterior(schedule: NoiseSchedule, x: Tensor, x0: Tensor, t: Tensor) 
     t = t.unsqueeze(-1)  # (..., M) -> (..., M, 1)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     # -|x - alpha x0|² / 2 sigma² without |x|², which is the same for all K
-    cross = (x / sigma) @ x0.transpose(-1, -2) * (alpha / sigma)
+    with float32_products(x):
+        cross = (x / sigma) @ x0.transpose(-1, -2) * (alpha / sigma)
     return (cross - 0.5 * (alpha / sigma) ** 2 * x0.square().sum(-1).unsqueeze(-2)).softmax(-1)

@@ -36,8 +36,7 @@ class StageModule(LightningModule, ABC):
         ema_decay: decay a step of an exponential moving average of the weights, which is then what is sampled
             with; None keeps no average.
         micro_batch_size: rows whose gradients are computed at a time, and added up over a process's share of a batch,
-            which they must divide: the same step in less memory, and quicker on a CPU whose cache then holds the
-            activations. None computes them at once.
+            which they must divide: the same step in less memory. None computes them at once.
         cuda_graphs: on one GPU, capture an optimiser step as a CUDA graph and replay it, see `modules.graphs`; False
             for a loss that cannot be captured. Several processes and CPUs always run step by step.
     """

@@ -17,6 +17,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.noise import Noise
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
+from cepdiff.precision import float32_products
 from cepdiff.types import Batch, EnergyLogits, Metrics, NoisePredictor
 
 
@@ -177,4 +178,5 @@ class BatchEnergyGuidance(EnergyGuidance):
 
 def average(targets: Tensor, origins: Tensor) -> Tensor:
     """Mean of `targets` (..., K) under `origins` (..., M, K): (..., M)."""
-    return (origins @ targets.unsqueeze(-1)).squeeze(-1)
+    with float32_products(origins):
+        return (origins @ targets.unsqueeze(-1)).squeeze(-1)

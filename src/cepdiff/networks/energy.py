@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.networks.embeddings import FourierFeatures
-from cepdiff.networks.mlp import JointLinear, JointMLP, present, residual_block
+from cepdiff.networks.mlp import JointLinear, JointMLP, OutputLinear, present, residual_block
 
 
 class EnergyMLP(nn.Module):
@@ -74,7 +74,7 @@ class ResidualEnergy(nn.Module):
         sizes = (data_size, position_features, time_features, condition_size)
         self.joint = JointLinear([size for size in sizes if size], width)
         self.blocks = nn.ModuleList(residual_block(width) for _ in range(depth))
-        self.output = nn.Sequential(nn.SiLU(), nn.Linear(width, 1))
+        self.output = nn.Sequential(nn.SiLU(), OutputLinear(width, 1))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         signal = self.schedule.alpha(t).unsqueeze(-1) * x

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cepdiff.errors import ConfigError, nearest
+from cepdiff.precision import float32_products
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "mish": nn.Mish}
 
@@ -42,6 +43,18 @@ class JointLinear(nn.Module):
         return total
 
 
+class OutputLinear(nn.Linear):
+    """A linear layer that stays in float32 under mixed precision: the last one of a network.
+
+    What it gives is differenced, exponentiated or regressed on, where the three digits of bfloat16 are too few: logits
+    of a contrast, whose gradients must add up to zero over its set, would drift away for ever.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with float32_products(input):
+            return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
+
+
 def mlp(sizes: Sequence[int], activation: str = "relu", first: nn.Module | None = None) -> nn.Sequential:
     """Linear layers between `sizes` with the activation between them, none after the last.
 
@@ -49,8 +62,9 @@ def mlp(sizes: Sequence[int], activation: str = "relu", first: nn.Module | None 
     """
     layers: list[nn.Module] = [] if first is None else [first]
     for i, (size, next_size) in enumerate(itertools.pairwise(sizes)):
-        layers.append(nn.Linear(size, next_size))
-        if i < len(sizes) - 2:
+        last = i == len(sizes) - 2
+        layers.append(OutputLinear(size, next_size) if last else nn.Linear(size, next_size))
+        if not last:
             layers.append(activation_class(activation)())
     return nn.Sequential(*layers)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cepdiff.errors import ConfigError
 from cepdiff.networks.embeddings import FourierFeatures
-from cepdiff.networks.mlp import JointLinear, JointMLP, present, residual_block
+from cepdiff.networks.mlp import JointLinear, JointMLP, OutputLinear, present, residual_block
 
 
 class ResidualBlock(nn.Module):
@@ -74,7 +74,7 @@ class ResidualUNet(nn.Module):
         self.up = nn.ModuleList(
             ResidualBlock(i, o, embedding_size) for i, o in ((2 * narrow, middle), (2 * middle, wide))
         )
-        self.output = nn.Linear(2 * wide, data_size)
+        self.output = OutputLinear(2 * wide, data_size)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         embedded_condition = None if self.condition is None else self.condition(condition)
@@ -151,7 +151,7 @@ class ResidualMLPScore(nn.Module):
         sizes = (data_size, position_features, time_features, width if condition_size else 0)
         self.joint = JointLinear([size for size in sizes if size], width)
         self.blocks = nn.ModuleList(residual_block(width) for _ in range(depth))
-        self.output = nn.Sequential(nn.SiLU(), nn.Linear(width, data_size))
+        self.output = nn.Sequential(nn.SiLU(), OutputLinear(width, data_size))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         embedded_condition = None if self.condition is None else self.condition(condition)

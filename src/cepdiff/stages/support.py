@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import numpy as np
@@ -49,13 +50,16 @@ def draw_support(
     if processes.on_main(lambda: folder.done):
         return cache
 
+    # Mixed precision keeps its casts of those weights alone that could be trained.
+    net = copy.deepcopy(behavior.sampling_net).requires_grad_(True)
+
     def draw(state_ids: Tensor) -> Tensor:
         conditions = data.normalize(buffer.states[state_ids]).to(processes.device).unsqueeze(1)  # (M, 1, S)
         noises = support_noise(seed, state_ids, num_actions, buffer.actions.shape[1]).to(processes.device)
         states = states_at_a_time(processes.device, num_actions, len(state_ids))
         with torch.no_grad(), processes.autocast():
             drawn = [
-                sample_guided(behavior.sampling_net, behavior.schedule, solver, condition, noise, data_bound=1.0)
+                sample_guided(net, behavior.schedule, solver, condition, noise, data_bound=1.0)
                 for condition, noise in zip(torch.split(conditions, states), torch.split(noises, states), strict=True)
             ]
         return torch.cat(drawn).float()
