@@ -158,6 +158,22 @@ def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pyte
     assert json.loads((run / "evaluation.json").read_text())["scores"] == rollouts
 
 
+def test_another_engine_gives_the_same_scores(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    run = tmp_path / "run"
+    assert fit(config, run, "--evaluation.engine", "onnx") == 0
+    fitted = json.loads((run / "scores.json").read_text())["scores"]
+    assert main(["evaluate", str(run), "--engine", "torch"]) == 0
+    for row, other in zip(fitted, json.loads((run / "evaluation.json").read_text())["scores"], strict=True):
+        assert row["mean_return"] == pytest.approx(other["mean_return"], rel=1e-3, abs=1e-3)
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--engine", "onx"]) == 2
+    assert "no engine 'onx'" in capsys.readouterr().err
+    assert fit(config, tmp_path / "other", "--evaluation.engine", "cuda_graph", "--trainer.accelerator", "cpu") == 2
+    assert "the engine cuda_graph needs a GPU" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "behavior" / "final.ckpt").exists()  # said before any training
+
+
 def test_evaluation_during_training_is_logged(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert fit(config, run, "--evaluation.every_n_steps", "10") == 0

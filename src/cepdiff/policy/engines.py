@@ -124,14 +124,25 @@ def run_by(policy: GuidedPolicy, engine: str | None = None) -> Policy:
     """`policy` as that engine runs it; None is a CUDA graph on a GPU and torch elsewhere.
 
     Raises:
+        ConfigError: as `require_engine`.
+        MissingExtraError: likewise.
+    """
+    require_engine(engine, policy.device)
+    return ENGINES[engine or ("cuda_graph" if policy.device.type == "cuda" else "torch")](policy)
+
+
+def require_engine(engine: str | None, device: torch.device) -> None:
+    """Raises what `run_by` would, before any work.
+
+    Raises:
         ConfigError: an unknown engine, or a CUDA graph without a GPU.
+        MissingExtraError: packages of the extra "onnx" are missing.
     """
     check_engine(engine)
-    on_gpu = policy.device.type == "cuda"
-    engine = engine or ("cuda_graph" if on_gpu else "torch")
-    if engine == "cuda_graph" and not on_gpu:
-        raise ConfigError(f"the engine cuda_graph needs a GPU; the policy lies on {policy.device}")
-    return ENGINES[engine](policy)
+    if engine == "onnx":
+        require_onnx()
+    if engine == "cuda_graph" and device.type != "cuda":
+        raise ConfigError(f"the engine cuda_graph needs a GPU; the policy lies on {device}")
 
 
 def check_engine(engine: str | None) -> None:

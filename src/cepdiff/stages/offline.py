@@ -13,6 +13,7 @@ from cepdiff.callbacks.rollout import RolloutCallback, score_scalars
 from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.policy.engines import require_engine
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
 from cepdiff.rollout.scores import (
@@ -67,6 +68,7 @@ class OfflineFit(Fit):
         self.lengths = config.stages
         self.every_n_steps = config.evaluation.every_n_steps
         self.evaluation = evaluation_of(data, config.evaluation, config.seed)
+        require_engine(config.evaluation.engine, processes.device)
         super().__init__(config, run, data, processes, sources, reuse)
         self.critic: SoftmaxQCritic = self.module("critic")
 
