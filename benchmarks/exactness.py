@@ -111,7 +111,7 @@ def train(
     module = BatchEnergyGuidance(0, size, net, exact.schedule, OBJECTIVES[method](exact.inverse_temperature), **options)
     trainer = Trainer(
         max_steps=args.steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, precision=args.precision,
     )  # fmt: skip
     torch.set_float32_matmul_precision(args.matmul_precision)
     started = time.process_time()
@@ -262,6 +262,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--learning_rate", type=float, help="default: 3e-3 up to 2-D, 1e-3 beyond")
     parser.add_argument(
         "--matmul_precision", choices=["highest", "high", "medium"], default="high", help="of training (%(default)s)"
+    )
+    parser.add_argument(
+        "--precision", choices=["32-true", "bf16-mixed"], default="32-true", help="of training (%(default)s)"
     )
     parser.add_argument("--num_solver_steps", type=int, default=50)
     parser.add_argument("--samples", type=int, default=10_000, help="samples that are held against exact ones")
