@@ -10,7 +10,7 @@ from cepdiff.diffusion.schedule import CosineVP, LinearVP, NoiseSchedule
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.embeddings import FourierFeatures
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
-from cepdiff.networks.mlp import ACTIVATIONS, JointLinear, JointMLP, mlp, parameter_count, parameters_finite
+from cepdiff.networks.mlp import ACTIVATIONS, JointLinear, JointMLP, OutputLinear, mlp, parameter_count, parameters_finite
 from cepdiff.networks.score import MLPScore, ResidualMLPScore, ResidualUNet
 
 S, A, B, K = 5, 3, 4, 6
@@ -75,9 +75,9 @@ def test_joint_linear_refuses_a_wrong_number_of_inputs() -> None:
 def test_layers_of_an_mlp(activation: str) -> None:
     layers = [type(layer) for layer in mlp([3, 5, 7, 2], activation)]
     kind = ACTIVATIONS[activation]
-    assert layers == [nn.Linear, kind, nn.Linear, kind, nn.Linear]
+    assert layers == [nn.Linear, kind, nn.Linear, kind, OutputLinear]
     joint = JointMLP([3, 4], (5, 7), 2, activation)
-    assert [type(layer) for layer in joint.rest] == [kind, nn.Linear, kind, nn.Linear]
+    assert [type(layer) for layer in joint.rest] == [kind, nn.Linear, kind, OutputLinear]
     assert joint(torch.zeros(6, 3), torch.zeros(6, 4)).shape == (6, 2)
 
 

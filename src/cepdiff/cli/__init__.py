@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cepdiff.cli import collect, data, evaluate, export, fit, report
+from cepdiff.cli import collect, data, evaluate, export, fit, report, sample
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -42,6 +42,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (fit, evaluate, export, report, data, collect):
+    for command in (fit, evaluate, sample, export, report, data, collect):
         command.add_parser(commands)
     return parser

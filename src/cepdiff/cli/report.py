@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 EPILOG = """\
-Runs of densities are compared by method (multiples of the noise floor, samples side by side), runs of offline RL by
-guidance scale (best, offline choice, regret). Both may be mixed; folders that are no runs are named and skipped.
+Runs of densities and of images are compared by method (multiples of the noise floor, samples side by side; images at
+each guidance scale), runs of offline RL by guidance scale (best, offline choice, regret). All may be mixed; folders
+that are no runs are named and skipped.
 
 example:
   cepdiff report runs/*/* --output report

@@ -74,7 +74,7 @@ class ResidualUNet(nn.Module):
         self.up = nn.ModuleList(
             ResidualBlock(i, o, embedding_size) for i, o in ((2 * narrow, middle), (2 * middle, wide))
         )
-        # No `OutputLinear`: noise is regressed on, nothing cancels, and this layer's wide input in float32 costs a tenth.
+        # No `OutputLinear`: nothing cancels here, and this wide layer in float32 costs a tenth of a step.
         self.output = nn.Linear(2 * wide, data_size)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:

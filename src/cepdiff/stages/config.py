@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ from cepdiff.stages.settings import (
     OFFLINE,
     DensityStages,
     EvaluationSettings,
+    ImageEvaluationSettings,
+    ImageStages,
     Layout,
     SampleSettings,
     StagesSettings,
@@ -45,14 +48,15 @@ class Config:
 
     `values` is plain and complete: every default filled in, every component as `class_path` and `init_args`; it is
     what `--print_config` shows and the run folder keeps. `classes` and `arguments` are those of the components,
-    nested classes instantiated or, where a constructor asks for a factory, made into one.
+    nested classes instantiated or, where a constructor asks for a factory, made into one. `given` is what was checked.
     """
 
+    given: dict[str, Any]
     values: dict[str, Any]
     classes: dict[str, type]
     arguments: dict[str, dict[str, Any]]
-    stages: StagesSettings | DensityStages
-    evaluation: EvaluationSettings | SampleSettings
+    stages: StagesSettings | DensityStages | ImageStages
+    evaluation: EvaluationSettings | SampleSettings | ImageEvaluationSettings
     trainer: TrainerSettings
     callbacks: list[Callback]
     seed: int
@@ -66,6 +70,10 @@ class Config:
         """The LightningModule of a stage for (observation size, action size)."""
         module: StageModule = self.classes[key](*sizes, **supplied, **self.arguments[key])
         return module
+
+    def supplied(self, arguments: Mapping[str, Mapping[str, Any]]) -> Config:
+        """This configuration with arguments of components' networks that are known by now, see `check_config`."""
+        return check_config(self.given, arguments)
 
     def to_yaml(self) -> str:
         """The complete configuration; `load_config` reads it back to the same."""
@@ -116,8 +124,12 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     return check_config({str(key): value for key, value in tree.items()})
 
 
-def check_config(tree: dict[str, Any]) -> Config:
-    """Types and classes of a plain merged configuration."""
+def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Types and classes of a plain merged configuration.
+
+    `supplied` are arguments of a component's `net` that are known by now (channels of the data's images): those that
+    the network's class has. Raises ConfigError where the configuration says otherwise.
+    """
     layout = layout_of(component_class("data", tree.get("data"), OFFLINE))
     components, settings = layout.components, layout.settings
     refuse_unknown(tree, ["seed", "run_dir", *components, *settings, "callbacks"], "")
@@ -150,6 +162,7 @@ def check_config(tree: dict[str, Any]) -> Config:
         for name, default in nested.items():
             if name in defaults[key] and not flat.get(key, {}).get(name):
                 flat.setdefault(key, {})[name] = default
+    known = {key: supply(flat[key]["net"], arguments) for key, arguments in (supplied or {}).items()}
     for key in components:
         for name, value in (flat.get(key) or {}).items():
             if isinstance(value, Mapping) and "class_path" in value and isinstance(defaults[key].get(name), Mapping):
@@ -165,8 +178,11 @@ def check_config(tree: dict[str, Any]) -> Config:
     values = plain(parsed)
     for key, cls in classes.items():
         values[key] = {"class_path": class_path_of(cls), "init_args": values[key]}
+    for key, arguments in known.items():
+        refuse_other(values[key]["init_args"]["net"]["init_args"], arguments, f"{key}.net")
     layout.check(built)
     return Config(
+        given=copy.deepcopy(tree),
         values=values,
         classes=classes,
         arguments={key: dict(vars(built[key])) for key in components},
@@ -217,6 +233,21 @@ def flatten(section: Any, nested: dict[str, Any], key: str) -> Any:
                 refuse_unknown(init_args, list(parameters), f"{key}.{name}.")
             arguments[name] = {"class_path": class_path, "init_args": init_args}
     return arguments
+
+
+def supply(net: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds to a network's `init_args` what its class takes of `arguments`, unless it stands there; returns these."""
+    parameters = inspect.signature(import_class(str(net["class_path"]), object, "net")).parameters
+    taken = {name: value for name, value in arguments.items() if name in parameters}
+    net["init_args"] = {**taken, **(net.get("init_args") or {})}
+    return taken
+
+
+def refuse_other(found: Mapping[str, Any], supplied: Mapping[str, Any], where: str) -> None:
+    """ConfigError for an argument that the configuration gives another value than this run has."""
+    for name, value in supplied.items():
+        if found[name] != value:
+            raise ConfigError(f"{where}.{name} is {found[name]}, but here it is {value}: leave it out, it is supplied")
 
 
 def plain(value: Any) -> Any:

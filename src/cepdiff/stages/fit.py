@@ -70,6 +70,11 @@ class Fit(ABC):
         self.guidance: EnergyGuidance = self.module("guidance", schedule=config.build("schedule"))
         self.solver: DPMSolver = config.build("solver")
 
+    @classmethod
+    def complete(cls, config: Config, data: StageDataModule) -> Config:
+        """The configuration with what the loaded data supply; by default nothing."""
+        return config
+
     def run_stages(self, only: str | None) -> Any:
         """All stages, or one whose predecessors are finished; returns what the last one gives."""
         if only is not None and only not in self.stages:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from cepdiff.errors import ConfigError, RunError
 from cepdiff.files import write_json, write_text
 from cepdiff.stages.report_choices import policies_to_json, policy_rows, policy_table
 from cepdiff.stages.report_figures import plot_densities, plot_policies
+from cepdiff.stages.report_images_figures import plot_methods, plot_metrics
+from cepdiff.stages.report_images_runs import ImageRun
+from cepdiff.stages.report_images_tables import image_tables, images_to_json
 from cepdiff.stages.report_runs import SCALE, DensityRun, Found, PolicyRun, find_runs
 from cepdiff.stages.report_tables import Table, densities_to_json, distance_tables, training_seconds
 
@@ -21,10 +25,10 @@ NAMED = 5  # folders that a line names before it counts the others
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: a figure, if there is something to draw, and tables; `closing` is a line below them."""
+    """A part of the report: figures, if there is something to draw, and tables; `closing` is a line below them."""
 
     title: str
-    figure: str | None
+    figures: Sequence[str]
     tables: Sequence[Table]
     closing: str = ""
 
@@ -34,9 +38,9 @@ class Section:
 
     def markdown(self) -> str:
         """For a page."""
-        figure = [f"![{self.title}]({self.figure})"] if self.figure else []
+        figures = [f"![{self.title}]({figure})" for figure in self.figures]
         tables = [table.markdown() for table in self.tables]
-        return "\n\n".join([f"## {self.title}", *figure, *tables, *filter(None, [self.closing])])
+        return "\n\n".join([f"## {self.title}", *figures, *tables, *filter(None, [self.closing])])
 
 
 def report(folders: Sequence[Path], output: Path) -> None:
@@ -49,10 +53,10 @@ def report(folders: Sequence[Path], output: Path) -> None:
     """
     found = find_runs(folders)
     _warn(found)
-    if not (found.densities or found.policies):
+    if not (found.densities or found.images or found.policies):
         raise RunError(
-            "there is no finished run among these folders; one has distances.json and samples.npz (of a density) or "
-            "scores.json (of offline RL), which `cepdiff fit` leaves at its end"
+            "there is no finished run among these folders; one has distances.json (of a density) or images.json (of "
+            "images) and samples.npz, or scores.json (of offline RL), which `cepdiff fit` leaves at its end"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,9 @@ def report(folders: Sequence[Path], output: Path) -> None:
     if found.densities:
         sections += density_sections(found.densities, output)
         facts["densities"] = densities_to_json(found.densities)
+    if found.images:
+        sections += image_sections(found.images, output)
+        facts["images"] = images_to_json(found.images)
     if found.policies:
         sections.append(policy_section(found.policies, output))
         facts["policies"] = policies_to_json(found.policies)
@@ -70,7 +77,7 @@ def report(folders: Sequence[Path], output: Path) -> None:
     write_json(output / "report.json", facts)
     write_text(page, "\n\n".join(["# Report", *(section.markdown() for section in sections)]) + "\n")
     print("\n\n".join(section.text() for section in sections))
-    figures = [section.figure for section in sections if section.figure]
+    figures = [figure for section in sections for figure in section.figures]
     print("\n" + ", ".join([f"report {page}", "report.json", *figures]))
 
 
@@ -79,23 +86,46 @@ def density_sections(runs: Sequence[DensityRun], output: Path) -> list[Section]:
     sections = []
     betas = sorted({run.beta for run in runs})
     tables = distance_tables(runs)
-    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of densities"
-    total = f"{count}, {training_seconds(runs):,.0f} s of training (a stage that runs share counts once)."
+    total = _total(runs, "densities")
     for beta in betas:
         figure = f"densities-beta{beta:g}.png"
         plot_densities([run for run in runs if run.beta == beta], output / figure)
         here = [table.table() for table in tables if table.beta == beta]
-        sections.append(Section(f"Densities, beta {beta:g}", figure, here, total if beta == betas[-1] else ""))
+        sections.append(Section(f"Densities, beta {beta:g}", [figure], here, total if beta == betas[-1] else ""))
+    return sections
+
+
+def image_sections(runs: Sequence[ImageRun], output: Path) -> list[Section]:
+    """A section for each set of runs that compare, with its figures."""
+    sections = []
+    tables = image_tables(runs)
+    for table in tables:
+        target = table.target
+        shape = "x".join(map(str, target.shape))
+        name = re.sub(r"[^\w.-]+", "-", f"images-{target.dataset}-{shape}-{target.energy}-beta{target.beta:g}")
+        figures = [f"{name}.png"]
+        plot_metrics(table, output / figures[0])
+        if any(SCALE in run.samples for run in table.runs):
+            figures.append(f"{name}-grids.png")
+            plot_methods(table, output / figures[1])
+        closing = _total(runs, "images") if table is tables[-1] else ""
+        sections.append(Section(f"Images: {target}", figures, [table.table()], closing))
     return sections
 
 
 def policy_section(runs: Sequence[PolicyRun], output: Path) -> Section:
     """The section of offline RL, with its figure where anything was rolled out."""
-    figure = None
+    figures = []
     if any(row.episodes for run in runs for row in run.rows):
-        figure = "scores.png"
-        plot_policies(runs, output / figure)
-    return Section("Offline RL", figure, [policy_table(policy_rows(runs))])
+        figures.append("scores.png")
+        plot_policies(runs, output / figures[0])
+    return Section("Offline RL", figures, [policy_table(policy_rows(runs))])
+
+
+def _total(runs: Sequence[DensityRun] | Sequence[ImageRun], what: str) -> str:
+    """How many runs these are, and how long they were trained."""
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of {what}"
+    return f"{count}, {training_seconds(runs):,.0f} s of training (a stage that runs share counts once)."
 
 
 def _warn(found: Found) -> None:
@@ -108,7 +138,13 @@ def _warn(found: Found) -> None:
         if left_out:
             more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
             print(f"cepdiff: {what}: {', '.join(map(str, left_out[:NAMED]))}{more}", file=sys.stderr)
-    sizes = sorted({len(run.guided) for run in found.densities})
+    _warn_of_sizes(len(run.guided) for run in found.densities)
+    for target in dict.fromkeys(run.target for run in found.images):
+        _warn_of_sizes(run.num_samples for run in found.images if run.target == target)
+
+
+def _warn_of_sizes(counts: Iterable[int]) -> None:
+    sizes = sorted(set(counts))
     if len(sizes) > 1:
         print(
             f"cepdiff: runs with {', '.join(map(str, sizes))} samples side by side: "

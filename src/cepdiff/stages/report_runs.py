@@ -1,4 +1,4 @@
-"""The finished runs among some folders, read into memory: of densities and of offline RL."""
+"""The finished runs among some folders, read into memory: of densities, of images and of offline RL."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cepdiff.errors import RunError
 from cepdiff.rollout.scores import ScoreRow, read_score_file
 from cepdiff.stages.artifacts import LOCK, RunFolder
 from cepdiff.stages.distances import EXACT, GUIDED, DistanceRow, read_distances, read_samples
+from cepdiff.stages.report_images_runs import RESULTS, ImageRun, read_image_run
 
 SCALE = 1.0  # the guidance scale at which densities are compared: the one that is exact in the limit
 
@@ -72,6 +73,7 @@ class Found:
     `SCALE`, and what is no run."""
 
     densities: list[DensityRun] = field(default_factory=list)
+    images: list[ImageRun] = field(default_factory=list)
     policies: list[PolicyRun] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     without_scale: list[Path] = field(default_factory=list)
@@ -95,6 +97,8 @@ def find_runs(folders: Iterable[Path]) -> Found:
                 found.without_scale.append(folder)
             else:
                 found.densities.append(density)
+        elif (folder / RESULTS).is_file():
+            found.images.append(read_image_run(run))
         elif run.scores.is_file():
             found.policies.append(read_policy_run(run))
         elif run.config.is_file() or (folder / LOCK).is_file():
@@ -102,6 +106,7 @@ def find_runs(folders: Iterable[Path]) -> Found:
         else:
             found.foreign.append(folder)
     _refuse_twins((f"{r.dataset}, {r.method}, beta {r.beta:g}, seed {r.seed}", r.folder) for r in found.densities)
+    _refuse_twins((f"{r.target}, {r.method}, seed {r.seed}", r.folder) for r in found.images)
     _refuse_twins((f"{r.task}, seed {r.seed}", r.folder) for r in found.policies)
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cepdiff.data.densities import DENSITIES
 from cepdiff.stages.distances import DISTANCES, TITLES
+from cepdiff.stages.report_images_runs import ImageRun
 from cepdiff.stages.report_runs import DensityRun
 
 OURS = "CEP"
@@ -59,23 +60,25 @@ def density_title(name: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """Multiples of the noise floor of one method on one density, by seed."""
+    """One number of a method, by seed: a multiple of the noise floor, or another metric; shown with `digits`."""
 
-    multiples: Mapping[int, float]
+    values: Mapping[int, float]
+    digits: int = 2
 
     @property
     def mean(self) -> float:
         """Over the seeds."""
-        return fmean(self.multiples.values())
+        return fmean(self.values.values())
 
     @property
     def std(self) -> float | None:
         """Over the seeds (n - 1); None for one seed."""
-        values = list(self.multiples.values())
+        values = list(self.values.values())
         return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+        mean = f"{self.mean:.{self.digits}f}"
+        return mean if self.std is None else f"{mean} ± {self.std:.{self.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,11 @@ class DistanceTable:
         lines = [["method", *(f"{density_title(name)}  " for name in self.densities), "median  "]]
         for method, row in self.cells.items():
             cells = [
-                _starred(str(row[name]) if name in row else "-", method in self.best(name)) for name in self.densities
+                starred(str(row[name]) if name in row else "-", method in self.best(name)) for name in self.densities
             ]
             part = "" if self.complete(method) else f" ({len(row)} of {len(self.densities)})"
-            lines.append([method, *cells, _starred(f"{self.median(method):.2f}{part}", method in self.best_median())])
-        seeds = any(len(cell.multiples) > 1 for row in self.cells.values() for cell in row.values())
+            lines.append([method, *cells, starred(f"{self.median(method):.2f}{part}", method in self.best_median())])
+        seeds = any(len(cell.values) > 1 for row in self.cells.values() for cell in row.values())
         spread = ", mean ± standard deviation of the seeds" if seeds else ""
         wins, of = self.ours_as_good()
         notes = []
@@ -141,7 +144,7 @@ class DistanceTable:
                     name: {
                         "mean": finite(cell.mean),
                         "std": cell.std,
-                        "multiples": {str(seed): finite(value) for seed, value in cell.multiples.items()},
+                        "multiples": {str(seed): finite(value) for seed, value in cell.values.items()},
                     }
                     for name, cell in row.items()
                 }
@@ -170,7 +173,7 @@ def distance_tables(runs: Sequence[DensityRun]) -> list[DistanceTable]:
     return tables
 
 
-def training_seconds(runs: Sequence[DensityRun]) -> float:
+def training_seconds(runs: Sequence[DensityRun] | Sequence[ImageRun]) -> float:
     """Wall clock of all training; a stage that runs share (`--reuse`) counts once."""
     stages = {
         (stage, run.checkpoints.get(stage, str(run.folder))): seconds
@@ -222,5 +225,6 @@ def _lowest(means: Mapping[str, float]) -> list[str]:
     return [name for name, mean in means.items() if mean == min(means.values())] if len(means) > 1 else []
 
 
-def _starred(text: str, best: bool) -> str:
+def starred(text: str, best: bool) -> str:
+    """A cell with a mark of the best of its column, or the room of one."""
     return f"{text} *" if best else f"{text}  "

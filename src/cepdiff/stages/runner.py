@@ -7,12 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.energies import EnergyDataModule
+from cepdiff.data.images import ImageDataModule
 from cepdiff.errors import RunError
 from cepdiff.stages.artifacts import RunFolder
 from cepdiff.stages.config import Config
 from cepdiff.stages.density import DensityFit
 from cepdiff.stages.fit import Fit
+from cepdiff.stages.images import ImageFit
 from cepdiff.stages.offline import OfflineFit
 from cepdiff.stages.processes import Processes
 
@@ -34,10 +37,17 @@ def fit(config: Config, stage: str | None = None, sources: Sequence[str] = (), r
     processes = Processes(config.trainer)
     processes.on_main(data.prepare_data)
     data.setup()
-    flavour: type[Fit] = DensityFit if isinstance(data, EnergyDataModule) else OfflineFit
-    fitting = flavour(config, run, data, processes, sources, other)
+    flavour = flavour_of(data)
+    fitting = flavour(flavour.complete(config, data), run, data, processes, sources, other)
     with ExitStack() as held:
         processes.on_main(lambda: held.enter_context(run.locked()))
         result = fitting.run_stages(stage)
     processes.close()
     return result
+
+
+def flavour_of(data: StageDataModule) -> type[Fit]:
+    """The stages that a run on these data has."""
+    if isinstance(data, ImageDataModule):
+        return ImageFit
+    return DensityFit if isinstance(data, EnergyDataModule) else OfflineFit

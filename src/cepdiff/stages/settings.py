@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cepdiff.backbones.half_unet import HalfUNet
+from cepdiff.backbones.unet import UNetScore
 from cepdiff.components import class_path_of
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.datamodule import OfflineDataModule
 from cepdiff.data.energies import EnergyDataModule
+from cepdiff.data.images import ImageDataModule
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP
@@ -18,7 +21,10 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
+from cepdiff.modules.headed import HeadedEnergyGuidance
 from cepdiff.policy.engines import check_engine
+
+MIN_IMAGES = 8  # a head: neighbours to the fifth, and a covariance
 
 
 @dataclass
@@ -68,6 +74,18 @@ class DensityStages:
 
 
 @dataclass
+class ImageStages:
+    """The stages of a run on images.
+
+    0 steps leave a stage untrained: the behavior stage uses a pretrained prior as it is; the guidance stage asks the
+    energy itself, a differentiable function of the image, about the predicted clean sample (objective DPS).
+    """
+
+    behavior: StageSettings = field(default_factory=lambda: StageSettings(500_000))
+    guidance: StageSettings = field(default_factory=lambda: StageSettings(500_000))
+
+
+@dataclass
 class EvaluationSettings:
     """Rollouts in the environment.
 
@@ -106,6 +124,33 @@ class SampleSettings:
     scales: list[float] = field(default_factory=lambda: [0.0, 1.0])
     floor_repeats: int = 4
     seed: int | None = None
+
+
+@dataclass
+class ImageEvaluationSettings:
+    """Comparison of guided images with what they should be.
+
+    Args:
+        scales: guidance scales; the exact one is 1, and 0 shows the prior.
+        num_samples: a head and scale; at least 8.
+        batch_size: images sampled at a time on a process.
+        classifier_steps: class energies alone: training steps of the independent classifier of clean images.
+        floor_repeats: pairs of independent draws of real images, whose mean distance is the noise floor; at least 2.
+        grid_columns: images a head in the grids.
+        seed: of the samples' noise, the draws and the classifier; null is the run's seed.
+        every_n_steps: also show a small grid during the behavior and guidance stages; null only at the end.
+        fid_weights: a file of the FID-Inception weights of the package torch-fidelity, for the FID; null for none.
+    """
+
+    scales: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 4.0])
+    num_samples: int = 250
+    batch_size: int = 250
+    classifier_steps: int = 1000
+    floor_repeats: int = 8
+    grid_columns: int = 10
+    seed: int | None = None
+    every_n_steps: int | None = None
+    fid_weights: str | None = None
 
 
 @dataclass
@@ -156,6 +201,8 @@ class Layout:
 
 def layout_of(data: type) -> Layout:
     """The sections that a run on such a data module has."""
+    if issubclass(data, ImageDataModule):
+        return IMAGES
     return DENSITY if issubclass(data, EnergyDataModule) else OFFLINE
 
 
@@ -188,6 +235,20 @@ def check_density(built: Any) -> None:
         if getattr(built.evaluation, name) < 2:
             raise ConfigError(f"evaluation.{name} is {getattr(built.evaluation, name)}; expected at least 2")
     check_scales(built.evaluation.scales)
+    check_trainer(built.trainer)
+
+
+def check_images(built: Any) -> None:
+    """Ranges of the settings of a run on images."""
+    stages: dict[str, StageSettings] = {"behavior": built.stages.behavior, "guidance": built.stages.guidance}
+    check_lengths({name: settings for name, settings in stages.items() if settings.max_steps})
+    evaluation: ImageEvaluationSettings = built.evaluation
+    for name, least in (("num_samples", MIN_IMAGES), ("floor_repeats", 2)):
+        if getattr(evaluation, name) < least:
+            raise ConfigError(f"evaluation.{name} is {getattr(evaluation, name)}; expected at least {least}")
+    names = ("batch_size", "classifier_steps", "grid_columns", "every_n_steps")
+    at_least_one({f"evaluation.{name}": getattr(evaluation, name) for name in names})
+    check_scales(evaluation.scales)
     check_trainer(built.trainer)
 
 
@@ -249,4 +310,16 @@ DENSITY = Layout(
     settings={"stages": DensityStages, "evaluation": SampleSettings, "trainer": TrainerSettings},
     nested=OFFLINE.nested,
     check=check_density,
+)
+IMAGES = Layout(
+    components={
+        **{key: OFFLINE.components[key] for key in ("data", "schedule", "behavior", "solver")},
+        "guidance": (HeadedEnergyGuidance, HeadedEnergyGuidance, {"observation_size", "action_size", "schedule"}),
+    },
+    settings={"stages": ImageStages, "evaluation": ImageEvaluationSettings, "trainer": TrainerSettings},
+    nested={
+        "behavior": {"net": {"class_path": class_path_of(UNetScore)}},
+        "guidance": {"net": {"class_path": class_path_of(HalfUNet)}, **OFFLINE.nested["guidance"]},
+    },
+    check=check_images,
 )
