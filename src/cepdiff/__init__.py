@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cepdiff.modules.guidance import EnergyGuidance
     from cepdiff.modules.headed import HeadedEnergyGuidance
     from cepdiff.policy.guided import GuidedPolicy
+    from cepdiff.policy.images import ImageSampler
 
 __version__ = version("cepdiff")
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "HalfUNet",
     "HeadedEnergyGuidance",
     "ImageDataModule",
+    "ImageSampler",
     "OfflineDataModule",
     "RolloutCallback",
     "SoftmaxQCritic",
@@ -39,6 +41,7 @@ _HOMES = {
     "HalfUNet": "backbones.half_unet",
     "HeadedEnergyGuidance": "modules.headed",
     "ImageDataModule": "data.images",
+    "ImageSampler": "policy.images",
     "OfflineDataModule": "data.datamodule",
     "RolloutCallback": "callbacks.rollout",
     "SoftmaxQCritic": "modules.critic",

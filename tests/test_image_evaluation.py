@@ -1,0 +1,284 @@
+"""What judges guided images: exact samples are found exact, others are not, and tables say which are which."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cepdiff.data.image_energies import from_bytes, tinted
+from cepdiff.data.images import ImageDataModule
+from cepdiff.energy.sample_metrics import resample
+from cepdiff.errors import ConfigError, DataError, RunError
+from cepdiff.stages.classifier import (
+    ClassJudge,
+    ImageClassifier,
+    accuracy,
+    check_class_sizes,
+    kept_classifier,
+    train_classifier,
+)
+from cepdiff.stages.image_evaluation import (
+    EnergyJudge,
+    ImageRow,
+    format_rows,
+    image_hues,
+    judge_samples,
+    read_rows,
+    training_images,
+    wasserstein_1,
+    write_rows,
+)
+from cepdiff.stages.image_figures import histogram, plot_grids, plot_hues, shown_heads
+from cepdiff.stages.inception import check_inception
+
+BETA = 50.0
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Two energies: bright images are low in the first, dark ones in the second."""
+    mean = images.mean((1, 2, 3))
+    return torch.stack([1.0 - mean, 1.0 + mean], -1)
+
+
+@pytest.fixture(scope="module")
+def coloured() -> ImageDataModule:
+    data = ImageDataModule(tint=True, energy="hues", num_images=600)
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def labelled() -> ImageDataModule:
+    data = ImageDataModule(energy="labels")
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def classifier(labelled: ImageDataModule) -> ImageClassifier:
+    return train_classifier(labelled, 60, 0, "cpu")
+
+
+def of_class(data: ImageDataModule, label: int, count: int, seed: int) -> Tensor:
+    """Images (count, C, H, W) of the training set."""
+    assert data.labels is not None
+    rows = data.train_rows[data.labels[data.train_rows] == label]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return data.images[rows[order[:count]]]
+
+
+def test_the_hue_of_a_tinted_image_is_its_tint() -> None:
+    hues = torch.arange(24) / 24.0
+    grey = torch.randint(0, 256, (24, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    difference = torch.remainder(image_hues(from_bytes(tinted(grey, hues))) - hues + 0.5, 1.0) - 0.5
+    assert float(difference.abs().max()) < 0.01  # angles of the hexagon and of the circle differ by so much
+    assert float(difference[::4].abs().max()) < 1e-6  # but at its corners: the six hues
+
+
+def test_grey_pixels_have_no_part_in_a_hue() -> None:
+    grey = torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1).clone()
+    pixel = torch.tensor([-0.5, 0.9, -0.5])  # green
+    grey[:, :, 1, 2] = pixel[None]
+    torch.testing.assert_close(image_hues(grey), torch.full((2,), 1 / 3, dtype=torch.float64))
+
+
+def test_wasserstein_of_numbers_is_their_shift() -> None:
+    values = torch.tensor([3.0, -1.0, 0.5])
+    assert float(wasserstein_1(values, values.flip(0) + 0.25)) == pytest.approx(0.25)
+
+
+def test_samples_of_the_reweighted_data_are_at_the_noise_floor(coloured: ImageDataModule) -> None:
+    judge = EnergyJudge(coloured, BETA, repeats=8, seed=0)
+    images = coloured.images[coloured.train_rows]
+    samples = {
+        scale: torch.stack([resample(images, judge.weights(head, scale), 200, 7, head) for head in range(6)])
+        for scale in (0.0, 1.0)
+    }
+    means, by_head = judge_samples(samples, judge, coloured.head_names)
+    assert [(row.guidance_scale, row.head) for row in means] == [(0.0, ""), (1.0, "")]
+    assert [row.head for row in by_head] == [*coloured.head_names] * 2
+    for row in means:
+        assert 0.6 < row.metrics["hue_distance_multiple"] < 1.6
+        assert row.metrics["energy"] == pytest.approx(row.metrics["energy_exact"], abs=0.02)
+    assert means[1].metrics["energy"] < means[0].metrics["energy"] - 0.05
+    assert means[0].metrics["hue_distance"] == pytest.approx(
+        sum(row.metrics["hue_distance"] for row in by_head[:6]) / 6
+    )
+    prior_at_1, _ = judge_samples({1.0: samples[0.0]}, judge, coloured.head_names)
+    assert prior_at_1[0].metrics["hue_distance_multiple"] > 3.0
+
+
+def test_the_exact_energy_is_the_self_normalised_mean(coloured: ImageDataModule) -> None:
+    judge = EnergyJudge(coloured, BETA, repeats=2, seed=0)
+    energies = coloured.energies[coloured.train_rows].double()
+    weights = (-0.5 * BETA * energies[:, 2]).exp()
+    found = judge.measure(coloured.images[:20], 2, 0.5)
+    assert found["energy_exact"] == pytest.approx(float((weights * energies[:, 2]).sum() / weights.sum()), rel=1e-5)
+    assert found["energy"] == pytest.approx(float(coloured.energies[:20, 2].mean()), rel=1e-5)
+    assert judge.remark == f"energy of the data {float(energies.mean()):.3f}"
+
+
+def test_functions_of_the_user_are_judged_by_their_energies() -> None:
+    data = ImageDataModule(energy=f"{__name__}.brightness", num_images=300)
+    data.setup()
+    judge = EnergyJudge(data, 20.0, repeats=4, seed=0)
+    assert judge.distance == "energy_distance"
+    images = data.images[data.train_rows]
+    exact = torch.stack([resample(images, judge.weights(head, 1.0), 150, 3, head) for head in range(2)])
+    means, _ = judge_samples({1.0: exact}, judge, data.head_names)
+    assert 0.5 < means[0].metrics["energy_distance_multiple"] < 1.7
+    swapped, _ = judge_samples({1.0: exact.flip(0)}, judge, data.head_names)
+    assert swapped[0].metrics["energy_distance_multiple"] > 5.0
+
+
+def test_mirror_images_count_among_the_training_images() -> None:
+    data = ImageDataModule(num_images=20, horizontal_flip=True, energy=f"{__name__}.brightness")
+    data.setup()
+    images = training_images(data)
+    half = len(images) // 2
+    assert torch.equal(images[half:], images[:half].flip(-1))
+    assert torch.equal(images[:half], from_bytes(data.images[data.train_rows]))
+
+
+def test_a_classifier_learns_the_digits_and_is_a_function_of_its_seed(
+    labelled: ImageDataModule, classifier: ImageClassifier
+) -> None:
+    found = accuracy(classifier, labelled)
+    assert found is not None
+    assert found > 0.9
+    first, second = (train_classifier(labelled, 3, 0, "cpu").state_dict() for _ in range(2))
+    other = train_classifier(labelled, 3, 1, "cpu").state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("0.weight"))
+
+
+@pytest.mark.parametrize("side", [4, 8, 20, 64])
+def test_the_classifier_takes_images_of_any_size(side: int) -> None:
+    features, classes = ImageClassifier(3, side, 5).see(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+    assert (features.shape, classes.shape) == ((2, 32), (2,))
+
+
+def test_the_classifier_is_kept_and_trained_again_where_it_does_not_fit(
+    labelled: ImageDataModule, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation" / "classifier.pt"
+    first = kept_classifier(path, labelled, 2, 0, "cpu")
+    written = path.stat().st_mtime_ns
+    again = kept_classifier(path, labelled, 2, 0, "cpu")
+    assert path.stat().st_mtime_ns == written
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    kept_classifier(path, labelled, 3, 0, "cpu")
+    assert torch.load(path, weights_only=True)["made_from"]["steps"] == 3
+    path.write_bytes(b"torn")
+    kept_classifier(path, labelled, 2, 0, "cpu")
+    assert torch.load(path, weights_only=True)["made_from"]["steps"] == 2
+
+
+def test_real_images_of_a_class_are_judged_well_and_those_of_another_are_not(
+    labelled: ImageDataModule, classifier: ImageClassifier
+) -> None:
+    judge = ClassJudge(labelled, classifier, num_samples=60, repeats=3, seed=0)
+    right = torch.stack([of_class(labelled, label, 60, seed=1) for label in range(10)])
+    means, by_head = judge_samples({0.0: right, 1.0: right.roll(1, 0)}, judge, labelled.head_names)
+    good, bad = (row.metrics for row in means)
+    assert good["accuracy"] > 0.9
+    assert bad["accuracy"] < 0.05
+    assert good["frechet_multiple"] < 1.3  # samples may be among the images: less than the floor
+    assert bad["frechet_multiple"] > 3.0
+    for name in ("precision", "recall", "coverage"):
+        assert good[name] > judge.real[name] - 0.1
+        assert bad[name] < 0.3
+    assert judge.real["accuracy"] == accuracy(classifier, labelled)
+    assert judge.real["frechet"] == pytest.approx(sum(row.metrics["frechet_floor"] for row in by_head[:10]) / 10)
+    assert f"{judge.real['accuracy']:.1%}" in judge.remark
+
+
+def test_missing_modes_lower_recall_and_not_precision(labelled: ImageDataModule, classifier: ImageClassifier) -> None:
+    judge = ClassJudge(labelled, classifier, num_samples=60, repeats=2, seed=0)
+    one = of_class(labelled, 3, 2, seed=1).repeat(30, 1, 1, 1)
+    found = judge.measure(one, 3, 1.0)
+    assert found["recall"] < 0.2
+    assert found["precision"] > 0.5
+
+
+def test_without_held_out_images_the_classifier_is_not_tested() -> None:
+    data = ImageDataModule(energy="labels", holdout=0.0, num_images=400)
+    data.setup()
+    judge = ClassJudge(data, ImageClassifier(1, 8, 10).eval(), num_samples=8, repeats=2, seed=0)
+    assert "accuracy" not in judge.real
+    assert judge.remark == "no image held out to test the classifier"
+
+
+def test_classes_of_too_few_images_are_refused(labelled: ImageDataModule) -> None:
+    check_class_sizes(labelled)
+    few = ImageDataModule(energy="labels", num_images=100)
+    few.setup()
+    with pytest.raises(DataError, match=r"the class '\d' has \d+ training images; .* needs at least 16"):
+        check_class_sizes(few)
+
+
+ROWS = [ImageRow(0.0, "", {"a": 0.5, "b": 12.0}), ImageRow(1.0, "", {"a": 0.25, "b": math.inf})]
+
+
+def test_a_table_has_a_line_a_scale_and_one_of_real_images() -> None:
+    lines = format_rows(ROWS, {"a": "alpha", "b": "beta"}, {"a": 1.0}).splitlines()
+    assert [line.split() for line in lines] == [
+        ["guidance", "scale", "alpha", "beta"],
+        ["0", "0.500", "12.000"],
+        ["1", "0.250", "inf"],
+        ["real", "images", "1.000", "-"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+    assert len(format_rows(ROWS, {"a": "alpha"}, {}).splitlines()) == 3
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "images.json"
+    write_rows(path, ROWS, [ImageRow(0.0, "cat", {"a": 0.5})], {"title": "pets"})
+    assert read_rows(path) == (ROWS, {"title": "pets", "heads": [{"guidance_scale": 0.0, "head": "cat", "a": 0.5}]})
+    assert json.loads(path.read_text())["scales"][1] == {"guidance_scale": 1.0, "a": 0.25, "b": None}
+    for torn in ("", "[]", '{"scales": 3}', '{"scales": [{}]}'):
+        path.write_text(torn)
+        with pytest.raises(RunError, match="is damaged"):
+            read_rows(path)
+
+
+def test_pictures_are_drawn(coloured: ImageDataModule, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    samples = {scale: coloured.images[:60].reshape(6, 10, 3, 8, 8) for scale in (0.0, 1.0)}
+    judge = EnergyJudge(coloured, BETA, repeats=2, seed=0)
+    plot_grids(samples, coloured.head_names, tmp_path / "grids.png", "digits")
+    plot_hues(samples, [0, 2, 5], judge, coloured.head_names, tmp_path / "hues.png", "digits")
+    for name in ("grids.png", "hues.png"):
+        assert imread(tmp_path / name)[..., :3].std() > 0.05
+
+
+def test_a_histogram_is_a_density() -> None:
+    hues = torch.tensor([0.0, 0.5, 0.999999999, 1.0 - 1e-17])
+    found = histogram(hues.double(), torch.tensor([1.0, 2.0, 1.0, 0.0]))
+    assert found.sum() / len(found) == pytest.approx(1.0)
+    assert found[len(found) // 2] == pytest.approx(len(found) / 2)
+
+
+def test_figures_show_some_of_many_heads() -> None:
+    assert shown_heads(6) == [0, 1, 2, 3, 4, 5]
+    assert len(set(shown_heads(1000))) == 20
+    assert shown_heads(1000)[-1] == 950
+
+
+def test_the_inception_distance_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        check_inception(str(tmp_path / "missing.pth"))
+    pytest.importorskip("torchmetrics")
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError:
+        (tmp_path / "weights.pth").write_bytes(b"")
+        with pytest.raises(ConfigError, match=r"pip install 'torchmetrics\[image\]'"):
+            check_inception(str(tmp_path / "weights.pth"))
