@@ -139,7 +139,7 @@ def test_functions_of_the_user_are_judged_by_their_energies() -> None:
 def test_mirror_images_count_among_the_training_images() -> None:
     data = ImageDataModule(num_images=20, horizontal_flip=True, energy=f"{__name__}.brightness")
     data.setup()
-    images = training_images(data)
+    images = torch.cat(list(training_images(data)))
     half = len(images) // 2
     assert torch.equal(images[half:], images[:half].flip(-1))
     assert torch.equal(images[:half], from_bytes(data.images[data.train_rows]))

@@ -40,7 +40,7 @@ def loss_after(module: StageModule, steps: int, precision: Any) -> float:
     return float(trainer.callback_metrics[f"{module.stage}/loss"])
 
 
-@pytest.mark.parametrize("name", ["behavior-unet", "behavior-averaged", "critic", "guidance", "batch-guidance"])
+@pytest.mark.parametrize("name", ["behavior-unet", "behavior-averaged", "critic-options", "guidance", "batch-guidance"])
 def test_losses_fall_as_far_as_in_float32(name: str) -> None:
     exact, mixed = (loss_after(make(name), 300, precision) for precision in ("32-true", "bf16-mixed"))
     assert mixed == pytest.approx(exact, rel=0.1, abs=0.01)

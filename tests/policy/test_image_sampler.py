@@ -158,7 +158,7 @@ def test_an_energy_that_is_a_function_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_missing_torn_and_foreign_files_are_refused(run: Path) -> None:
-    with pytest.raises(RunError, match=r"does not exist: run `cepdiff fit` on images"):
+    with pytest.raises(RunError, match=r"does not exist: run `cepdiff fit` until"):
         ImageSampler.from_run(run / "nowhere")
     path = run / SAMPLER_FILE
     whole = path.read_bytes()

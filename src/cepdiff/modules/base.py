@@ -121,6 +121,11 @@ class StageModule(LightningModule, ABC):
         """The network to use once trained: the moving average where there is one."""
         return self.net if self.ema_net is None else self.ema_net
 
+    def clip(self) -> None:
+        """Clips the gradients, where that is asked for; Lightning's own way refuses fused optimisers in bfloat16."""
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+
     def after_step(self) -> None:
         """Runs after every optimiser step; moves the average."""
         if self.ema_net is not None and self.ema_decay is not None:
@@ -198,8 +203,7 @@ class StageModule(LightningModule, ABC):
         for batch, noise in self._minibatches(block):
             optimizer.zero_grad(set_to_none=True)
             metrics = self.accumulate(batch, noise, self.manual_backward)
-            if self.max_grad_norm is not None:
-                self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+            self.clip()
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()

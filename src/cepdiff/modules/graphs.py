@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cepdiff.errors import ConfigError
 from cepdiff.modules.noise import Noise, NoiseTape
@@ -27,10 +27,8 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 class Trained(Protocol):
     """What a stage's module shows to those who step it."""
 
-    net: nn.Module
-    max_grad_norm: float | None
-
     def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics: ...
+    def clip(self) -> None: ...
     def after_step(self) -> None: ...
     def buffers(self) -> Any: ...
     def parameters(self) -> Any: ...
@@ -116,8 +114,7 @@ class CapturedSteps:
         batch = {name: values.index_select(0, self._turn).squeeze(0) for name, values in self._fields.items()}
         self._optimizer.zero_grad(set_to_none=True)
         metrics = self._module.accumulate(batch, self._noise, torch.autograd.backward)
-        if self._module.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._module.net.parameters(), self._module.max_grad_norm)
+        self._module.clip()
         self._optimizer.step()
         self._module.after_step()
         if not self._names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -19,12 +18,11 @@ from cepdiff.diffusion.guidance import predicted_data_logits
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.errors import ConfigError, DataError, RunError
-from cepdiff.files import written_aside
+from cepdiff.errors import DataError, RunError
+from cepdiff.policy.recipe_file import read_recipe, write_recipe
 from cepdiff.types import DataSpec, EnergyLogits
 
 POLICY_FILE = "policy.pt"
-FORMAT = 1
 # What a network, schedule or solver of a policy file may be given as an argument.
 PARTS = (nn.Module, NoiseSchedule)
 
@@ -178,14 +176,7 @@ class GuidedPolicy:
 
     def save(self, run_dir: Path, recipe: PolicyRecipe) -> None:
         """Writes `run_dir/policy.pt`: the recipe and the weights, readable with `torch.load(weights_only=True)`."""
-        networks = {"behavior": self.eps_net, "energy": self.energy_net}
-        weights = {
-            name: {key: value.detach().cpu() for key, value in net.state_dict().items()}
-            for name, net in networks.items()
-            if net is not None
-        }
-        with written_aside(run_dir / POLICY_FILE) as file:
-            torch.save({"format": FORMAT, "recipe": dict(vars(recipe)), "weights": weights}, file)
+        write_recipe(run_dir / POLICY_FILE, recipe, {"behavior": self.eps_net, "energy": self.energy_net})
 
     @classmethod
     def from_run(
@@ -198,7 +189,7 @@ class GuidedPolicy:
         """
         path = Path(run_dir)
         path = path / POLICY_FILE if path.is_dir() else path
-        recipe, weights = read_policy_file(path)
+        recipe, weights = read_recipe(path, PolicyRecipe, "policy")
         sys.path.extend(folder for folder in recipe.sources if folder not in sys.path)
         spec = DataSpec.from_dict(recipe.spec)
         sizes = spec.observation_size, spec.action_size
@@ -221,20 +212,3 @@ class GuidedPolicy:
         policy = cls(spec, eps_net, schedule, solver, energy_net, device, recipe.energy_on_clean)
         policy.recipe = recipe
         return policy
-
-
-def read_policy_file(path: Path) -> tuple[PolicyRecipe, Mapping[str, Any]]:
-    """Recipe and weights of a policy file; raises RunError where it is missing, torn or foreign."""
-    if not path.is_file():
-        raise RunError(f"{path} does not exist: run `cepdiff fit` until the behavior stage has finished")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"holds a {type(content).__name__}")
-        if content["format"] != FORMAT:
-            raise ConfigError(f"{path} has format {content['format']}; this version of cepdiff reads {FORMAT}")
-        return PolicyRecipe(**content["recipe"]), content["weights"]
-    except ConfigError:
-        raise
-    except Exception as error:  # torch.load raises many kinds on a torn or foreign file
-        raise RunError(f"{path} is no policy file of cepdiff, or is damaged; run `cepdiff fit` again") from error

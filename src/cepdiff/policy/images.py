@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.heads import FunctionEnergy, HeadedLogits, sample_heads
 from cepdiff.energy.objectives import EnergyObjective
 from cepdiff.errors import ConfigError, RunError, nearest
-from cepdiff.files import written_aside
 from cepdiff.policy.guided import PARTS
+from cepdiff.policy.recipe_file import read_recipe, write_recipe
 from cepdiff.randomness import generator
 
 SAMPLER_FILE = "sampler.pt"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,8 @@ class ImageSampler:
 
     def save(self, run_dir: Path, recipe: SamplerRecipe) -> None:
         """Writes `run_dir/sampler.pt`: the recipe and the weights, readable with `torch.load(weights_only=True)`."""
-        networks = {"behavior": self.eps_net, "energy": self.energy_net}
-        weights = {
-            name: {key: value.detach().cpu() for key, value in net.state_dict().items()}
-            for name, net in networks.items()
-            if isinstance(net, nn.Module)
-        }
-        with written_aside(run_dir / SAMPLER_FILE) as file:
-            torch.save({"format": FORMAT, "recipe": dict(vars(recipe)), "weights": weights}, file)
+        energy_net = self.energy_net if isinstance(self.energy_net, nn.Module) else None
+        write_recipe(run_dir / SAMPLER_FILE, recipe, {"behavior": self.eps_net, "energy": energy_net})
 
     @classmethod
     def from_run(
@@ -176,7 +169,7 @@ class ImageSampler:
         """
         path = Path(run_dir)
         path = path / SAMPLER_FILE if path.is_dir() else path
-        recipe, weights = read_sampler_file(path)
+        recipe, weights = read_recipe(path, SamplerRecipe, "sampler")
         sys.path.extend(folder for folder in recipe.sources if folder not in sys.path)
         sizes = 0, math.prod(recipe.image_shape)
         solver_spec = recipe.solver
@@ -206,23 +199,6 @@ class ImageSampler:
         sampler = cls(shape, names, eps_net, schedule, solver, energy_net, objective, device)
         sampler.recipe = recipe
         return sampler
-
-
-def read_sampler_file(path: Path) -> tuple[SamplerRecipe, Mapping[str, Any]]:
-    """Recipe and weights of a sampler's file; raises RunError where it is missing, torn or foreign."""
-    if not path.is_file():
-        raise RunError(f"{path} does not exist: run `cepdiff fit` on images until the behavior stage has finished")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"holds a {type(content).__name__}")
-        if content["format"] != FORMAT:
-            raise ConfigError(f"{path} has format {content['format']}; this version of cepdiff reads {FORMAT}")
-        return SamplerRecipe(**content["recipe"]), content["weights"]
-    except ConfigError:
-        raise
-    except Exception as error:  # torch.load raises many kinds on a torn or foreign file
-        raise RunError(f"{path} is no sampler file of cepdiff, or is damaged; run `cepdiff fit` again") from error
 
 
 def start_noise(heads: Tensor, indices: Tensor, size: int, seed: int) -> Tensor:

@@ -102,9 +102,13 @@ class EnergyJudge:
             f"{self.distance}_multiple": "multiple",
         }
         self.real: dict[str, float] = {}
-        images = training_images(data)
-        self.energies = self._energies(images)  # (N, H)
-        self.hues = image_hues(images) if self.by_hue else None  # (N,)
+        energies, hues = [], []
+        for images in training_images(data):
+            energies.append(self._energies(images))
+            if self.by_hue:
+                hues.append(image_hues(images))
+        self.energies = torch.cat(energies)  # (N, H)
+        self.hues = torch.cat(hues) if self.by_hue else None  # (N,)
         self.remark = f"energy of the data {float(self.energies.mean()):.3f}"
 
     def weights(self, head: int, scale: float) -> Tensor:
@@ -157,10 +161,11 @@ def image_hues(images: Tensor) -> Tensor:
     return torch.remainder(torch.atan2(y, x) / (2.0 * math.pi), 1.0)
 
 
-def training_images(data: ImageDataModule) -> Tensor:
-    """The images (N, C, H, W) in [-1, 1] that training draws from, mirror images among them."""
-    fields = ("actions",)
-    return data.gatherer(fields)(data.rows(fields))["actions"].reshape(-1, *data.image_shape)  # (N, A) -> (N, C, H, W)
+def training_images(data: ImageDataModule) -> Iterator[Tensor]:
+    """The images that training draws from, mirror images among them: (M, C, H, W) in [-1, 1], some at a time."""
+    gather, rows = data.gatherer(("actions",)), data.rows(("actions",))
+    for some in torch.split(rows, max(1, CHUNK // data.spec.action_size)):
+        yield gather(some)["actions"].reshape(-1, *data.image_shape)  # (M, A) -> (M, C, H, W)
 
 
 def in_chunks(images: Tensor) -> Iterator[Tensor]:
