@@ -148,5 +148,6 @@ def test_help_is_quick_and_names_every_command() -> None:
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1.0
     assert all(
-        f"\n    {command} " in done.stdout for command in ("fit", "evaluate", "sample", "export", "report", "data", "collect")
+        f"\n    {command} " in done.stdout
+        for command in ("fit", "evaluate", "sample", "export", "report", "data", "collect")
     )

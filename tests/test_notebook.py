@@ -45,6 +45,15 @@ def test_exact_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert number_of_figures(notebook) == 8
 
 
+@pytest.mark.slow
+def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    notebook = execute("images.ipynb", tmp_path, monkeypatch)
+    assert (tmp_path / "runs/notebook-images/4-steps/report/report.json").is_file()
+    # grey and tinted digits; grids of classes, threes by scale; grids and histograms of hues; curves
+    assert number_of_figures(notebook) == 7
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_stored_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

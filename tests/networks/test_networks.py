@@ -10,7 +10,15 @@ from cepdiff.diffusion.schedule import CosineVP, LinearVP, NoiseSchedule
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.embeddings import FourierFeatures
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
-from cepdiff.networks.mlp import ACTIVATIONS, JointLinear, JointMLP, OutputLinear, mlp, parameter_count, parameters_finite
+from cepdiff.networks.mlp import (
+    ACTIVATIONS,
+    JointLinear,
+    JointMLP,
+    OutputLinear,
+    mlp,
+    parameter_count,
+    parameters_finite,
+)
 from cepdiff.networks.score import MLPScore, ResidualMLPScore, ResidualUNet
 
 S, A, B, K = 5, 3, 4, 6

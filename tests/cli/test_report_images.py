@@ -1,0 +1,286 @@
+"""`cepdiff report` over runs on images with a few numbers in them, beside densities and policies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from cepdiff.cli import main
+from cepdiff.stages.distances import GUIDED, write_samples
+from cepdiff.stages.image_evaluation import ImageRow, write_rows
+
+# Metrics of a run: (scale, accuracy, Fréchet distance in floors of 4).
+Rows = list[tuple[float, float, float]]
+
+
+def write_run(
+    folder: Path,
+    method: str,
+    rows: Rows,
+    *,
+    dataset: str = "digits",
+    energy: str = "labels",
+    beta: float = 1.0,
+    seed: int = 0,
+    steps: int = 10,
+    num_samples: int = 20,
+    shape: tuple[int, int, int] = (1, 8, 8),
+    heads: int = 2,
+    level: int = 128,
+    prior: str | None = "prior",
+    real: bool = True,
+) -> Path:
+    """A finished run of `heads` classes; its images are all of the grey `level`."""
+    found = [
+        {"accuracy": accuracy, "frechet": 4.0 * multiple, "frechet_floor": 4.0, "frechet_multiple": multiple}
+        for _, accuracy, multiple in rows
+    ]
+    scales = [scale for scale, _, _ in rows]
+    means = [ImageRow(scale, "", metrics) for scale, metrics in zip(scales, found, strict=True)]
+    by_head = [ImageRow(row.guidance_scale, str(head), row.metrics) for row in means for head in range(heads)]
+    checkpoints = {"guidance_checkpoint": str(folder)} | ({"behavior_checkpoint": prior} if prior else {})
+    about: dict[str, Any] = {
+        "dataset": dataset, "energy": energy, "objective": method, "inverse_temperature": beta, "seed": seed,
+        "num_samples": num_samples, "distance": "frechet", "real": {"accuracy": 0.98, "frechet": 4.0} if real else {},
+        "columns": {
+            "accuracy": "accuracy", "frechet": "Fréchet", "frechet_floor": "noise floor", "frechet_multiple": "multiple"
+        },
+        "seconds": {"behavior": 10.0, "guidance": 5.0}, "made_from": checkpoints,
+    }  # fmt: skip
+    (folder / "guidance").mkdir(parents=True)
+    (folder / "guidance" / "stage.json").write_text(json.dumps({"done": True, "made_from": {"max_steps": steps}}))
+    write_rows(folder / "images.json", means, by_head, about)
+    images = torch.full((min(heads, 20), 3, *shape), level, dtype=torch.uint8)
+    write_samples(folder / "samples.npz", {GUIDED.format(scale): images for scale in scales})
+    return folder
+
+
+def report(output: Path, *folders: Path) -> int:
+    """The command in this process."""
+    return main(["report", *map(str, folders), "--output", str(output)])
+
+
+def read(output: Path) -> dict[str, Any]:
+    """The images' part of the report in plain types."""
+    content: dict[str, Any] = json.loads((output / "report.json").read_text())["images"]
+    return content
+
+
+def markdown_rows(output: Path, title: str) -> list[list[str]]:
+    """The cells below the header of the table whose title begins so."""
+    lines = (output / "report.md").read_text().split(f"**{title}")[1].split("\n\n")[1].splitlines()
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in (lines[0], *lines[2:])]
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> list[Path]:
+    """CEP with two seeds, each with a prior of its own; two baselines on the prior of seed 0, one not at scale 2."""
+    return [
+        write_run(tmp_path / "noisy", "NoisyClassifier", [(0.0, 0.5, 9.0), (1.0, 0.9, 3.0), (2.0, 0.95, 1.5)]),
+        write_run(tmp_path / "cep", "CEP", [(0.0, 0.5, 9.0), (1.0, 0.875, 1.0), (2.0, 0.8, 2.0)]),
+        write_run(
+            tmp_path / "cep1", "CEP", [(0.0, 0.6, 7.0), (1.0, 1.0, 2.0), (2.0, 0.9, 2.0)], seed=1, prior="another"
+        ),
+        write_run(tmp_path / "dps", "DPSClassifier", [(0.0, 0.5, 9.0), (1.0, 0.9375, 4.0)]),
+    ]
+
+
+TITLE = "digits (8x8, grey), energy labels, beta 1: means over 2 heads of 20 images each"
+
+
+def test_table_by_scale_and_method(classes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "report"
+    assert report(output, *classes) == 0
+    title = f"{TITLE}, mean ± standard deviation of the seeds"
+    assert markdown_rows(output, title) == [
+        ["scale", "method", "accuracy", "Fréchet, x floor"],
+        # Two priors: that of seed 0 counts once, whichever runs share it.
+        ["0", "prior", "0.550 ± 0.071", "8.00 ± 1.41"],
+        ["1", "CEP", "0.938 ± 0.088 *", "1.50 ± 0.71 *"],
+        ["1", "NoisyClassifier", "0.900", "3.00"],
+        ["1", "DPSClassifier", "0.938 *", "4.00"],
+        ["2", "CEP", "0.850 ± 0.071", "2.00 ± 0.00"],
+        ["2", "NoisyClassifier", "0.950 *", "1.50 *"],
+        ["", "real images", "0.980 ± 0.000", "1.00 ± 0.00"],
+    ]
+    shown = capsys.readouterr()
+    assert title in shown.out
+    # Two priors, four guidance stages.
+    assert "4 runs of images, 40 s of training" in shown.out
+    assert shown.err == ""
+
+
+def test_json_of_images(classes: list[Path], tmp_path: Path) -> None:
+    assert report(tmp_path / "report", *classes) == 0
+    found = read(tmp_path / "report")
+    (table,) = found["tables"]
+    assert {key: table[key] for key in ("dataset", "shape", "energy", "beta", "distance")} == {
+        "dataset": "digits", "shape": [1, 8, 8], "energy": "labels", "beta": 1.0, "distance": "frechet",
+    }  # fmt: skip
+    rows = {(row["guidance_scale"], row["method"]): row["metrics"] for row in table["rows"]}
+    assert rows[1.0, "CEP"]["frechet_multiple"] == {
+        "mean": 1.5, "std": pytest.approx(math.sqrt(0.5)), "values": {"0": 1.0, "1": 2.0},
+    }  # fmt: skip
+    assert rows[0.0, "prior"]["frechet"]["values"] == {"0": 36.0, "1": 28.0}  # distance and floor are told too
+    assert table["best"]["1"] == {"accuracy": ["CEP", "DPSClassifier"], "frechet_multiple": ["CEP"]}
+    assert table["best"]["2"] == {"accuracy": ["NoisyClassifier"], "frechet_multiple": ["NoisyClassifier"]}
+    assert found["training_seconds"] == 40.0
+    run = next(run for run in found["runs"] if run["folder"] == str(classes[3]))
+    assert (run["method"], run["seed"], len(run["scales"])) == ("DPSClassifier", 0, 2)
+    assert run["scales"][1]["accuracy"] == 0.9375
+
+
+def test_runs_with_other_aims_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: Rows = [(0.0, 0.5, 9.0), (1.0, 0.9, 1.0)]
+    runs = [
+        write_run(tmp_path / "b", "CEP", rows, dataset="my birds", energy="own.red", shape=(3, 8, 8)),
+        write_run(tmp_path / "c", "CEP", rows, energy="hues", shape=(3, 8, 8), beta=50.0),
+        write_run(tmp_path / "d", "DPS", rows, energy="hues", shape=(3, 8, 8), beta=3.0),
+        write_run(tmp_path / "e", "CEP", rows, heads=1),
+    ]
+    assert report(tmp_path / "report", *runs) == 0
+    names = [
+        "images-digits-1x8x8-labels-beta1", "images-digits-3x8x8-hues-beta3", "images-digits-3x8x8-hues-beta50",
+        "images-my-birds-3x8x8-own.red-beta1",
+    ]  # fmt: skip
+    files = {f"{name}{end}" for name in names for end in (".png", "-grids.png")}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", "report.json", *files}
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert all(f"]({file})" in page for file in files)
+    assert "over 1 head of 20 images" in page
+    assert " *" not in page  # nothing is best where there is one method
+    assert page.count("runs of images") == 1
+    assert [row[1] for row in markdown_rows(tmp_path / "report", "digits (8x8, RGB), energy hues, beta 3")] == [
+        "method", "prior", "DPS", "real images",
+    ]  # fmt: skip
+
+
+def test_the_energy_itself_is_another_method(tmp_path: Path) -> None:
+    rows: Rows = [(0.0, 0.5, 9.0), (1.0, 0.9, 2.0)]
+    runs = [
+        write_run(tmp_path / "itself", "DPS", [(0.0, 0.5, 9.0), (1.0, 0.8, math.inf)], steps=0, real=False),
+        write_run(tmp_path / "net", "DPS", rows, real=False),
+    ]
+    assert report(tmp_path / "report", *runs) == 0
+    table = markdown_rows(tmp_path / "report", TITLE)
+    assert table[2:] == [["1", "DPS", "0.900 *", "2.00 *"], ["1", "DPS (analytic)", "0.800", "inf"]]
+    (found,) = read(tmp_path / "report")["tables"]
+    assert found["rows"][2]["metrics"]["frechet_multiple"]["mean"] is None
+
+
+def share(image: Any, level: float) -> float:
+    """Of a figure's pixels, those of the grey `level` in [0, 1]."""
+    return float((abs(image[..., :3] - level) < 0.004).all(-1).mean())
+
+
+def test_figures(tmp_path: Path) -> None:
+    """A curve a method, and the images of each method at scale 1 beside those of the prior."""
+    rows: Rows = [(0.0, 0.5, 9.0), (1.0, 0.9, 1.0)]
+    runs = [
+        write_run(tmp_path / "a", "CEP", rows, level=60, heads=10),
+        write_run(tmp_path / "b", "MSE", [(0.0, 0.5, 9.0), (1.0, 0.7, 3.0)], level=180, heads=10),
+        write_run(tmp_path / "c", "DPS", [(2.0, 0.7, 3.0)], level=220, heads=10),
+    ]
+    assert report(tmp_path / "report", *runs) == 0
+    name = tmp_path / "report" / "images-digits-1x8x8-labels-beta1"
+    grids = imread(f"{name}-grids.png")
+    # The prior's grid is that of the first run.
+    assert share(grids, 60 / 255) == pytest.approx(2 * share(grids, 180 / 255), rel=0.05)
+    assert share(grids, 60 / 255) > 0.2
+    assert share(grids, 220 / 255) < 0.01  # nothing at scale 1
+    curves = imread(f"{name}.png")[..., :3]
+    for colour in ((0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)):
+        close = (abs(curves - torch.tensor(colour).numpy() / 255) < 0.02).all(-1)
+        assert close.sum() > 50
+
+
+def test_no_grid_without_the_exact_scale(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "CEP", [(2.0, 0.9, 1.0)])
+    assert report(tmp_path / "report", run) == 0
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"report.md", "report.json", "images-digits-1x8x8-labels-beta1.png"}
+
+
+def test_more_heads_than_the_grids_show(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "CEP", [(0.0, 0.9, 1.0), (1.0, 0.9, 1.0)], heads=30)
+    assert report(tmp_path / "report", run) == 0
+    assert "over 30 heads of 20 images" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_unequal_numbers_of_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: Rows = [(1.0, 0.9, 1.0)]
+    a = write_run(tmp_path / "a", "CEP", rows)
+    b = write_run(tmp_path / "b", "DPSClassifier", rows, num_samples=1000)
+    other = write_run(tmp_path / "c", "CEP", rows, dataset="birds", num_samples=50)
+    assert report(tmp_path / "report", a, b, other) == 0
+    assert "runs with 20, 1000 samples side by side" in capsys.readouterr().err
+    assert "over 2 heads of 20/1,000 images each" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_an_unfinished_run_on_images_is_named(
+    classes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (classes[0] / "images.json").unlink()
+    (classes[0] / "config.yaml").touch()
+    assert report(tmp_path / "report", *classes) == 0
+    assert f"not finished, skipped (run the same `cepdiff fit` again): {classes[0]}" in capsys.readouterr().err
+    assert len(read(tmp_path / "report")["runs"]) == 3
+
+
+def refused(capsys: pytest.CaptureFixture[str], output: Path, *folders: Path) -> str:
+    """The one line that says why the command ends with 2; nothing is written."""
+    assert report(output, *folders) == 2
+    assert not output.exists()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return shown.err.splitlines()[-1]
+
+
+def test_twins_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (write_run(tmp_path / name, "CEP", [(1.0, 0.9, 1.0)]) for name in ("a", "b"))
+    line = refused(capsys, tmp_path / "report", a, b)
+    assert f"{a} and {b} are both digits (8x8, grey), energy labels, beta 1, CEP, seed 0" in line
+
+
+def damaged(content: Mapping[str, Any], damage: str) -> str:
+    """The text of `images.json`, spoilt."""
+    spoilt = json.loads(json.dumps(content))
+    if damage == "torn":
+        return json.dumps(content)[:200]
+    if damage == "no floor":
+        del spoilt["scales"][0]["frechet_floor"]
+    elif damage == "no rows":
+        spoilt["scales"] = []
+    elif damage == "text":
+        spoilt["scales"][0]["accuracy"] = "high"
+    elif damage == "no heads":
+        spoilt["heads"] = []
+    else:
+        del spoilt[damage]
+    return json.dumps(spoilt)
+
+
+@pytest.mark.parametrize("damage", ["torn", "no floor", "no rows", "text", "no heads", "seed", "columns", "real"])
+def test_damaged_results(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", "CEP", [(0.0, 0.5, 9.0), (1.0, 0.9, 1.0)])
+    path = run / "images.json"
+    path.write_text(damaged(json.loads(path.read_text()), damage))
+    assert f"{path} is damaged" in refused(capsys, tmp_path / "report", run)
+
+
+def test_damaged_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", "CEP", [(0.0, 0.5, 9.0), (1.0, 0.9, 1.0)])
+    images = torch.zeros(2, 3, 1, 8, 8, dtype=torch.uint8)
+    one = {GUIDED.format(0.0): images}
+    for kept in (one, {**one, GUIDED.format(1.0): images[:1]}, {**one, GUIDED.format(1.0): images.flatten(1)}):
+        write_samples(run / "samples.npz", kept)
+        assert "samples.npz lacks samples" in refused(capsys, tmp_path / "report", run)
+    (run / "samples.npz").unlink()
+    assert "samples.npz cannot be read" in refused(capsys, tmp_path / "report", run)
