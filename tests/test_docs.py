@@ -229,7 +229,9 @@ def commands() -> list[str]:
             if block.language == "bash":
                 for line in block.text.replace("\\\n", " ").splitlines():
                     line = line.split(" #")[0]
-                    found += re.findall(r"(?:\bcepdiff|-m cepdiff) ((?:fit|evaluate|data|collect)\b[^&|;]*)", line)
+                    found += re.findall(
+                        r"(?:\bcepdiff|-m cepdiff) ((?:fit|evaluate|sample|export|report|data|collect)\b[^&|;]*)", line
+                    )
     return sorted(set(found))
 
 
@@ -259,7 +261,7 @@ def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("config", ["quickstart", "toy/moons"])
+@pytest.mark.parametrize("config", ["quickstart", "toy/moons", "images/digits_class", "images/digits_colour"])
 def test_every_key_is_explained(config: str) -> None:
     page = (ROOT / "docs/configuration.md").read_text()
     values = yaml.safe_load(load_config([ROOT / f"configs/{config}.yaml"]).to_yaml())
