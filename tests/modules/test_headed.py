@@ -27,6 +27,7 @@ from cepdiff.energy.objectives import (
     NoisyClassifier,
 )
 from cepdiff.errors import ConfigError
+from cepdiff.modules.graphs import CapturedSteps
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.modules.headed import HeadedEnergyGuidance
 from cepdiff.modules.noise import Noise
@@ -363,3 +364,41 @@ def test_guidance_by_labels_is_exact(objective: EnergyObjective, times: tuple[fl
         error = float((found - exact).norm() / exact.norm())
         print(f"t = {t}: relative error of the gradient {error:.3f}")
         assert error < 0.3
+
+
+def test_its_steps_can_be_captured() -> None:
+    """Steps from fixed memory are those one by one, and only the first waits for the device."""
+    draws = torch.Generator().manual_seed(0)
+    block = {
+        "actions": torch.rand(4, ROWS, A, generator=draws) * 2 - 1,
+        "energies": torch.rand(4, ROWS, HEADS, generator=draws),
+        STEP_SEEDS: torch.arange(4),
+    }
+    weights = []
+    for captured in (False, True):
+        module = headed(learning_rate=2.0**-7)
+        optimizer = torch.optim.AdamW(module.net.parameters(), lr=module.learning_rate, fused=True)
+        if captured:
+            steps = CapturedSteps(module, optimizer, block, capture=lambda step: step)
+            steps.run(block, lambda: None)
+        else:
+            for step in range(4):
+                optimizer.zero_grad()
+                batch = {name: block[name][step] for name in module.batch_fields}
+                module.accumulate(batch, Noise(step, torch.device("cpu")), torch.autograd.backward)
+                optimizer.step()
+        weights.append(module.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_targets_are_exact_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averages of exponentials are float32 under autocast: the loss's targets are those without it."""
+    module = headed()
+    seen: list[Tensor] = []
+    original = module.objective.loss
+    monkeypatch.setattr(module.objective, "loss", lambda *a: (seen.append(a[1]), original(*a))[1])
+    batch = {"actions": torch.rand(ROWS, A) * 2 - 1, "energies": torch.rand(ROWS, HEADS)}
+    module.loss(batch, seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        module.loss(batch, seeded())
+    torch.testing.assert_close(seen[1], seen[0])

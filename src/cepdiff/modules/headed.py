@@ -13,6 +13,7 @@ from cepdiff.energy.objectives import EnergyObjective
 from cepdiff.errors import ConfigError
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.modules.noise import Noise
+from cepdiff.precision import float32_products
 from cepdiff.types import Batch, EnergyLogits, Metrics, NoisePredictor
 
 
@@ -99,7 +100,9 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
         logits = self.from_all_ranks(logits.transpose(-1, -2), noise, axis=-1)  # (..., B, H) -> (..., H, K)
         targets = self.objective.targets(energies, per_set=False)
         if origins is not None:  # (H, K) @ (T, K, B) -> (T, H, B) -> (T, H, K)
-            targets = self.from_all_ranks(targets @ origins.transpose(-1, -2), noise, axis=-1)
+            with float32_products(targets):
+                targets = targets @ origins.transpose(-1, -2)
+            targets = self.from_all_ranks(targets, noise, axis=-1)
         return self.with_label_ess(self.objective.loss(logits, targets), energies)
 
     def guidance_logits(self, eps_net: NoisePredictor) -> EnergyLogits:
