@@ -99,6 +99,10 @@ def test_what_cannot_be_exported(
     assert "opset is 3; expected 18" in complaint(capsys, run_dir, "--format", "onnx", "--opset", 3)
     assert "is a folder" in complaint(capsys, run_dir, "--format", "torch", "--output", run_dir)
     assert "num_steps is 0" in complaint(capsys, run_dir, "--format", "torch", "--num_solver_steps", 0)
+    images = run_dir.parent / "images"
+    images.mkdir()
+    (images / "sampler.pt").touch()
+    assert "is a run on images, which `cepdiff sample` draws" in complaint(capsys, images, "--format", "torch")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr("cepdiff.policy.export.find_spec", lambda name: None if name == "onnxscript" else object())
     assert "cepdiff[onnx]" in complaint(capsys, run_dir, "--format", "onnx")

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.files import written_aside
     from cepdiff.policy import export, export_check
     from cepdiff.policy.guided import POLICY_FILE, GuidedPolicy
+    from cepdiff.policy.images import SAMPLER_FILE
 
     if args.opset is not None and args.format != "onnx":
         raise ConfigError("--opset belongs to --format onnx")
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "onnx":
         export.require_onnx(opset)
     place = Path(args.run_dir)
+    if (place / SAMPLER_FILE).is_file():
+        raise ConfigError(f"{place} is a run on images, which `cepdiff sample` draws; only policies are exported")
     folder = place if place.is_dir() else place.parent
     output = Path(args.output) if args.output else (folder / POLICY_FILE).with_suffix(export.SUFFIXES[args.format])
     if output.is_dir():

@@ -112,6 +112,7 @@ class RunFolder:
         self.distances = path / "distances.json"
         self.samples = path / "samples.npz"
         self.panel = path / "samples.png"
+        self.images = path / "images.json"
 
     def stage(self, name: str) -> StageFolder:
         """The folder of a stage."""

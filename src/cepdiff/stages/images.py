@@ -137,16 +137,11 @@ class ImageFit(Fit):
         if not done:
             samples = {scale: self._sample(scale) for scale in sorted(set(self.settings.scales))}
             self.processes.on_main(lambda: self._judge(samples, made_from))
-        rows, about = self.processes.on_main(lambda: read_rows(self.results))
+        rows, about = self.processes.on_main(lambda: read_rows(self.run.images))
         if self.processes.is_main:
             print(f"\n{about['title']}\n{format_rows(rows, about['columns'], about['real'])}\n")
-            print(self.closing_lines(f"results {self.results}, grids {self.grids}"))
+            print(self.closing_lines(f"results {self.run.images}, grids {self.grids}"))
         return rows
-
-    @property
-    def results(self) -> Path:
-        """The evaluation's table as JSON."""
-        return self.run.path / "images.json"
 
     @property
     def grids(self) -> Path:
@@ -162,7 +157,7 @@ class ImageFit(Fit):
         """Whether results of just these networks and settings lie in the run folder."""
         files = [self.grids, self.run.samples, *([self.hues] if is_hue(self.data) else [])]
         wanted = json.loads(json.dumps(made_from))
-        return not any(compare(made_from_of(self.results), wanted)) and all(path.exists() for path in files)
+        return not any(compare(made_from_of(self.run.images), wanted)) and all(path.exists() for path in files)
 
     def _sample(self, scale: float) -> Tensor:
         """Images (heads, M, C, H, W) uint8 of all processes, on the CPU."""
@@ -212,7 +207,7 @@ class ImageFit(Fit):
         if isinstance(judge, EnergyJudge) and judge.hues is not None:
             plot_hues(samples, shown, judge, self.data.head_names, self.hues, self._title())
             log_result(self.run.logs / "evaluation", {}, self.hues, step)
-        write_rows(self.results, means, by_head, about)
+        write_rows(self.run.images, means, by_head, about)
 
     def _new_judge(self) -> Judge:
         """By a classifier of the labels, which is trained or read, or by the energy as a function of the image."""

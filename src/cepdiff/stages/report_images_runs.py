@@ -16,7 +16,6 @@ from cepdiff.stages.distances import GUIDED, read_samples
 from cepdiff.stages.image_evaluation import read_rows
 from cepdiff.stages.image_figures import shown_heads
 
-RESULTS = "images.json"
 ANALYTIC = "{} (analytic)"  # a method without a network of the energy: the energy itself guides
 
 
@@ -81,7 +80,7 @@ class ImageRun:
 
 def read_image_run(run: RunFolder) -> ImageRun:
     """A run with `images.json`; raises RunError where it or `samples.npz` is damaged."""
-    path = run.path / RESULTS
+    path = run.images
     rows, about = read_rows(path)
     try:
         metrics = {row.guidance_scale: dict(row.metrics) for row in rows}

@@ -15,7 +15,7 @@ from cepdiff.errors import RunError
 from cepdiff.rollout.scores import ScoreRow, read_score_file
 from cepdiff.stages.artifacts import LOCK, RunFolder
 from cepdiff.stages.distances import EXACT, GUIDED, DistanceRow, read_distances, read_samples
-from cepdiff.stages.report_images_runs import RESULTS, ImageRun, read_image_run
+from cepdiff.stages.report_images_runs import ImageRun, read_image_run
 
 SCALE = 1.0  # the guidance scale at which densities are compared: the one that is exact in the limit
 
@@ -97,7 +97,7 @@ def find_runs(folders: Iterable[Path]) -> Found:
                 found.without_scale.append(folder)
             else:
                 found.densities.append(density)
-        elif (folder / RESULTS).is_file():
+        elif run.images.is_file():
             found.images.append(read_image_run(run))
         elif run.scores.is_file():
             found.policies.append(read_policy_run(run))
