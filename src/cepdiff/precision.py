@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def uncached_casts() -> Iterator[None]:
+    """Autocast keeps no cast of a weight here, which an optimiser step would leave stale."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 def float32_products(values: Tensor) -> AbstractContextManager[object]:

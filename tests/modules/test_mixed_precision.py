@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from small_modules import MODULES, Stream, block, guidance, make
+from small_modules import MODULES, Stream, block, fit, guidance, make
 from torch import nn
 
 from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.schedule import LinearVP
+from cepdiff.errors import ConfigError
 from cepdiff.modules.base import StageModule
 from cepdiff.networks import mlp
 from cepdiff.networks.energy import EnergyMLP
@@ -42,7 +43,10 @@ def loss_after(module: StageModule, steps: int, precision: Any) -> float:
 
 @pytest.mark.parametrize("name", ["behavior-unet", "behavior-averaged", "critic-options", "guidance", "batch-guidance"])
 def test_losses_fall_as_far_as_in_float32(name: str) -> None:
-    exact, mixed = (loss_after(make(name), 300, precision) for precision in ("32-true", "bf16-mixed"))
+    exact, mixed = (
+        loss_after(make(name, lr_schedule="constant", warmup_steps=0), 300, precision)
+        for precision in ("32-true", "bf16-mixed")
+    )
     assert mixed == pytest.approx(exact, rel=0.1, abs=0.01)
 
 
@@ -84,3 +88,27 @@ def test_a_posterior_is_exact_under_autocast() -> None:
     expected = origin_posterior(schedule, x, x0, t)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(origin_posterior(schedule, x, x0, t), expected)
+
+
+def test_no_step_uses_the_casts_of_the_one_before() -> None:
+    """Whatever cache the caller's autocast has: two steps of one block equal two blocks of one."""
+    weights = []
+    for blocks in ([range(2)], [range(1), range(1, 2)]):
+        module = make("critic")
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+            fit(module, [block(module, steps) for steps in blocks], max_steps=2)
+        weights.append(module.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_scaled_losses_are_refused() -> None:
+    module = make("critic")
+
+    class Scaling:
+        scaler = object()
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    module.trainer = trainer
+    trainer.strategy._precision_plugin = Scaling()  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"16-mixed needs scaled losses.*bf16-mixed"):
+        module.on_fit_start()

@@ -11,7 +11,7 @@ from small_policy import A, S, make, normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cepdiff.errors import ConfigError
+from cepdiff.errors import ConfigError, RunError
 from cepdiff.policy.engines import ENGINES, CapturedPolicy, OnnxPolicy, run_by
 from cepdiff.policy.guided import GuidedPolicy
 
@@ -104,6 +104,13 @@ def test_onnxruntime_acts_alike(energy: bool) -> None:
         expected = policy.act(observations, guidance_scale=scales, noise=noise)
         actions = exported.act(observations, guidance_scale=scales, noise=noise)
         torch.testing.assert_close(actions, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_engine_guides_without_an_energy_network() -> None:
+    observations, noise, _ = inputs(2)
+    for policy in (make(energy=False), CapturedPolicy(make(energy=False), capture=repeated)):
+        with pytest.raises(RunError, match="no energy network yet"):
+            policy.act(observations, guidance_scale=1.0, noise=noise)
 
 
 def test_engines_by_name() -> None:

@@ -35,7 +35,8 @@ def effective_sample_size(energies: Tensor, inverse_temperature: float) -> Tenso
 
 
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of those `values` (...) where `counted` (...) is true -> (); 0 where it nowhere is."""
+    """Mean of those `values` (...) where `counted`, which broadcasts, is true -> (); 0 where it nowhere is."""
+    counted = counted.expand_as(values)
     return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
 
 

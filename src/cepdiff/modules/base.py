@@ -16,6 +16,7 @@ from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.graphs import CapturedSteps, make_portable
 from cepdiff.modules.noise import Noise
 from cepdiff.networks.mlp import parameters_finite
+from cepdiff.precision import uncached_casts
 from cepdiff.types import STEP_SEEDS, Batch, Metrics
 
 
@@ -38,7 +39,8 @@ class StageModule(LightningModule, ABC):
         micro_batch_size: rows whose gradients are computed at a time, and added up over a process's share of a batch,
             which they must divide: the same step in less memory. None computes them at once.
         cuda_graphs: on one GPU, capture an optimiser step as a CUDA graph and replay it, see `modules.graphs`; False
-            for a loss that cannot be captured. Several processes and CPUs always run step by step.
+            for a loss that cannot be captured, or where hooks around backward and the optimiser's step must be called,
+            which a replay does not. Several processes and CPUs always run step by step.
     """
 
     stage: ClassVar[str]
@@ -94,12 +96,14 @@ class StageModule(LightningModule, ABC):
         """Loss (scalar) and metrics of one minibatch; the only method that a new stage must write."""
 
     def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics:
-        """Adds a minibatch's gradients up, `micro_batch_size` rows at a time; returns the metrics' means.
+        """Adds a minibatch's gradients up, `micro_batch_size` rows at a time; returns metrics: means, and maxima.
 
         The loss must be a mean over rows that know nothing of each other; where it is not, see `check_micro_batch`.
         """
-        rows = len(next(iter(batch.values())))
-        count = 1 if self.micro_batch_size is None else max(1, rows // self.micro_batch_size)
+        rows, size = len(next(iter(batch.values()))), self.micro_batch_size
+        if size is not None and rows > size and rows % size:
+            raise ConfigError(f"{self.stage}.micro_batch_size is {size}; expected a divisor of a process's {rows} rows")
+        count = 1 if size is None else max(1, rows // size)
         if count == 1:
             loss, metrics = self.loss(batch, noise)
             backward(loss)
@@ -109,7 +113,8 @@ class StageModule(LightningModule, ABC):
             loss, metrics = self.loss({name: values[part::count] for name, values in batch.items()}, part_noise)
             backward(loss / count)
             found.append(metrics)
-        return {name: torch.stack([metrics[name] for metrics in found]).mean(0) for name in found[0]}
+        stacked = {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
+        return {name: values.amax(0) if name.endswith("_max") else values.mean(0) for name, values in stacked.items()}
 
     def check_micro_batch(self, contrasted: bool) -> None:
         """ConfigError where rows are `contrasted` with each other and cannot be taken apart."""
@@ -174,7 +179,8 @@ class StageModule(LightningModule, ABC):
         first_step = self.global_step
         captured = self.cuda_graphs and self.device.type == "cuda" and self.trainer.world_size == 1
         step_by_step = not captured or STEP_SEEDS not in block
-        stacked = self._run_steps(block, optimizer) if step_by_step else self._replay_steps(block, optimizer)
+        with uncached_casts():
+            stacked = self._run_steps(block, optimizer) if step_by_step else self._replay_steps(block, optimizer)
         self._on_all_ranks(stacked, first_step)
         means = {f"{self.stage}/{name}": values.mean() for name, values in stacked.items()}
         self.log_dict(means, prog_bar=False, sync_dist=self.trainer.world_size > 1)
@@ -182,8 +188,10 @@ class StageModule(LightningModule, ABC):
         self.log("step", float(self.global_step))  # TensorBoard's x axis counts optimiser steps, not blocks
 
     def on_fit_start(self) -> None:
-        """A captured step belongs to one fit."""
+        """A captured step belongs to one fit; raises ConfigError where losses would have to be scaled."""
         self._captured = None
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ConfigError("trainer.precision 16-mixed needs scaled losses, which no step here does; use bf16-mixed")
 
     def on_fit_end(self) -> None:
         """Frees the memory of the captured step."""
@@ -215,6 +223,7 @@ class StageModule(LightningModule, ABC):
         """The same steps as replays of a captured one."""
         scheduler: Any = self.lr_schedulers()
         if self._captured is None or not self._captured.fits(block):
+            self._captured = None  # its memory is free before the next one is made
             self._captured = CapturedSteps(self, optimizer.optimizer, block)
 
         def count() -> None:

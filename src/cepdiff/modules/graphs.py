@@ -2,7 +2,8 @@
 
 A step is captured once, with forward, backward, clipping, optimiser and averages, and replayed for each minibatch of a
 block: the step finds its minibatch and its random numbers in fixed memory, by a counter that it moves on itself. The
-host has nothing to do between two steps, and the numbers are those of the steps one by one.
+host has nothing to do between two steps, and the numbers are those of the steps one by one (with the learning rate in
+float32). Hooks around backward and the optimiser's step are not called by a replay.
 """
 
 from __future__ import annotations
@@ -79,20 +80,29 @@ class CapturedSteps:
         before = snapshot(module, optimizer)
         try:
             self._step()  # allocates what the loss draws and reports
-            self._replay = capture(self._step)
+            self._replay = self._captured(capture)
+        finally:
+            restore(module, optimizer, before)
+
+    def _captured(self, capture: Capture) -> Callable[[], None]:
+        try:
+            return capture(self._step)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"an optimiser step of {type(module).__name__} cannot be captured as a CUDA graph ({reason}): its loss "
-                "must not wait for the device (.item(), boolean masks, printing); mend it, or set cuda_graphs: false"
+                f"an optimiser step of {type(self._module).__name__} cannot be captured as a CUDA graph ({reason}): "
+                "its loss must not wait for the device (.item(), boolean masks, printing); mend it, or set cuda_graphs: false"
             ) from error
-        restore(module, optimizer, before)
 
     def fits(self, block: Batch) -> bool:
         """Whether `block` can be run: no longer, and of the same fields and minibatches."""
         fields = {name: values for name, values in block.items() if name != STEP_SEEDS}
         return fields.keys() == self._fields.keys() and all(
-            len(values) <= self._num_steps and values.shape[1:] == self._fields[name].shape[1:]
+            len(values) <= self._num_steps
+            and values.shape[1:] == self._fields[name].shape[1:]
+            and values.dtype == self._fields[name].dtype
             for name, values in fields.items()
         )
 

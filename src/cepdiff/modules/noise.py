@@ -104,9 +104,9 @@ class NoiseTape(Noise):
     def _at_turn(self, normal: bool, shape: tuple[int, ...]) -> Tensor:
         if not self._complete:
             self._drawn.append((normal, torch.full((self._num_steps, *shape), 0.5, device=self._device)))
-        if self._next == len(self._drawn) or self._drawn[self._next][1].shape[1:] != shape:
+        kind, numbers = self._drawn[self._next] if self._next < len(self._drawn) else (None, self._turn)
+        if kind is not normal or numbers.shape[1:] != shape:
             raise ConfigError("a loss that draws other numbers in each step cannot be captured; set cuda_graphs: false")
-        numbers = self._drawn[self._next][1]
         self._next += 1
         return numbers.index_select(0, self._turn).squeeze(0)  # (T, ...) -> (...)
 

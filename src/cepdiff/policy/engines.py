@@ -34,6 +34,7 @@ class OnnxPolicy:
     def __init__(self, policy: GuidedPolicy) -> None:
         require_onnx()
         policy = policy.on("cpu")
+        self._policy = policy
         self.action_size = policy.action_size
         sampler = trace(policy, "noise")
         self._names = list(sampler.inputs)
@@ -41,6 +42,7 @@ class OnnxPolicy:
 
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor = 1.0, noise: Tensor) -> Tensor:
         """Actions (B, A) for raw observations (B, S) and noise (B, A), as `GuidedPolicy.act` gives them."""
+        self._policy.require_energy(guidance_scale)
         scale = torch.as_tensor(guidance_scale, dtype=torch.float32).cpu().expand(len(noise)).contiguous()
         every = {"observations": observations.cpu().float(), "guidance_scale": scale, "noise": noise.cpu().float()}
         return self._run({name: every[name] for name in self._names})
@@ -49,7 +51,7 @@ class OnnxPolicy:
 class CapturedPolicy:
     """A policy on a GPU, whose sampler is captured once for each power of two of rows, and replayed.
 
-    Rows are filled up with zeros to the next power of two; every row pays for a gradient, also at scale 0.
+    Rows up to the next power of two are computed and not returned; every row pays for a gradient, also at scale 0.
 
     Args:
         policy: on the GPU.
@@ -68,6 +70,7 @@ class CapturedPolicy:
         Raises:
             ConfigError: networks that cannot be captured.
         """
+        self._policy.require_energy(guidance_scale)
         rows = len(noise)
         size = 1 << (rows - 1).bit_length()
         if size not in self._captured:
@@ -106,6 +109,8 @@ class CapturedPolicy:
         try:
             with torch.no_grad():
                 return memory, self._capture(sample)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(

@@ -108,6 +108,11 @@ class GuidedPolicy:
         low, high = self._bounds
         return ((high + low) / 2 + (high - low) / 2 * samples).clamp(low, high)
 
+    def require_energy(self, guidance_scale: float | Tensor) -> None:
+        """Raises RunError for a scale other than 0 where there is no energy network."""
+        if self.energy_net is None and bool((torch.as_tensor(guidance_scale) != 0).any()):
+            raise RunError("this policy has no energy network yet (the guidance stage is unfinished): use scale 0")
+
     def on(self, device: torch.device | str) -> GuidedPolicy:
         """This policy on another device; the networks are copied, unless they lie there."""
         if torch.device(device) == self.device:
@@ -153,8 +158,7 @@ class GuidedPolicy:
         if not bool(((scale >= 0) & scale.isfinite()).all()):
             raise DataError(f"guidance_scale is {guidance_scale}; expected finite numbers of 0 or more")
         scale = scale.expand(len(batch))
-        if self.energy_net is None and bool((scale != 0).any()):
-            raise RunError("this policy has no energy network yet (the guidance stage is unfinished): use scale 0")
+        self.require_energy(scale)
         if noise is None:
             shape = (len(batch), self.action_size)
             noise = torch.randn(shape, generator=generator, device=generator.device if generator else self.device)
