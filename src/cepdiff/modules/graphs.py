@@ -93,7 +93,7 @@ class CapturedSteps:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
                 f"an optimiser step of {type(self._module).__name__} cannot be captured as a CUDA graph ({reason}): "
-                "its loss must not wait for the device (.item(), boolean masks, printing); mend it, or set cuda_graphs: false"
+                "its loss must not wait for the device (.item(), boolean masks); mend it, or set cuda_graphs: false"
             ) from error
 
     def fits(self, block: Batch) -> bool:
