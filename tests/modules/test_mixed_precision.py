@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from small_modules import MODULES, Stream, block, fit, guidance, make
+from small_modules import MODULES, block, fit, guidance, make
 from torch import nn
 
 from cepdiff.diffusion.posterior import origin_posterior
@@ -27,17 +27,7 @@ def loss_after(module: StageModule, steps: int, precision: Any) -> float:
     one = block(module, range(1), rows=32)
     many = {name: values.expand(100, *values.shape[1:]).clone() for name, values in one.items()}
     blocks = [many | {STEP_SEEDS: torch.arange(100 * turn, 100 * turn + 100)} for turn in range(steps // 100)]
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-    )
-    trainer.fit(module, Stream(blocks))
+    trainer = fit(module, blocks, precision=precision)
     return float(trainer.callback_metrics[f"{module.stage}/loss"])
 
 

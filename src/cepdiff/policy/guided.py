@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,18 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cepdiff.components import build
 from cepdiff.diffusion.guidance import predicted_data_logits
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import DataError, RunError
-from cepdiff.policy.recipe_file import read_recipe, write_recipe
+from cepdiff.policy.recipe_file import build_recipe, read_recipe, write_recipe
 from cepdiff.types import DataSpec, EnergyLogits
 
 POLICY_FILE = "policy.pt"
-# What a network, schedule or solver of a policy file may be given as an argument.
-PARTS = (nn.Module, NoiseSchedule)
 
 Array = TypeVar("Array", Tensor, NDArray[np.floating[Any]])
 
@@ -194,25 +190,10 @@ class GuidedPolicy:
         path = Path(run_dir)
         path = path / POLICY_FILE if path.is_dir() else path
         recipe, weights = read_recipe(path, PolicyRecipe, "policy")
-        sys.path.extend(folder for folder in recipe.sources if folder not in sys.path)
         spec = DataSpec.from_dict(recipe.spec)
-        sizes = spec.observation_size, spec.action_size
-        solver_spec = recipe.solver
-        if num_solver_steps is not None:
-            solver_spec = {**solver_spec, "init_args": {**solver_spec["init_args"], "num_steps": num_solver_steps}}
-        eps_net = build(recipe.behavior_net, nn.Module, "behavior.net", *sizes, parts=PARTS)
-        energy_net = None
-        if recipe.energy_net is not None:
-            energy_net = build(recipe.energy_net, nn.Module, "guidance.net", *sizes, parts=PARTS)
-        try:
-            eps_net.load_state_dict(weights["behavior"])
-            if energy_net is not None:
-                energy_net.load_state_dict(weights["energy"])
-        except (KeyError, RuntimeError) as error:
-            raise RunError(f"{path}: the weights do not fit the networks that it names") from error
-        base: Any = NoiseSchedule  # which is abstract
-        schedule: NoiseSchedule = build(recipe.schedule, base, "schedule", parts=PARTS)
-        solver = build(solver_spec, DPMSolver, "solver", parts=PARTS)
-        policy = cls(spec, eps_net, schedule, solver, energy_net, device, recipe.energy_on_clean)
+        built = build_recipe(recipe, weights, (spec.observation_size, spec.action_size), path, num_solver_steps)
+        policy = cls(
+            spec, built.eps_net, built.schedule, built.solver, built.energy_net, device, recipe.energy_on_clean
+        )
         policy.recipe = recipe
         return policy

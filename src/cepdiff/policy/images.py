@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.heads import FunctionEnergy, HeadedLogits, sample_heads
 from cepdiff.energy.objectives import EnergyObjective
 from cepdiff.errors import ConfigError, RunError, nearest
-from cepdiff.policy.guided import PARTS
-from cepdiff.policy.recipe_file import read_recipe, write_recipe
+from cepdiff.policy.recipe_file import PARTS, build_recipe, read_recipe, write_recipe
 from cepdiff.randomness import generator
 
 SAMPLER_FILE = "sampler.pt"
@@ -170,33 +168,17 @@ class ImageSampler:
         path = Path(run_dir)
         path = path / SAMPLER_FILE if path.is_dir() else path
         recipe, weights = read_recipe(path, SamplerRecipe, "sampler")
-        sys.path.extend(folder for folder in recipe.sources if folder not in sys.path)
-        sizes = 0, math.prod(recipe.image_shape)
-        solver_spec = recipe.solver
-        if num_solver_steps is not None:
-            solver_spec = {**solver_spec, "init_args": {**solver_spec["init_args"], "num_steps": num_solver_steps}}
-        eps_net = build(recipe.behavior_net, nn.Module, "behavior.net", *sizes, parts=PARTS)
+        built = build_recipe(recipe, weights, (0, math.prod(recipe.image_shape)), path, num_solver_steps)
         abstract: Any = EnergyObjective
         objective: EnergyObjective = build(recipe.objective, abstract, "guidance.objective", parts=PARTS)
-        energy_net: Any = None
-        if recipe.energy_net is not None:
-            energy_net = build(recipe.energy_net, nn.Module, "guidance.net", *sizes, parts=PARTS)
-        elif recipe.energy is not None:
+        energy_net: Any = built.energy_net
+        if energy_net is None and recipe.energy is not None:
             from cepdiff.data.image_energies import find_energy  # with Lightning, which other samplers do without
 
             function = find_energy(recipe.energy)
             energy_net = FunctionEnergy(function, recipe.image_shape, objective.inverse_temperature)
-        try:
-            eps_net.load_state_dict(weights["behavior"])
-            if recipe.energy_net is not None:
-                energy_net.load_state_dict(weights["energy"])
-        except (KeyError, RuntimeError) as error:
-            raise RunError(f"{path}: the weights do not fit the networks that it names") from error
-        abstract = NoiseSchedule
-        schedule: NoiseSchedule = build(recipe.schedule, abstract, "schedule", parts=PARTS)
-        solver = build(solver_spec, DPMSolver, "solver", parts=PARTS)
         shape, names = recipe.image_shape, recipe.head_names
-        sampler = cls(shape, names, eps_net, schedule, solver, energy_net, objective, device)
+        sampler = cls(shape, names, built.eps_net, built.schedule, built.solver, energy_net, objective, device)
         sampler.recipe = recipe
         return sampler
 

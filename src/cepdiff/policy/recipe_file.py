@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from cepdiff.components import build
+from cepdiff.diffusion.schedule import NoiseSchedule
+from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.files import written_aside
 
 R = TypeVar("R")
 FORMAT = 1
+# What a network, schedule or solver of a file may be given as an argument.
+PARTS = (nn.Module, NoiseSchedule)
+
+
+class Recipe(Protocol):
+    """What every recipe says: classes as `{"class_path": ..., "init_args": {...}}`, and where a user's own are."""
+
+    @property
+    def behavior_net(self) -> dict[str, Any]: ...
+    @property
+    def energy_net(self) -> dict[str, Any] | None: ...
+    @property
+    def schedule(self) -> dict[str, Any]: ...
+    @property
+    def solver(self) -> dict[str, Any]: ...
+    @property
+    def sources(self) -> list[str]: ...
+
+
+class Built(NamedTuple):
+    """What a recipe makes; `energy_net` is None where the file has none."""
+
+    eps_net: nn.Module
+    energy_net: nn.Module | None
+    schedule: NoiseSchedule
+    solver: DPMSolver
 
 
 def write_recipe(path: Path, recipe: object, networks: Mapping[str, nn.Module | None]) -> None:
@@ -47,3 +77,31 @@ def read_recipe(path: Path, recipe_class: type[R], kind: str) -> tuple[R, Mappin
         raise
     except Exception as error:  # torch.load raises many kinds on a torn or foreign file
         raise RunError(f"{path} is no {kind} file of cepdiff, or is damaged; run `cepdiff fit` again") from error
+
+
+def build_recipe(
+    recipe: Recipe, weights: Mapping[str, Any], sizes: tuple[int, int], path: Path, num_solver_steps: int | None
+) -> Built:
+    """Networks of `sizes` with their weights, schedule and solver; `num_solver_steps` replaces the recipe's own.
+
+    Raises:
+        ConfigError: a class that cannot be found or built.
+        RunError: weights of other networks in the file `path`.
+    """
+    sys.path.extend(folder for folder in recipe.sources if folder not in sys.path)
+    solver_spec = recipe.solver
+    if num_solver_steps is not None:
+        solver_spec = {**solver_spec, "init_args": {**solver_spec["init_args"], "num_steps": num_solver_steps}}
+    eps_net = build(recipe.behavior_net, nn.Module, "behavior.net", *sizes, parts=PARTS)
+    energy_net = None
+    if recipe.energy_net is not None:
+        energy_net = build(recipe.energy_net, nn.Module, "guidance.net", *sizes, parts=PARTS)
+    try:
+        eps_net.load_state_dict(weights["behavior"])
+        if energy_net is not None:
+            energy_net.load_state_dict(weights["energy"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(f"{path}: the weights do not fit the networks that it names") from error
+    base: Any = NoiseSchedule  # which is abstract
+    schedule: NoiseSchedule = build(recipe.schedule, base, "schedule", parts=PARTS)
+    return Built(eps_net, energy_net, schedule, build(solver_spec, DPMSolver, "solver", parts=PARTS))
