@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cepdiff.data.densities import DENSITIES
+from cepdiff.data.densities.densities import DENSITIES
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "toy"
 METHODS = ("CEP", "ExponentialMSE", "MSE", "DPS")

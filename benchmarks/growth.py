@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from cepdiff.data.hdf5 import write_arrays
+from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.files import write_json
 from cepdiff.modules.behavior import BehaviorDiffusion

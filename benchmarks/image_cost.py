@@ -25,8 +25,8 @@ from typing import Any, TypeAlias
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cepdiff.data.image_files import ImageSet
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
+from cepdiff.data.images.files import ImageSet
 from cepdiff.files import write_json
 from cepdiff.modules.base import StageModule
 from cepdiff.policy.images import ImageSampler

@@ -19,10 +19,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile
 
 import reference
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.hdf5 import write_arrays
-from cepdiff.data.source import resolve
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.hdf5 import write_arrays
+from cepdiff.data.rl.source import resolve
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import reference
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.support import SupportCache
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.support import SupportCache
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance

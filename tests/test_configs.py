@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cepdiff.cli import main
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.hdf5 import write_arrays
-from cepdiff.data.tasks import TASKS
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.hdf5 import write_arrays
+from cepdiff.data.rl.tasks import TASKS
 from cepdiff.stages.config import load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

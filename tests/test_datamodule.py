@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from cepdiff.data.arrays import RawArrays
 from cepdiff.data.blocks import BlockLoader
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.hdf5 import write_arrays
-from cepdiff.data.support import SupportCache, fill
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.hdf5 import write_arrays
+from cepdiff.data.rl.support import SupportCache, fill
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.noise import Noise

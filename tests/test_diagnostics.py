@@ -16,10 +16,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.support import SupportCache, fill, support_noise
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.support import SupportCache, fill, support_noise
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver

@@ -324,7 +324,7 @@ def test_documented_defaults_of_a_density_are_those_of_the_code() -> None:
     section = page[page.index("## Data with energies") :]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in section.splitlines() if line[:3] == "| `"]
     written = {key: value for key, value in rows if value not in ("", "(required)")}
-    overrides = ["data.class_path=cepdiff.data.energies.EnergyDataModule", "data.dataset=moons"]
+    overrides = ["data.class_path=cepdiff.data.densities.datamodule.EnergyDataModule", "data.dataset=moons"]
     values = load_config([], overrides).values
     assert len(written) > 15
     for key, value in written.items():

@@ -18,8 +18,8 @@ import datasets
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import nn
 
-from cepdiff.backbones.unet import UNetScore
 from cepdiff.cli import main
+from cepdiff.networks.images.unet import UNetScore
 from cepdiff.policy.images import ImageSampler
 from cepdiff.stages.config import Config, load_config
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepdiff.data.image_energies import from_bytes, tinted
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
+from cepdiff.data.images.energies import from_bytes, tinted
 from cepdiff.energy.sample_metrics import resample
 from cepdiff.errors import ConfigError, DataError, RunError
 from cepdiff.stages.classifier import (

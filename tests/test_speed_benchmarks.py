@@ -16,8 +16,8 @@ import torch
 from matplotlib.image import imread
 from torch import Tensor
 
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.hdf5 import write_arrays
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver

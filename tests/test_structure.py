@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.support import SupportCache, states_of_rows
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.support import SupportCache, states_of_rows
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.support import MARKS, NOISE_CHUNK, SupportCache, fill, states_of_rows, support_noise
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.support import MARKS, NOISE_CHUNK, SupportCache, fill, states_of_rows, support_noise
 from cepdiff.errors import RunError
 
 K, A, NUM_STATES, CHUNK = 3, 2, 40, 4

@@ -8,15 +8,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cepdiff.backbones.half_unet import HalfUNet
-    from cepdiff.backbones.unet import UNetScore
     from cepdiff.callbacks.rollout import RolloutCallback
-    from cepdiff.data.datamodule import OfflineDataModule
-    from cepdiff.data.images import ImageDataModule
+    from cepdiff.data.images.datamodule import ImageDataModule
+    from cepdiff.data.rl.datamodule import OfflineDataModule
     from cepdiff.modules.behavior import BehaviorDiffusion
     from cepdiff.modules.critic import SoftmaxQCritic
     from cepdiff.modules.guidance import EnergyGuidance
     from cepdiff.modules.headed import HeadedEnergyGuidance
+    from cepdiff.networks.images.half_unet import HalfUNet
+    from cepdiff.networks.images.unet import UNetScore
     from cepdiff.policy.guided import GuidedPolicy
     from cepdiff.policy.images import ImageSampler
 
@@ -38,14 +38,14 @@ _HOMES = {
     "BehaviorDiffusion": "modules.behavior",
     "EnergyGuidance": "modules.guidance",
     "GuidedPolicy": "policy.guided",
-    "HalfUNet": "backbones.half_unet",
+    "HalfUNet": "networks.images.half_unet",
     "HeadedEnergyGuidance": "modules.headed",
-    "ImageDataModule": "data.images",
+    "ImageDataModule": "data.images.datamodule",
     "ImageSampler": "policy.images",
-    "OfflineDataModule": "data.datamodule",
+    "OfflineDataModule": "data.rl.datamodule",
     "RolloutCallback": "callbacks.rollout",
     "SoftmaxQCritic": "modules.critic",
-    "UNetScore": "backbones.unet",
+    "UNetScore": "networks.images.unet",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cepdiff.cli import main
-from cepdiff.data.tasks import FAMILIES, TASKS
+from cepdiff.data.rl.tasks import FAMILIES, TASKS
 
 Capture = pytest.CaptureFixture[str]
 

@@ -12,8 +12,8 @@ import pytest
 
 from cepdiff.cli.data_replay import add_parser
 from cepdiff.collect.recorder import record
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.hdf5 import write_arrays
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.errors import CepdiffError
 from cepdiff.rollout.envs import EnvSpec, make_env
 

@@ -19,13 +19,13 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cepdiff.cli import main
-from cepdiff.data.densities import DENSITIES
+from cepdiff.data.densities.densities import DENSITIES
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.randomness import generator
 
 TOYS = sorted((Path(__file__).parents[2] / "configs" / "toy").glob("*.yaml"))
 TINY = """
-data: {class_path: cepdiff.data.energies.EnergyDataModule, dataset: rings, num_points: 1000, block_size: 5}
+data: {class_path: cepdiff.data.densities.datamodule.EnergyDataModule, dataset: rings, num_points: 1000, block_size: 5}
 behavior: {net: {class_path: cepdiff.networks.score.MLPScore, init_args: {hidden: [8]}}, batch_size: 16}
 guidance: {batch_size: 16, times_per_step: 2}
 solver: {num_steps: 2}

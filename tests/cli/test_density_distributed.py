@@ -15,7 +15,7 @@ import torch
 from cepdiff.cli import main
 
 TINY = """
-data: {class_path: cepdiff.data.energies.EnergyDataModule, dataset: rings, num_points: 1000, block_size: 5}
+data: {class_path: cepdiff.data.densities.datamodule.EnergyDataModule, dataset: rings, num_points: 1000, block_size: 5}
 behavior:
   net: {class_path: cepdiff.networks.score.MLPScore, init_args: {hidden: [8]}}
   average_targets: true

@@ -14,7 +14,7 @@ from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import MLPScore
-from cepdiff.policy.export_noise import noise_of_seed
+from cepdiff.policy.export.noise import noise_of_seed
 from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
 from cepdiff.types import DataSpec
 
@@ -84,7 +84,7 @@ def test_a_file_that_is_there_is_kept(run_dir: Path, capsys: pytest.CaptureFixtu
 def test_a_file_that_differs_is_not_written(
     run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cepdiff.policy.export_check.TOLERANCE", -1.0)
+    monkeypatch.setattr("cepdiff.policy.export.check.TOLERANCE", -1.0)
     line = complaint(capsys, run_dir, "--format", "torch", "--num_solver_steps", 1)
     assert "nothing written" in line
     assert "at scale 3" in line
@@ -104,5 +104,7 @@ def test_what_cannot_be_exported(
     (images / "sampler.pt").touch()
     assert "is a run on images, which `cepdiff sample` draws" in complaint(capsys, images, "--format", "torch")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.setattr("cepdiff.policy.export.find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(
+        "cepdiff.policy.export.graph.find_spec", lambda name: None if name == "onnxscript" else object()
+    )
     assert "cepdiff[onnx]" in complaint(capsys, run_dir, "--format", "onnx")

@@ -26,7 +26,7 @@ from cepdiff.stages.config import load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "images").glob("digits_*.yaml"))
 TINY = """
-data: {class_path: cepdiff.data.images.ImageDataModule, dataset: digits, energy: labels, num_images: 400, block_size: 5}
+data: {class_path: cepdiff.ImageDataModule, dataset: digits, energy: labels, num_images: 400, block_size: 5}
 behavior: {net: {block_channels: [8, 8], layers_per_block: 1}, batch_size: 16}
 guidance: {net: {block_channels: [8, 8], layers_per_block: 1}, batch_size: 16}
 solver: {num_steps: 2}

@@ -12,7 +12,7 @@ import pytest
 from cepdiff.cli.collect import add_parser
 from cepdiff.collect.recipes import Collector, Plan
 from cepdiff.collect.sac import Snapshot
-from cepdiff.data.hdf5 import read_arrays
+from cepdiff.data.rl.hdf5 import read_arrays
 from cepdiff.errors import CepdiffError
 from cepdiff.rollout.envs import EnvSpec
 
@@ -208,7 +208,7 @@ def test_an_interrupted_run_leaves_no_file(tmp_path, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cepdiff.data.hdf5.os.replace", interrupt)
+    monkeypatch.setattr("cepdiff.data.rl.hdf5.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         collect("Pendulum-v1", "--kind", "random", "--steps", 5, "--reference_episodes", 1, "--output", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -237,7 +237,7 @@ def test_medium_is_the_first_snapshot_beyond_the_fraction(fraction, step):
 
 
 def test_embedded_buffer_is_what_its_note_says():
-    from cepdiff.data.source import load_dataset
+    from cepdiff.data.rl.source import load_dataset
 
     raw = load_dataset("reacher-replay")
     assert len(raw) == 20_000

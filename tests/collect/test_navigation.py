@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cepdiff.cli.collect import add_parser
 from cepdiff.collect.navigation import full_size, navigate
 from cepdiff.collect.waypoints import PointController, WaypointPolicy, route
-from cepdiff.data.hdf5 import read_arrays
+from cepdiff.data.rl.hdf5 import read_arrays
 from cepdiff.envs.layouts import ANTMAZE_LAYOUTS, MAZE2D_LAYOUTS, Layout, maze2d_layout
 from cepdiff.errors import ConfigError, OutputError, SimulationError
 from cepdiff.rollout.envs import EnvSpec, make_env

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.energies import EnergyDataModule
+from cepdiff.data.densities.datamodule import EnergyDataModule
+from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.diffusion.schedule import CosineVP, LinearVP
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.modules.guidance import BatchEnergyGuidance
@@ -26,7 +26,7 @@ Fault = Callable[..., str]
 
 PARTS = """
 from lightning.pytorch import Callback
-from cepdiff.data.datamodule import OfflineDataModule
+from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP
@@ -216,7 +216,7 @@ def test_siblings_that_cannot_be_used(fault: Fault, text: str, message: str) -> 
 
 # Data that come with their energies: another layout of sections
 
-DENSITY = "data: {class_path: cepdiff.data.energies.EnergyDataModule, dataset: moons}\n"
+DENSITY = "data: {class_path: cepdiff.data.densities.datamodule.EnergyDataModule, dataset: moons}\n"
 
 
 def test_points_with_energies_have_their_own_sections(load: Load) -> None:
@@ -236,9 +236,9 @@ def test_points_with_energies_have_their_own_sections(load: Load) -> None:
 
 def test_a_subclass_of_the_data_has_the_same_sections(load: Load, tmp_path: Path) -> None:
     (tmp_path / "config_test_density.py").write_text(
-        "from cepdiff.data.energies import EnergyDataModule\n\n\nclass Own(EnergyDataModule):\n    pass\n"
+        "from cepdiff.data.densities.datamodule import EnergyDataModule\n\n\nclass Own(EnergyDataModule):\n    pass\n"
     )
-    own = DENSITY.replace("cepdiff.data.energies.EnergyDataModule", "config_test_density.Own")
+    own = DENSITY.replace("cepdiff.data.densities.datamodule.EnergyDataModule", "config_test_density.Own")
     try:
         assert load(own).classes["guidance"] is BatchEnergyGuidance
     finally:

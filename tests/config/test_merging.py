@@ -30,7 +30,7 @@ Load = Callable[..., Config]
         ("guidance", "cepdiff.modules.guidance.EnergyGuidance", "{objective: {inverse_temperature: 2}, batch_size: 7}"),
         ("solver", "cepdiff.diffusion.solver.DPMSolver", "{num_steps: 7, method: singlestep}"),
         ("schedule", "cepdiff.diffusion.schedule.CosineVP", "{t_max: 0.9, t_min: 0.01}"),
-        ("data", "cepdiff.data.datamodule.OfflineDataModule", "{dataset: x, block_size: 9, action_low: [-1, -2]}"),
+        ("data", "cepdiff.data.rl.datamodule.OfflineDataModule", "{dataset: x, block_size: 9, action_low: [-1, -2]}"),
     ],
 )
 def test_three_ways_to_write_a_component(load: Load, key: str, cls: str, options: str) -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cepdiff.data.arrays import RawArrays
+from cepdiff.data.rl.arrays import RawArrays
 
 Overrides = dict[str, object]
 

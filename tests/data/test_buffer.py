@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer, select_episodes
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer, select_episodes
 from cepdiff.errors import ConfigError, DataError
 
 Make = Callable[..., RawArrays]

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from cepdiff.cli import data_convert
-from cepdiff.data import convert as convert_module
-from cepdiff.data import minari_episodes
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.convert import convert
-from cepdiff.data.hdf5 import read_arrays, write_arrays
-from cepdiff.data.minari import LAYOUT_FILE, MARK, read_minari
-from cepdiff.data.minari_write import bare_environment
+from cepdiff.data.minari import convert as convert_module
+from cepdiff.data.minari import episodes as minari_episodes
+from cepdiff.data.minari.convert import convert
+from cepdiff.data.minari.read import LAYOUT_FILE, MARK, read_minari
+from cepdiff.data.minari.write import bare_environment
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.hdf5 import read_arrays, write_arrays
 from cepdiff.errors import CepdiffError, ConfigError, DataError
 
 minari = pytest.importorskip("minari")

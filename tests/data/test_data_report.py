@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.hdf5 import write_arrays
-from cepdiff.data.plots import BINS, action_histogram, plot_data
-from cepdiff.data.report import check, file_findings
-from cepdiff.data.tasks import TASKS, find_task
+from cepdiff.data.checks.plots import BINS, action_histogram, plot_data
+from cepdiff.data.checks.report import check, file_findings
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.hdf5 import write_arrays
+from cepdiff.data.rl.tasks import TASKS, find_task
 from cepdiff.errors import DataError
 
 MakeFile = Callable[..., Path]

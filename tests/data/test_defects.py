@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from cepdiff.data import arrays, defects
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.defects import findings_of, repeated_rows
-from cepdiff.data.findings import episodes_of
-from cepdiff.data.tasks import find_task
+from cepdiff.data.checks import defects
+from cepdiff.data.checks.defects import findings_of, repeated_rows
+from cepdiff.data.checks.findings import episodes_of
+from cepdiff.data.rl import arrays
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.tasks import find_task
 
 MakeRaw = Callable[..., RawArrays]
 NOTES = {"env_id": "X-v0"}  # no task's environment, so that nothing is said about it

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cepdiff.data.densities import CHUNK, DENSITIES, Density, find_density, tilted_sample
+from cepdiff.data.densities.densities import CHUNK, DENSITIES, Density, find_density, tilted_sample
 from cepdiff.errors import ConfigError, DataError
 
 N = 100_000

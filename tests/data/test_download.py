@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cepdiff.data.download import download
+from cepdiff.data.rl.download import download
 from cepdiff.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

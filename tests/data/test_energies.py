@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cepdiff.data.densities import DENSITIES
-from cepdiff.data.energies import EnergyDataModule
+from cepdiff.data.densities.datamodule import EnergyDataModule
+from cepdiff.data.densities.densities import DENSITIES
 from cepdiff.errors import CepdiffError, ConfigError, DataError
 from cepdiff.randomness import generator
 

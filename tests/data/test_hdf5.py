@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cepdiff.data.arrays import BLOCK_ROWS, RawArrays
-from cepdiff.data.hdf5 import read_arrays, read_header, timeouts_at, write_arrays
+from cepdiff.data.rl.arrays import BLOCK_ROWS, RawArrays
+from cepdiff.data.rl.hdf5 import read_arrays, read_header, timeouts_at, write_arrays
 from cepdiff.errors import DataError
 
 Make = Callable[..., RawArrays]

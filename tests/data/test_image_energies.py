@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cepdiff.data import image_energies
-from cepdiff.data.image_energies import (
+from cepdiff.data.images import energies as image_energies
+from cepdiff.data.images.energies import (
     HUES,
     evaluate_images,
     find_energy,

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cepdiff.data import image_files
-from cepdiff.data.image_files import (
+from cepdiff.data.images import files as image_files
+from cepdiff.data.images.files import (
     ImageFormat,
     ImageSet,
     decode,
@@ -446,7 +446,7 @@ class TestHub:
 
 def test_reading_files_loads_no_heavy_library() -> None:
     code = (
-        "import sys, torch; before = set(sys.modules); import cepdiff.data.image_files; "
+        "import sys, torch; before = set(sys.modules); import cepdiff.data.images.files; "
         "print([name for name in ('PIL', 'datasets', 'tqdm') if name in sys.modules and name not in before])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

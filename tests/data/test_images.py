@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from cepdiff.data.blocks import BlockLoader
-from cepdiff.data.image_energies import from_bytes, hue_energy
-from cepdiff.data.image_files import ImageSet
-from cepdiff.data.images import ImageDataModule, hold_out
+from cepdiff.data.images.datamodule import ImageDataModule, hold_out
+from cepdiff.data.images.energies import from_bytes, hue_energy
+from cepdiff.data.images.files import ImageSet
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 from cepdiff.types import STEP_SEEDS

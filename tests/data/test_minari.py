@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.minari import read_minari
-from cepdiff.data.source import load_dataset
+from cepdiff.data.minari.read import read_minari
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.source import load_dataset
 from cepdiff.errors import DataError, MissingExtraError
 
 minari = pytest.importorskip("minari")

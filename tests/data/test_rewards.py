@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.rewards import apply_rule
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.rewards import apply_rule
 from cepdiff.errors import ConfigError, DataError
 
 Make = Callable[..., RawArrays]

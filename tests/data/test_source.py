@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from cepdiff.cli.data import add_parser
-from cepdiff.data import source
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.buffer import TransitionBuffer
-from cepdiff.data.report import check, describe
-from cepdiff.data.source import dataset_folder, load_dataset, resolve, task_path
-from cepdiff.data.tasks import TASKS
+from cepdiff.data.checks.report import check, describe
+from cepdiff.data.rl import source
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.source import dataset_folder, load_dataset, resolve, task_path
+from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, DataError
 
 MakeFile = Callable[..., Path]
@@ -88,7 +88,7 @@ def test_a_task_is_downloaded(home: Path, make_file: MakeFile, monkeypatch: pyte
 
 def test_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "gone", replace(TASKS["reacher-replay"], name="gone", embedded="gone.hdf5"))
-    assert task_path(TASKS["gone"]).parent == Path(source.__file__).parent / "embedded"
+    assert task_path(TASKS["gone"]).parent == Path(source.__file__).parents[1] / "embedded"
     with pytest.raises(DataError, match="install cepdiff again"):
         resolve("gone")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cepdiff.data.tasks import (
+from cepdiff.data.rl.tasks import (
     FAMILIES,
     REWARD_RULES,
     TASKS,
@@ -105,5 +105,7 @@ def test_task_of_an_environment() -> None:
 
 
 def test_the_registry_imports_nothing_heavy() -> None:
-    code = "import sys, cepdiff.data.tasks, cepdiff.cli.data; print([m for m in ('torch', 'h5py') if m in sys.modules])"
+    code = (
+        "import sys, cepdiff.data.rl.tasks, cepdiff.cli.data; print([m for m in ('torch', 'h5py') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -20,10 +20,10 @@ from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import CepdiffError, ConfigError, RunError
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.networks.score import MLPScore, ResidualMLPScore, ResidualUNet
-from cepdiff.policy import export_check
-from cepdiff.policy.export import input_names, onnx_file, torch_file, trace
-from cepdiff.policy.export_check import TOLERANCE, check, load
-from cepdiff.policy.export_noise import GOLDEN, mix, noise_of_seed
+from cepdiff.policy.export import check as export_check
+from cepdiff.policy.export.check import TOLERANCE, check, load
+from cepdiff.policy.export.graph import input_names, onnx_file, torch_file, trace
+from cepdiff.policy.export.noise import GOLDEN, mix, noise_of_seed
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.types import DataSpec
 

@@ -13,13 +13,13 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from cepdiff.backbones.half_unet import HalfUNet
-from cepdiff.backbones.unet import UNetScore
-from cepdiff.data.image_energies import from_bytes
+from cepdiff.data.images.energies import from_bytes
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP, NoisyClassifier
 from cepdiff.errors import CepdiffError, ConfigError, RunError
+from cepdiff.networks.images.half_unet import HalfUNet
+from cepdiff.networks.images.unet import UNetScore
 from cepdiff.policy.images import SAMPLER_FILE, ImageSampler, SamplerRecipe, start_noise, tiled, to_bytes
 
 SHAPE, NAMES = (3, 4, 4), ("cat", "dog", "10")
@@ -29,8 +29,8 @@ RECIPE = SamplerRecipe(
     dataset="pets",
     image_shape=list(SHAPE),
     head_names=list(NAMES),
-    behavior_net={"class_path": "cepdiff.backbones.unet.UNetScore", "init_args": SMALL},
-    energy_net={"class_path": "cepdiff.backbones.half_unet.HalfUNet", "init_args": {**SMALL, "num_heads": 3}},
+    behavior_net={"class_path": "cepdiff.networks.images.unet.UNetScore", "init_args": SMALL},
+    energy_net={"class_path": "cepdiff.networks.images.half_unet.HalfUNet", "init_args": {**SMALL, "num_heads": 3}},
     energy=None,
     objective=CEP_SPEC,
     schedule={"class_path": "cepdiff.diffusion.schedule.LinearVP", "init_args": {}},

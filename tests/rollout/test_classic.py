@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cepdiff.data.tasks import TASKS
+from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, SimulationError
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.scores import Reference

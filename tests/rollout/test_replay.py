@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cepdiff.collect.recorder import record
-from cepdiff.data.arrays import RawArrays
+from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.errors import DataError, SimulationError
 from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.rollout.replay import replay

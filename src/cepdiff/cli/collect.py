@@ -13,7 +13,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.files import check_writable
 
 if TYPE_CHECKING:
-    from cepdiff.data.arrays import RawArrays
+    from cepdiff.data.rl.arrays import RawArrays
     from cepdiff.rollout.envs import EnvSpec
 
 _EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); one training of SAC serves all that are asked for:
@@ -87,7 +87,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write one file a kind; a file appears only when it is complete."""
     from cepdiff.collect.recipes import Collector, Plan
-    from cepdiff.data.hdf5 import write_arrays
+    from cepdiff.data.rl.hdf5 import write_arrays
 
     kinds = _kinds(args)
     plan = Plan(
@@ -132,7 +132,7 @@ def _kinds(args: argparse.Namespace) -> list[str]:
 
 def _env_spec(args: argparse.Namespace) -> EnvSpec:
     """The environment of that name, or that of the task of that name."""
-    from cepdiff.data.tasks import TASKS
+    from cepdiff.data.rl.tasks import TASKS
     from cepdiff.rollout.envs import EnvSpec
 
     kwargs = json_object(args.env_kwargs)

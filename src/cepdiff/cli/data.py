@@ -12,7 +12,7 @@ from cepdiff.cli.data_convert import add_parser as add_convert
 from cepdiff.cli.data_replay import add_parser as add_replay
 
 if TYPE_CHECKING:
-    from cepdiff.data.task import Task
+    from cepdiff.data.rl.task import Task
 
 _WHAT = "a task, a file, the name of a file in the dataset folder, or minari:ID"
 
@@ -47,7 +47,7 @@ def list_tasks(args: argparse.Namespace) -> int:
     """The registry as a table; with --json every field of every task, and what is in the dataset folder."""
     from dataclasses import asdict
 
-    from cepdiff.data.tasks import FAMILIES, TASKS
+    from cepdiff.data.rl.tasks import FAMILIES, TASKS
     from cepdiff.errors import ConfigError, nearest
 
     family = getattr(args, "family", None)  # `info` without a name has no such argument
@@ -65,8 +65,8 @@ def info(args: argparse.Namespace) -> int:
     """Registry facts of a task, then the facts of its file if it is there; of a file its facts alone."""
     from dataclasses import asdict
 
-    from cepdiff.data.source import load_dataset
-    from cepdiff.data.tasks import TASKS
+    from cepdiff.data.rl.source import load_dataset
+    from cepdiff.data.rl.tasks import TASKS
 
     if args.dataset is None:
         return list_tasks(args)
@@ -75,7 +75,7 @@ def info(args: argparse.Namespace) -> int:
     if task is not None:
         facts["task"] = asdict(task) | _file_facts(task, args.dataset_dir)
     if task is None or facts["task"]["file_present"]:
-        from cepdiff.data.report import describe
+        from cepdiff.data.checks.report import describe
 
         facts["data"] = describe(load_dataset(args.dataset, args.dataset_dir, allow_download=False), task)
     if args.json:
@@ -90,7 +90,7 @@ def info(args: argparse.Namespace) -> int:
 
 def download(args: argparse.Namespace) -> int:
     """Fetches what is not there yet, and prints where it lies."""
-    from cepdiff.data.source import MINARI_PREFIX, load_dataset, resolve
+    from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 
     if args.dataset.startswith(MINARI_PREFIX):
         place = load_dataset(args.dataset, args.dataset_dir).source
@@ -104,7 +104,7 @@ def check(args: argparse.Namespace) -> int:
     """Prints the findings; what makes a dataset unusable is raised."""
     from dataclasses import asdict
 
-    from cepdiff.data.report import check as find
+    from cepdiff.data.checks.report import check as find
 
     findings = find(args.dataset, args.dataset_dir, args.plot)
     if args.json:
@@ -121,13 +121,13 @@ def check(args: argparse.Namespace) -> int:
 
 def _file_facts(task: Task, dataset_dir: str | None) -> dict[str, Any]:
     """Where a task's file is or would be, and the rows it holds: None where it is absent or unreadable."""
-    from cepdiff.data.source import task_path
+    from cepdiff.data.rl.source import task_path
     from cepdiff.errors import DataError
 
     path = task_path(task, dataset_dir)
     rows = None
     if path.is_file():
-        from cepdiff.data.hdf5 import read_header
+        from cepdiff.data.rl.hdf5 import read_header
 
         with suppress(DataError):  # `check` and `info` of this task say what is wrong
             rows = read_header(path).rows

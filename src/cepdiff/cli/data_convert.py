@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cepdiff.cli.arguments import RowBar, json_object
 
 if TYPE_CHECKING:
-    from cepdiff.data.minari_write import Environment
+    from cepdiff.data.minari.write import Environment
 
 _EPILOG = """--dataset_dir is the folder of tasks and files and the root of Minari's datasets; without it each has its
 own default ($D4RL_DATASET_DIR or ~/.d4rl/datasets; $MINARI_DATASETS_PATH or ~/.minari/datasets).
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Converts, and prints places, rows, episodes and sizes."""
     from dataclasses import asdict
 
-    from cepdiff.data.convert import convert
+    from cepdiff.data.minari.convert import convert
 
     bar = RowBar("rows")
     with closing(bar):
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) -> Environment | None:
     """The environment's spec and bounds, from making it; None where that is impossible here."""
-    from cepdiff.data.minari_write import Environment
+    from cepdiff.data.minari.write import Environment
     from cepdiff.errors import MissingExtraError, SimulationError
     from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
 

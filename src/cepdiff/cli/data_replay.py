@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from cepdiff.data.source import load_dataset
-    from cepdiff.data.tasks import TASKS
+    from cepdiff.data.rl.source import load_dataset
+    from cepdiff.data.rl.tasks import TASKS
     from cepdiff.errors import ConfigError
     from cepdiff.files import write_json
     from cepdiff.rollout.replay import replay

@@ -51,33 +51,33 @@ def run(args: argparse.Namespace) -> int:
 
     from cepdiff.errors import ConfigError, RunError
     from cepdiff.files import written_aside
-    from cepdiff.policy import export, export_check
+    from cepdiff.policy.export import check, graph
     from cepdiff.policy.guided import POLICY_FILE, GuidedPolicy
     from cepdiff.policy.images import SAMPLER_FILE
 
     if args.opset is not None and args.format != "onnx":
         raise ConfigError("--opset belongs to --format onnx")
-    opset = export.DEFAULT_OPSET if args.opset is None else args.opset
+    opset = graph.DEFAULT_OPSET if args.opset is None else args.opset
     if args.format == "onnx":
-        export.require_onnx(opset)
+        graph.require_onnx(opset)
     place = Path(args.run_dir)
     if (place / SAMPLER_FILE).is_file():
         raise ConfigError(f"{place} is a run on images, which `cepdiff sample` draws; only policies are exported")
     folder = place if place.is_dir() else place.parent
-    output = Path(args.output) if args.output else (folder / POLICY_FILE).with_suffix(export.SUFFIXES[args.format])
+    output = Path(args.output) if args.output else (folder / POLICY_FILE).with_suffix(graph.SUFFIXES[args.format])
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; expected the name of a file")
     if output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: use --overwrite to replace it, or --output for another place")
     policy = GuidedPolicy.from_run(place, num_solver_steps=args.num_solver_steps)
-    sampler = export.trace(policy, args.randomness)
-    content = export.torch_file(sampler) if args.format == "torch" else export.onnx_file(sampler, opset)
+    sampler = graph.trace(policy, args.randomness)
+    content = graph.torch_file(sampler) if args.format == "torch" else graph.onnx_file(sampler, opset)
     result = None
     if args.check:
-        result = export_check.check(policy, export_check.load(content, args.format), list(sampler.inputs))
+        result = check.check(policy, check.load(content, args.format), list(sampler.inputs))
         if not result.passed:
             raise RunError(
-                f"nothing written: the file would not act as the policy within {export_check.TOLERANCE:g} "
+                f"nothing written: the file would not act as the policy within {check.TOLERANCE:g} "
                 f"({result.differences_text()})"
             )
     with written_aside(output) as file:

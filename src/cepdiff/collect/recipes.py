@@ -18,8 +18,8 @@ from cepdiff.collect.policies import load_policy, uniform
 from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record
 from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
 from cepdiff.collect.waypoints import WaypointPolicy
-from cepdiff.data.arrays import RawArrays
-from cepdiff.data.tasks import references_for_env
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.tasks import references_for_env
 from cepdiff.errors import ConfigError, SimulationError
 from cepdiff.randomness import generator, stream_seed
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_env

@@ -14,8 +14,8 @@ from torch import Tensor
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.errors import ConfigError, nearest
 from cepdiff.modules.graphs import Capture, cuda_graph
-from cepdiff.policy.export import onnx_file, require_onnx, trace
-from cepdiff.policy.export_check import load
+from cepdiff.policy.export.check import load
+from cepdiff.policy.export.graph import onnx_file, require_onnx, trace
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.types import Policy
 

@@ -173,7 +173,7 @@ class ImageSampler:
         objective: EnergyObjective = build(recipe.objective, abstract, "guidance.objective", parts=PARTS)
         energy_net: Any = built.energy_net
         if energy_net is None and recipe.energy is not None:
-            from cepdiff.data.image_energies import find_energy  # with Lightning, which other samplers do without
+            from cepdiff.data.images.energies import find_energy  # with Lightning, which other samplers do without
 
             function = find_energy(recipe.energy)
             energy_net = FunctionEnergy(function, recipe.image_shape, objective.inverse_temperature)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cepdiff.data.arrays import RawArrays
+from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.errors import DataError, SimulationError
 from cepdiff.randomness import stream_seed
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, make_env

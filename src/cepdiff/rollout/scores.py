@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from cepdiff.data.tasks import normalized_score as normalized_score
+from cepdiff.data.rl.tasks import normalized_score as normalized_score
 from cepdiff.errors import RunError
 from cepdiff.files import write_json, written_aside
 from cepdiff.rollout.rollout import EpisodeResult

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cepdiff.data.image_energies import from_bytes
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
+from cepdiff.data.images.energies import from_bytes
 from cepdiff.energy.sample_metrics import density_coverage, frechet_distance, precision_recall
 from cepdiff.errors import DataError
 from cepdiff.files import written_aside

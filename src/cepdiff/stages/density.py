@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cepdiff import __version__
-from cepdiff.data.energies import EnergyDataModule
+from cepdiff.data.densities.datamodule import EnergyDataModule
 from cepdiff.errors import RunError
 from cepdiff.randomness import generator
 from cepdiff.stages.artifacts import RunFolder, compare, made_from_of

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.support import SupportCache, support_noise
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.support import SupportCache, support_noise
 from cepdiff.diffusion.guidance import logits_gradient
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.sampling import sample_guided

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cepdiff.data.task import Task
-from cepdiff.data.tasks import TASKS, references_for_env
+from cepdiff.data.rl.task import Task
+from cepdiff.data.rl.tasks import TASKS, references_for_env
 from cepdiff.errors import ConfigError, SimulationError
 from cepdiff.rollout.envs import Env, EnvSpec, check_spaces, make_env
 from cepdiff.rollout.scores import Reference
 
 if TYPE_CHECKING:  # `cepdiff data replay` chooses an environment too, and need not wait for Lightning
-    from cepdiff.data.datamodule import OfflineDataModule
+    from cepdiff.data.rl.datamodule import OfflineDataModule
     from cepdiff.stages.settings import EvaluationSettings
 
 # For datasets that the registry does not know: the recipe's scales and number of episodes.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cepdiff.callbacks.progress import progress
-from cepdiff.data.tasks import find_task
+from cepdiff.data.rl.tasks import find_task
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.policy.engines import check_engine, run_by
 from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from cepdiff.data.image_energies import from_bytes
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
+from cepdiff.data.images.energies import from_bytes
 from cepdiff.energy.sample_metrics import circular_wasserstein, resample, reweighted_floor
 from cepdiff.errors import RunError
 from cepdiff.files import write_json

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cepdiff.data.image_energies import from_bytes
+from cepdiff.data.images.energies import from_bytes
 from cepdiff.files import written_aside
 from cepdiff.policy.images import tiled
 from cepdiff.stages.image_evaluation import EnergyJudge, image_hues

@@ -12,16 +12,16 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from cepdiff import __version__
-from cepdiff.backbones.pretrained import pretrained_hash
 from cepdiff.callbacks.images import ImageGridCallback
 from cepdiff.callbacks.progress import progress
 from cepdiff.data.blocks import StageDataModule
-from cepdiff.data.image_energies import LABELS
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
+from cepdiff.data.images.energies import LABELS
 from cepdiff.energy.heads import FunctionEnergy, HeadedLogits
 from cepdiff.errors import ConfigError
 from cepdiff.files import written_aside
 from cepdiff.modules.base import StageModule
+from cepdiff.networks.images.pretrained import pretrained_hash
 from cepdiff.policy.images import ImageSampler, SamplerRecipe
 from cepdiff.stages.artifacts import RunFolder, compare, made_from_of
 from cepdiff.stages.classifier import ClassJudge, check_class_sizes, kept_classifier

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.errors import ConfigError
 from cepdiff.stages.image_evaluation import ImageRow
 

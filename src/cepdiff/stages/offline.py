@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from cepdiff import __version__
 from cepdiff.callbacks.rollout import RolloutCallback, score_scalars
-from cepdiff.data.datamodule import OfflineDataModule
+from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.engines import require_engine

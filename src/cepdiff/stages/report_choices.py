@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from cepdiff.data.tasks import TASKS
+from cepdiff.data.rl.tasks import TASKS
 from cepdiff.rollout.scores import ScoreRow, best_row, offline_regret, regret
 from cepdiff.stages.report_runs import PolicyRun
 from cepdiff.stages.report_tables import Table, finite, in_order

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cepdiff.data.densities import DENSITIES
-from cepdiff.data.tasks import TASKS
+from cepdiff.data.densities.densities import DENSITIES
+from cepdiff.data.rl.tasks import TASKS
 from cepdiff.files import written_aside
 from cepdiff.stages.distances import scatter
 from cepdiff.stages.report_runs import DensityRun, PolicyRun

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
-from cepdiff.data.densities import DENSITIES
+from cepdiff.data.densities.densities import DENSITIES
 from cepdiff.stages.distances import DISTANCES, TITLES
 from cepdiff.stages.report_images_runs import ImageRun
 from cepdiff.stages.report_runs import DensityRun

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cepdiff.data.blocks import StageDataModule
-from cepdiff.data.energies import EnergyDataModule
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.densities.datamodule import EnergyDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.errors import RunError
 from cepdiff.stages.artifacts import RunFolder
 from cepdiff.stages.config import Config

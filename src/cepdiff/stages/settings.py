@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cepdiff.backbones.half_unet import HalfUNet
-from cepdiff.backbones.unet import UNetScore
 from cepdiff.components import class_path_of
 from cepdiff.data.blocks import StageDataModule
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.energies import EnergyDataModule
-from cepdiff.data.images import ImageDataModule
+from cepdiff.data.densities.datamodule import EnergyDataModule
+from cepdiff.data.images.datamodule import ImageDataModule
+from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP
@@ -22,6 +20,8 @@ from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
 from cepdiff.modules.headed import HeadedEnergyGuidance
+from cepdiff.networks.images.half_unet import HalfUNet
+from cepdiff.networks.images.unet import UNetScore
 from cepdiff.policy.engines import check_engine
 
 MIN_IMAGES = 8  # a head: neighbours to the fifth, and a covariance

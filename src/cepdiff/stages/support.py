@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cepdiff.callbacks.progress import progress
-from cepdiff.data.buffer import select_episodes
-from cepdiff.data.datamodule import OfflineDataModule
-from cepdiff.data.support import SupportCache, fill, states_of_rows, support_noise
+from cepdiff.data.rl.buffer import select_episodes
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.support import SupportCache, fill, states_of_rows, support_noise
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import RunError

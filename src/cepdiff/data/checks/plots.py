@@ -1,0 +1,60 @@
+"""One figure of what a dataset holds: returns, episode lengths, and how its actions are spread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cepdiff.data.checks.findings import episodes_of, horizon_of, references_of
+from cepdiff.data.rl.arrays import FloatArray, RawArrays, blocks
+from cepdiff.data.rl.tasks import Task
+from cepdiff.files import written_aside
+
+BINS = 50
+
+
+def action_histogram(actions: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(shares (A, `BINS`) of the rows of actions (N, A), edges (`BINS` + 1,) which all dimensions share)."""
+    low, high = float(actions.min()), float(actions.max())
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    counts = np.zeros((actions.shape[1], BINS))
+    for part in blocks(len(actions)):
+        counts += [np.histogram(column, edges)[0] for column in actions[part].T]
+    return counts / len(actions), edges
+
+
+def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
+    """Writes a PNG to `path`: histograms of returns and lengths over episodes, one row of shades an action."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    episodes, horizon = episodes_of(raw), horizon_of(raw, task)
+    references = dict(zip(("score 0", "score 100"), references_of(raw, task) or (), strict=False))
+    _histogram(left, episodes.returns, "return", references)
+    _histogram(middle, episodes.lengths, "length in steps", {} if horizon is None else {"limit": horizon})
+    shares, edges = action_histogram(raw.actions)
+    dimensions = np.arange(len(shares) + 1) - 0.5
+    drawn = right.pcolormesh(edges, dimensions, shares, cmap="viridis", vmin=0)
+    figure.colorbar(drawn, ax=right, label="share of rows")
+    right.set_xlabel("action")
+    right.set_ylabel("dimension")
+    right.yaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"{Path(raw.source).name}: {len(raw):,} rows, {len(episodes.lengths):,} episodes")
+    with written_aside(path) as file:
+        figure.savefig(file, dpi=150, format="png")
+
+
+def _histogram(axes: Any, values: npt.NDArray[Any], label: str, lines: dict[str, float]) -> None:
+    axes.hist(values, bins=BINS, color="tab:blue")
+    for (name, value), style in zip(lines.items(), (":", "--"), strict=False):
+        axes.axvline(value, color="black", linestyle=style, label=name)
+    if lines:
+        axes.legend()
+    axes.set_xlabel(label)
+    axes.set_ylabel("episodes")

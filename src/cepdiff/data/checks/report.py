@@ -1,0 +1,110 @@
+"""What a dataset holds, in numbers, and what a user should know before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepdiff.data.checks.defects import findings_of
+from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, references_of
+from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
+from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
+from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
+from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
+
+
+def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
+    """The facts of a dataset as plain values for JSON; None where unknown.
+
+    Reference returns are the metadata's, else the task's, else those of the environment. Actions beyond the
+    bounds are counted, not refused.
+    """
+    low, high = action_bounds(raw)
+    beyond = rows_beyond(raw.actions, low, high)
+    found_low, found_high = raw.actions.min(axis=0), raw.actions.max(axis=0)
+    wide = (np.minimum(low, found_low), np.maximum(high, found_high)) if len(beyond) else (low, high)
+    buffer = TransitionBuffer.from_arrays(raw, *(bound.tolist() for bound in wide))
+    returns, complete = (tensor.numpy() for tensor in buffer.episode_returns())
+    lengths = (buffer.episode_ends - buffer.episode_starts).numpy()
+    follows = buffer.episode_index[1:] == buffer.episode_index[:-1]
+    jumps = follows & (buffer.next_index[:-1] >= len(buffer))
+    same = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
+    spread = raw.observations.max(axis=0) - raw.observations.min(axis=0)
+    statistics = {
+        "mean": float(returns.mean()),
+        "p90": float(np.quantile(returns, 0.9)),
+        "max": float(returns.max()),
+    }
+    references = references_of(raw, task)
+    return {
+        "source": raw.source,
+        "env_id": env_id_of(raw, task),
+        "rows": len(buffer),
+        "observation_size": buffer.states.shape[1],
+        "action_size": buffer.actions.shape[1],
+        "episodes": buffer.num_episodes,
+        "complete_episodes": int(complete.sum()),
+        "terminals": int(raw.terminals.sum()),
+        "timeouts": int(raw.timeouts.sum()),
+        "episode_length": {
+            "min": int(lengths.min()),
+            "mean": float(lengths.mean()),
+            "max": int(lengths.max()),
+        },
+        "horizon": horizon_of(raw, task),
+        "returns": statistics,
+        "normalized_returns": references
+        and {name: normalized_score(value, *references) for name, value in statistics.items()},
+        "rewards": {"min": float(raw.rewards.min()), "max": float(raw.rewards.max())},
+        "actions": {"min": float(found_low.min()), "max": float(found_high.max())},
+        "action_low": low.tolist(),
+        "action_high": high.tolist(),
+        "rows_beyond_bounds": len(beyond),
+        "has_next_observations": raw.next_observations is not None,
+        "unknown_successors": len(buffer) - len(buffer.transitions),
+        "successor_jumps": int(jumps.sum()),
+        "duplicate_rows": int((same & follows.numpy()).sum()),
+        "constant_observations": np.flatnonzero(spread == 0).tolist(),
+        "content_hash": buffer.content_hash,
+    }
+
+
+def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None = None) -> list[Finding]:
+    """What is worth knowing about a dataset which can be trained on; nothing is downloaded. With `plot`, a figure of
+    its returns, lengths and actions is written there as PNG.
+
+    Raises `CepdiffError` where it cannot be trained on.
+    """
+    raw = load_dataset(dataset, dataset_dir, allow_download=False)
+    TransitionBuffer.from_arrays(raw)  # refuses actions beyond the bounds, which are only counted below
+    task = TASKS.get(dataset)
+    found = findings_of(raw, task)
+    if not dataset.startswith(MINARI_PREFIX):
+        found += file_findings(resolve(dataset, dataset_dir, allow_download=False))
+    if plot is not None:
+        from cepdiff.data.checks.plots import plot_data
+
+        plot_data(raw, plot, task)
+    return found
+
+
+def file_findings(path: Path) -> list[Finding]:
+    """What only the file shows, since reading it converts and decompresses: wide numbers, and missing checksums."""
+    import h5py
+
+    found = []
+    with h5py.File(path, "r") as file:
+        stored = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
+        wide = [name for name, item in stored.items() if item.dtype == np.float64]
+        # zlib ends its stream with a checksum, so that a flipped bit stops gzip from being read.
+        unguarded = [name for name, item in stored.items() if item.compression != "gzip" and not item.fletcher32]
+    if wide:
+        handling = "read as float32, which moves a value by 6e-8 of itself at the most"
+        found.append(Finding("info", "float64", f"{', '.join(wide)} are stored as float64", handling))
+    if unguarded:
+        message = f"{', '.join(unguarded)} carry no checksum"
+        handling = "a flipped bit is noticed only where it makes a number infinite, or an action too large"
+        found.append(Finding("info", "checksum", message, handling))
+    return found

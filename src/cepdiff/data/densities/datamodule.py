@@ -1,0 +1,220 @@
+"""Data that come with their energies: samples of q(x), of any size, and E of each. No states, no critic."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cepdiff.components import import_function
+from cepdiff.data.blocks import StageDataModule
+from cepdiff.data.densities.densities import DENSITIES, Density, find_density, tilted_sample
+from cepdiff.errors import ConfigError, DataError
+from cepdiff.randomness import generator
+from cepdiff.types import Batch, DataSpec
+
+
+class EnergyDataModule(StageDataModule):
+    """Points of a density with their energies, for training p(x) ∝ q(x) exp(-beta E(x)) without conditions.
+
+    Networks see the points scaled to [-1, 1] by the data's range, as the field `actions` (B, A); `energies` (B,) are
+    measured from the lowest one, which leaves p as it is.
+    To serve other data, subclass and override `load`, and `exact_samples` where better than resampling is known.
+
+    Args:
+        dataset: one of the paper's 2-D densities (swissroll, 8gaussians, moons, rings, checkerboard, 2spirals), or an
+            `.npz` file with `points` (N, A) and `energies` (N,).
+        energy: "module.function" of points (N, A) -> energies (N,), instead of the dataset's own.
+        num_points: points drawn of a named density.
+        block_size: minibatches handed to one `training_step`.
+        seed: of the points and of their order.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        energy: str | None = None,
+        num_points: int = 1_000_000,
+        block_size: int = 50,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(block_size, seed)
+        if num_points < 2:
+            raise ConfigError(f"data.num_points is {num_points}; expected at least 2")
+        self.dataset = dataset
+        self.energy = energy
+        self.num_points = num_points
+        self._energy_function: Callable[[Tensor], Tensor] | None = None
+        if energy is not None:
+            self._energy_function = import_function(energy, "data.energy")
+        self._data: tuple[Tensor, Tensor] | None = None
+        self._density: Density | None = None  # stays None where a subclass loads what it likes
+        self.points_hash = ""  # names the points alone, once they are loaded
+        self._hash = ""
+        self._low = self._high = torch.empty(0)
+
+    @property
+    def dataset_name(self) -> str:
+        return Path(self.dataset).stem
+
+    @property
+    def content_hash(self) -> str:
+        self._loaded()
+        return self._hash
+
+    @property
+    def spec(self) -> DataSpec:
+        self._loaded()
+        return DataSpec(0, len(self._low), tuple(self._low.tolist()), tuple(self._high.tolist()))
+
+    @property
+    def points(self) -> Tensor:
+        """(N, A), in the data's own units."""
+        return self._loaded()[0]
+
+    @property
+    def energies(self) -> Tensor:
+        """(N,)."""
+        return self._loaded()[1]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Draws or reads the points once."""
+        if self._data is not None:
+            return
+        points, energies = self.load()
+        check_points(points, energies, self.dataset)
+        digest = hashlib.blake2b(points.numpy().tobytes(), digest_size=8)
+        self.points_hash = digest.hexdigest()
+        digest.update(energies.numpy().tobytes())
+        self._hash = digest.hexdigest()
+        self._low, self._high = points.amin(0), points.amax(0)
+        if bool((self._low == self._high).any()):
+            raise DataError(f"{self.dataset}: a coordinate is the same in all {len(points)} points")
+        self._data = points, energies
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """Points (N, A) and energies (N,), float32."""
+        density = self._density = self.density()
+        if density is not None:
+            return density.sample(self.num_points, generator(self.seed, "density"))
+        path = Path(self.dataset).expanduser()
+        points, energies = read_points(path, need_energies=self._energy_function is None)
+        if self._energy_function is not None:
+            check_points(points, torch.zeros(points.shape[:1]), self.dataset)  # before the user's function sees them
+            energies = evaluate_energy(self._energy_function, points, str(self.energy))
+        return points, energies
+
+    def density(self) -> Density | None:
+        """The named density, with the energy that was asked for; None where the dataset is a file."""
+        if self.dataset not in DENSITIES:
+            if Path(self.dataset).suffix == ".npz":
+                return None
+            find_density(self.dataset)  # raises, with the nearest names
+        density = find_density(self.dataset)
+        function = self._energy_function
+        if function is None:
+            return density
+
+        def sample(n: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+            points, _ = density.sample(n, draws)
+            return points, evaluate_energy(function, points, str(self.energy))
+
+        return Density(density.name, density.title, sample)
+
+    def exact_samples(self, n: int, inverse_temperature: float, draws: torch.Generator) -> Tensor:
+        """`n` samples (n, A) of p ∝ q exp(-beta E): fresh ones of a named density, else rows of the data by weight.
+
+        Rows of the data repeat. Fresh points with an energy of the user's, of which no bound is known, are weighed
+        against the lowest energy of the data: what lies below counts as that.
+        """
+        density = self._density
+        if density is None:
+            weights = (-inverse_temperature * (self.energies.double() - self.energies.min())).exp()
+            total = weights.cumsum(0)  # torch.multinomial takes no more than 2^24 rows
+            uniform = torch.rand(n, generator=draws, dtype=torch.float64) * total[-1]
+            return self.points[torch.searchsorted(total, uniform, right=True).clamp(max=len(total) - 1)]
+        if self._energy_function is None:
+            return tilted_sample(density, n, inverse_temperature, draws)
+        lowest = float(self.energies.min())
+
+        def bounded(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            points, energies = density.sample(count, generator)
+            return points, energies.clamp(min=lowest)
+
+        return tilted_sample(
+            Density(density.name, density.title, bounded), n, inverse_temperature, draws, lowest=lowest
+        )
+
+    def rows(self, fields: Sequence[str]) -> Tensor:
+        return torch.arange(len(self.energies))
+
+    def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
+        scaled = 2.0 * (self.points - self._low) / (self._high - self._low) - 1.0
+        tables = {"actions": scaled, "energies": self.energies - self.energies.min()}
+        for field in fields:
+            if field not in tables:
+                raise ConfigError(
+                    f"a module asks for the batch field '{field}'; points with energies have {', '.join(tables)}"
+                )
+        held = {field: tables[field].to(device) for field in fields}
+        return lambda rows: {field: table[rows] for field, table in held.items()}
+
+    def _loaded(self) -> tuple[Tensor, Tensor]:
+        if self._data is None:
+            raise DataError("the data module holds no points yet: call setup() first")
+        return self._data
+
+
+def evaluate_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
+    """Energies (N,) float32 of `points` (N, A); raises DataError where there are none, or no finite ones (N,)."""
+    try:
+        energies = function(points)
+    except Exception as error:  # the user's own code
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(
+            f"the energy {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error
+    if not isinstance(energies, Tensor) or energies.shape != points.shape[:1]:
+        found = tuple(energies.shape) if isinstance(energies, Tensor) else type(energies).__name__
+        raise DataError(f"the energy {name} gave {found} for points {tuple(points.shape)}; expected ({len(points)},)")
+    if not bool(energies.isfinite().all()):
+        row = int((~energies.isfinite()).nonzero()[0])
+        raise DataError(
+            f"the energy {name} is {float(energies[row])} at {points[row].tolist()}; expected finite numbers"
+        )
+    return energies.detach().float()
+
+
+def read_points(path: Path, need_energies: bool = True) -> tuple[Tensor, Tensor]:
+    """`points` (N, A) and `energies` (N,) of an `.npz` file; zeros where none are needed or held."""
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; expected an .npz with points (N, A) and energies (N,)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name], dtype=np.float32) for name in ("points", "energies") if name in file}
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds on a torn or foreign file
+        raise DataError(f"{path} is no .npz file of numbers, or is damaged; expected points (N, A)") from error
+    if "points" not in arrays or (need_energies and "energies" not in arrays):
+        raise DataError(f"{path} holds no array '{'energies' if 'points' in arrays else 'points'}'")
+    points = torch.from_numpy(arrays["points"])
+    energies = torch.from_numpy(arrays["energies"]) if "energies" in arrays else torch.zeros(points.shape[:1])
+    return points, energies
+
+
+def check_points(points: Tensor, energies: Tensor, source: str) -> None:
+    """DataError unless these are N >= 2 finite points (N, A), A >= 1, with finite energies (N,)."""
+    if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1 or energies.shape != points.shape[:1]:
+        raise DataError(
+            f"{source}: points {tuple(points.shape)} and energies {tuple(energies.shape)}; expected (N, A) and (N,)"
+        )
+    for name, values in (("points", points), ("energies", energies)):
+        finite = values.isfinite().reshape(len(values), -1).all(-1)
+        if not bool(finite.all()):
+            raise DataError(f"{source}: {name} are NaN or infinite in row {int((~finite).nonzero()[0])}")

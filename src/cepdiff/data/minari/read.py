@@ -1,0 +1,303 @@
+"""Reading of Minari datasets, through the `minari` package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.hdf5 import open_file, stored_metadata
+from cepdiff.errors import DataError, MissingExtraError, nearest
+
+# Under this key of metadata.json stands what a dataset converted from D4RL's layout is not to be taken for.
+MARK = "d4rl_layout"
+# Beside the episodes: what Minari's layout has no room for (metadata group, next observations of their own).
+LAYOUT_FILE = "d4rl_layout.hdf5"
+# Gymnasium-Robotics' mazes observe a dictionary. These parts, in this order, are the vector of D4RL's maze:
+# 29 = position (2) and the rest of the ant (27), 4 = position and velocity of the ball.
+VECTOR_PARTS = {"AntMaze": ("achieved_goal", "observation"), "PointMaze": ("observation",)}
+
+_ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+_READ_ERRORS = (OSError, ValueError, KeyError, AssertionError, ImportError, RuntimeError, IndexError, TypeError)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LayoutMark:
+    """What a conversion from D4RL's layout notes in a Minari dataset, so that nothing read from it is wrong.
+
+    `rows`: steps at the conversion. `unknown_final_observations`: the last of an episode's T + 1 observations
+    only repeats the one before, because the source did not know it. `cut_last_episode`: the data end within the
+    last episode, which is no time limit. `foreign_successors`: next observations which are not the following
+    row's, kept in `LAYOUT_FILE`. `types`: array -> [dtype, shape of a row], where Minari holds it in another.
+    """
+
+    rows: int
+    unknown_final_observations: bool
+    cut_last_episode: bool
+    foreign_successors: int
+    types: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def read_minari(
+    dataset_id: str, root: str | Path | None = None, *, allow_download: bool = True, infos: bool = False
+) -> RawArrays:
+    """All steps of a Minari dataset such as "mujoco/walker2d/medium-v0".
+
+    It is looked up in `root` (default: Minari's own folder, $MINARI_DATASETS_PATH or ~/.minari/datasets) and
+    only downloaded if it is not there. An episode of T steps holds T + 1 observations, so every next observation
+    is known. An episode which ends by neither flag is cut there: a time limit. Both do not hold for a dataset
+    that was converted from a file which knew less: its `LayoutMark` is honoured. The metadata take the
+    environment, its action bounds, and the reference returns where the dataset has them. Of AntMaze's and
+    PointMaze's dictionaries of observations the `VECTOR_PARTS` are joined. With `infos`, the numeric arrays with
+    T or T + 1 rows in every episode too, as they are; the last of T + 1 is left out.
+
+    Raises `MissingExtraError` without the package, `DataError` where the dataset is unknown, out of reach, or
+    its observations or actions are not plain vectors.
+    """
+    with open_minari(dataset_id, root, allow_download=allow_download) as dataset:
+        source = f"minari:{dataset_id}"
+        parts = vector_parts(dataset, source)
+        raw = _allocate(dataset, parts, source)
+        _fill(raw, dataset, parts)
+        if infos:
+            raw.infos = _infos(dataset, parts, len(raw))
+        mark = layout_mark(dataset, source)
+        if mark is not None:
+            _honour(mark, raw, Path(dataset.storage.data_path) / LAYOUT_FILE)
+    return raw.validate()
+
+
+@contextmanager
+def open_minari(dataset_id: str, root: str | Path | None = None, *, allow_download: bool = True) -> Iterator[Any]:
+    """The `MinariDataset`, downloaded where it is absent. Raises as `read_minari`, also while it is open."""
+    minari = import_minari()
+    with minari_root(root):
+        _ensure_local(minari, dataset_id, allow_download)
+        try:
+            yield minari.load_dataset(dataset_id)
+        except _READ_ERRORS as error:
+            raise DataError(f"minari:{dataset_id}: cannot be read ({reason(error)})") from error
+
+
+def import_minari() -> Any:
+    """The package `minari`. Raises `MissingExtraError` without it."""
+    try:
+        import minari
+    except ImportError as error:
+        raise MissingExtraError("Reading or writing a Minari dataset", "minari") from error
+    return minari
+
+
+def parse_id(dataset_id: str) -> str | None:
+    """The namespace of an id. Raises `DataError` for what is no id, or lacks its version."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        namespace: str | None = parse_dataset_id(dataset_id)[0]
+    except (ValueError, TypeError) as error:  # TypeError: an id without its version
+        raise DataError(
+            f"minari:{dataset_id}: not a Minari id, expected one like mujoco/walker2d/medium-v0."
+            f"{nearest(dataset_id, import_minari().list_local_datasets())}"
+        ) from error
+    return namespace
+
+
+def layout_mark(dataset: Any, source: str) -> LayoutMark | None:
+    """The mark of a converted dataset. Raises `DataError` where its file is gone or it no longer fits the data."""
+    stored = dataset.storage.metadata.get(MARK)
+    if stored is None:
+        return None
+    mark = LayoutMark(**stored)
+    if mark.rows != dataset.total_steps:
+        raise DataError(
+            f"{source}: was changed after its conversion ({mark.rows} steps then, {dataset.total_steps} now); "
+            "convert it again from its source"
+        )
+    if not (Path(dataset.storage.data_path) / LAYOUT_FILE).is_file():
+        raise DataError(f"{source}: its file {LAYOUT_FILE} is missing; copy the whole folder, or convert it again")
+    return mark
+
+
+def foreign_successors(path: Path) -> tuple[npt.NDArray[np.int64], Array]:
+    """(rows (M,), next observations (M, S)) of a `LAYOUT_FILE`: those which are not the following row's."""
+    with open_file(path) as file:
+        return file["successors/rows"][()], file["successors/values"][()]
+
+
+def vector_parts(dataset: Any, source: str) -> tuple[str, ...]:
+    """Names of the parts whose join is the observation vector; empty where observations are vectors already.
+
+    Raises `DataError` for any other spaces.
+    """
+    space, env = dataset.observation_space, dataset.env_spec
+    _check_vector(source, "action", dataset.action_space)
+    if type(space).__name__ != "Dict":
+        _check_vector(source, "observation", space)
+        return ()
+    parts = VECTOR_PARTS.get("" if env is None else env.id.split("_")[0], ())
+    if not parts or not set(parts) <= set(space.spaces):
+        raise DataError(f"{source}: the observation space is {space}, expected a Box with one axis")
+    for part in space.spaces.values():
+        _check_vector(source, "observation", part)
+    return parts
+
+
+def observation_vectors(observations: Any, parts: tuple[str, ...]) -> Array:
+    """(T + 1, S): an episode's observations, or the join of the `parts` of its dictionary."""
+    joined: Array = np.concatenate([observations[part] for part in parts], axis=1) if parts else observations
+    return joined
+
+
+def episode_infos(episode: Any, parts: tuple[str, ...]) -> dict[str, Any]:
+    """Infos of an episode by path ("a/b"), with the parts of its observations that are not in the vector."""
+    found = dict(_flat(episode.infos or {}))
+    for name, value in episode.observations.items() if parts else ():
+        if name not in parts:
+            if name in found:
+                raise ValueError(f"'{name}' is both an info and a part of the observation")
+            found[name] = value
+    return found
+
+
+def minari_metadata(dataset: Any) -> dict[str, Any]:
+    """What the package reads of a dataset's own metadata: environment, bounds, reference returns."""
+    stored, space, env = dataset.storage.metadata, dataset.action_space, dataset.env_spec
+    found = {
+        "env_id": None if env is None else env.id,
+        "env_kwargs": None if env is None else dict(env.kwargs),
+        "horizon": None if env is None else env.max_episode_steps,
+        "action_low": tuple(space.low.tolist()),
+        "action_high": tuple(space.high.tolist()),
+        "reference_min": stored.get("ref_min_score"),
+        "reference_max": stored.get("ref_max_score"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def reason(error: Exception) -> str:
+    """Kind and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def minari_root(root: str | Path | None) -> Iterator[None]:
+    """Minari takes its folder from the environment alone; absolute, as it cannot size a dataset at a relative path."""
+    before = os.environ.get(_ROOT_VARIABLE)
+    if root is not None:
+        os.environ[_ROOT_VARIABLE] = str(Path(root).expanduser().absolute())
+    try:
+        yield
+    finally:
+        if root is not None:
+            if before is None:
+                del os.environ[_ROOT_VARIABLE]
+            else:
+                os.environ[_ROOT_VARIABLE] = before
+
+
+def _ensure_local(minari: Any, dataset_id: str, allow_download: bool) -> None:
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    parse_id(dataset_id)
+    folder = get_dataset_path(dataset_id)
+    if (folder / "data").exists():
+        return
+    advice = f"download it where there is a network (minari download {dataset_id}) and put it into {folder}"
+    if not allow_download:
+        raise DataError(
+            f"minari:{dataset_id}: not in {folder.parent}; {advice}.{nearest(dataset_id, minari.list_local_datasets())}"
+        )
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # each of Minari's stores raises errors of its own
+        raise DataError(f"minari:{dataset_id}: cannot be downloaded ({reason(error)}); {advice}") from error
+
+
+def _check_vector(source: str, kind: str, space: Any) -> None:
+    shape = getattr(space, "shape", None)
+    if type(space).__name__ != "Box" or shape is None or len(shape) != 1:
+        raise DataError(f"{source}: the {kind} space is {space}, expected a Box with one axis")
+
+
+def _allocate(dataset: Any, parts: tuple[str, ...], source: str) -> RawArrays:
+    space = dataset.observation_space
+    size = sum(space.spaces[part].shape[0] for part in parts) if parts else space.shape[0]
+    rows = dataset.total_steps
+    return RawArrays(
+        observations=np.empty((rows, size), dtype=np.float32),
+        actions=np.empty((rows, dataset.action_space.shape[0]), dtype=np.float32),
+        rewards=np.empty(rows, dtype=np.float32),
+        terminals=np.empty(rows, dtype=np.bool_),
+        timeouts=np.empty(rows, dtype=np.bool_),
+        next_observations=np.empty((rows, size), dtype=np.float32),
+        metadata=minari_metadata(dataset),
+        source=source,
+    )
+
+
+def _fill(raw: RawArrays, dataset: Any, parts: tuple[str, ...]) -> None:
+    assert raw.next_observations is not None
+    start = 0
+    for episode in dataset.iterate_episodes():
+        stop = start + len(episode.rewards)
+        if stop == start:
+            continue
+        observations = observation_vectors(episode.observations, parts)
+        raw.observations[start:stop] = observations[:-1]
+        raw.next_observations[start:stop] = observations[1:]
+        raw.actions[start:stop] = episode.actions
+        raw.rewards[start:stop] = episode.rewards
+        raw.terminals[start:stop] = episode.terminations
+        raw.timeouts[start:stop] = episode.truncations
+        raw.timeouts[stop - 1] |= not raw.terminals[stop - 1]
+        start = stop
+    if start != len(raw):
+        raise ValueError(f"its episodes hold {start} steps, its metadata say {len(raw)}")
+
+
+def _infos(dataset: Any, parts: tuple[str, ...], rows: int) -> dict[str, Array]:
+    found: dict[str, list[Array]] = {}
+    for episode in dataset.iterate_episodes():
+        steps = len(episode.rewards)
+        for name, value in episode_infos(episode, parts).items():
+            if is_row_array(value, steps):
+                found.setdefault(name, []).append(value[:steps])
+    whole = {name: arrays for name, arrays in found.items() if sum(map(len, arrays)) == rows}
+    return {name: np.concatenate(arrays) for name, arrays in whole.items()}
+
+
+def is_row_array(value: Any, steps: int) -> bool:
+    """Whether an info is a numeric array with a row for each of T steps or T + 1 observations."""
+    numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.ndim > 0
+    return numeric and len(value) in (steps, steps + 1)
+
+
+def _honour(mark: LayoutMark, raw: RawArrays, path: Path) -> None:
+    assert raw.next_observations is not None
+    if mark.cut_last_episode:
+        raw.timeouts[-1] = False
+    if mark.unknown_final_observations:
+        raw.next_observations = None
+    elif mark.foreign_successors:
+        rows, values = foreign_successors(path)
+        raw.next_observations[rows] = values
+    with open_file(path) as file:
+        raw.metadata |= stored_metadata(file)
+
+
+def _flat(infos: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in infos.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value

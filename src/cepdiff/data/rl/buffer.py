@@ -1,0 +1,258 @@
+"""The transition buffer: a dataset as tensors, with its episodes and successors worked out once.
+
+"An episode ends here" and "do not bootstrap here" are two different things:
+
+- An episode ends at `terminals | timeouts`, and at the last row. Returns are summed over these episodes.
+- `terminals` alone stop bootstrapping. A time limit cuts an episode, but the state after it still has a value.
+
+A row's successor s' is an index into `states`, -1 where it is unknown:
+
+- Without `next_observations`, s' is the observation of the following row of the same episode. At a time limit
+  and at the last row it is unknown, so that row trains the behavior model only.
+- With `next_observations`, s' is the following row's observation where the two are equal and the row does not
+  end an episode; every other next observation is appended to `states`.
+- A terminal row without a known s' points at itself: its successor is never bootstrapped from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
+from cepdiff.errors import ConfigError, DataError
+from cepdiff.randomness import generator
+from cepdiff.types import DataSpec
+
+IntArray = npt.NDArray[np.int64]
+Bounds = float | Sequence[float]
+# Rounding to float32 moves an action by 6e-8 of its bound; this far beyond it is still rounding.
+_BOUND_TOLERANCE = 1e-6
+# Below this an observation counts as constant, and is not divided by its spread.
+_MIN_STD = 1e-6
+
+
+class EpisodeReturns(NamedTuple):
+    """Undiscounted returns (E,) in float64, and which episodes (E,) ended by a terminal or a time limit."""
+
+    returns: Tensor
+    complete: Tensor
+
+
+@dataclass(frozen=True)
+class TransitionBuffer:
+    """N rows in E episodes, U >= N states; all tensors on one device.
+
+    states (U, S): the observations of the N rows, then the next observations which no following row holds.
+    next_index (N,): row of s' in `states`, -1 where unknown. actions (N, A) in [-1, 1]. rewards (N,), raw.
+    terminals, timeouts (N,). episode_index (N,): the episode of each row, which are the rows from
+    episode_starts (E,) up to, not including, episode_ends (E,). content_hash names the data and its bounds.
+    """
+
+    states: Tensor
+    next_index: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminals: Tensor
+    timeouts: Tensor
+    episode_index: Tensor
+    episode_starts: Tensor
+    episode_ends: Tensor
+    content_hash: str
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+
+    @classmethod
+    def from_arrays(
+        cls, raw: RawArrays, action_low: Bounds | None = None, action_high: Bounds | None = None
+    ) -> TransitionBuffer:
+        """The buffer of `raw`, sharing its memory where nothing has to change (so leave `raw` as it is).
+
+        Bounds are the arguments (one number or one an action), else the metadata's, else [-1, 1]. Raises
+        `DataError` where an action lies beyond them by more than rounding.
+        """
+        low, high = action_bounds(raw, action_low, action_high)
+        beyond = rows_beyond(raw.actions, low, high)
+        if len(beyond):
+            found_low, found_high = float(raw.actions.min()), float(raw.actions.max())
+            raise DataError(
+                f"{raw.source}: actions lie outside [{low.min():g}, {high.max():g}] in {first_rows(beyond)} "
+                f"(found {found_low:g} to {found_high:g}); give the environment's bounds with "
+                "--data.action_low and --data.action_high"
+            )
+        ends = raw.terminals | raw.timeouts
+        ends[-1] = True
+        episode_ends = np.flatnonzero(ends) + 1
+        lengths = np.diff(episode_ends, prepend=0)
+        states, next_index = _successors(raw, ends)
+        return cls(
+            states=torch.from_numpy(states),
+            next_index=torch.from_numpy(next_index),
+            actions=torch.from_numpy(_unit_actions(raw.actions, low, high)),
+            rewards=torch.from_numpy(raw.rewards),
+            terminals=torch.from_numpy(raw.terminals),
+            timeouts=torch.from_numpy(raw.timeouts),
+            episode_index=torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)),
+            episode_starts=torch.from_numpy(episode_ends - lengths),
+            episode_ends=torch.from_numpy(episode_ends),
+            content_hash=_content_hash(raw, low, high),
+            action_low=tuple(low.tolist()),
+            action_high=tuple(high.tolist()),
+        )
+
+    def __len__(self) -> int:
+        return len(self.next_index)
+
+    @property
+    def observations(self) -> Tensor:
+        """(N, S), a view of `states`."""
+        return self.states[: len(self)]
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episode_ends)
+
+    @property
+    def transitions(self) -> Tensor:
+        """Ascending rows a critic may train on: the successor is known, or the row is terminal."""
+        return torch.nonzero(self.next_index >= 0).squeeze(-1)
+
+    def episode_returns(self) -> EpisodeReturns:
+        """Return of each episode, and whether it was recorded to its end."""
+        sums = torch.zeros(self.num_episodes, dtype=torch.float64)
+        sums.index_add_(0, self.episode_index.cpu(), self.rewards.cpu().double())
+        last = self.episode_ends - 1
+        return EpisodeReturns(sums, (self.terminals[last] | self.timeouts[last]).cpu())
+
+    def spec(self, normalize: bool = False) -> DataSpec:
+        """Sizes and action bounds; with `normalize`, mean and standard deviation of the N observations too.
+
+        A constant observation has the standard deviation 1, so that it normalises to 0.
+        """
+        mean, std = self._moments() if normalize else (None, None)
+        return DataSpec(
+            observation_size=self.states.shape[1],
+            action_size=self.actions.shape[1],
+            action_low=self.action_low,
+            action_high=self.action_high,
+            observation_mean=mean,
+            observation_std=std,
+        )
+
+    def to(self, device: torch.device | str) -> TransitionBuffer:
+        """The same buffer on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        observations = self.observations.cpu()
+        parts = [observations[part] for part in blocks(len(self))]
+        mean = sum((p.double().sum(0) for p in parts), torch.zeros(1)) / len(self)
+        variance = sum(((p.double() - mean).square().sum(0) for p in parts), torch.zeros(1)) / len(self)
+        std = variance.sqrt()
+        std = torch.where(std < _MIN_STD, torch.ones_like(std), std)
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -> Tensor:
+    """Ascending rows of whole episodes, drawn in an order that `seed` fixes, about `max_rows` of them.
+
+    At least one episode; all rows where `max_rows` is None or not below N. On the buffer's device.
+    """
+    device = buffer.next_index.device
+    if max_rows is None or max_rows >= len(buffer):
+        return torch.arange(len(buffer), device=device)
+    if max_rows < 1:
+        raise ConfigError(f"max_rows is {max_rows}, expected at least 1 (or null for all rows)")
+    order = torch.randperm(buffer.num_episodes, generator=generator(seed, "episodes"))
+    totals = (buffer.episode_ends - buffer.episode_starts).cpu()[order].cumsum(0)
+    count = int((totals - max_rows).abs().argmin()) + 1  # the total nearest to max_rows
+    chosen = torch.zeros(buffer.num_episodes, dtype=torch.bool)
+    chosen[order[:count]] = True
+    return torch.nonzero(chosen[buffer.episode_index.cpu()]).squeeze(-1).to(device)
+
+
+def action_bounds(
+    raw: RawArrays, action_low: Bounds | None = None, action_high: Bounds | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """(low (A,), high (A,)): the arguments, else the metadata's, else [-1, 1]. Raises `DataError` for bounds
+    that are not finite, not ascending or of another number than A."""
+    size = raw.actions.shape[1]
+    found = []
+    for name, given, default in (("action_low", action_low, -1.0), ("action_high", action_high, 1.0)):
+        value = np.asarray(given if given is not None else raw.metadata.get(name, default), dtype=np.float32)
+        if value.ndim > 1 or value.size not in (1, size) or not np.isfinite(value).all():
+            raise DataError(
+                f"{raw.source}: {name} is {value.tolist()}, expected one finite number or {size}; "
+                f"give it with --data.{name}"
+            )
+        found.append(np.broadcast_to(value.reshape(-1), (size,)))
+    low, high = found
+    if not (low < high).all():
+        raise DataError(f"{raw.source}: action_low {low.tolist()} is not below action_high {high.tolist()}")
+    return low, high
+
+
+def rows_beyond(actions: FloatArray, low: FloatArray, high: FloatArray) -> IntArray:
+    """Rows of actions (N, A) that lie outside [low, high] by more than float32's rounding."""
+    slack = _BOUND_TOLERANCE * np.maximum(high - low, np.maximum(np.abs(low), np.abs(high)))
+    found = [
+        np.flatnonzero(((actions[part] < low - slack) | (actions[part] > high + slack)).any(axis=1)) + part.start
+        for part in blocks(len(actions))
+    ]
+    return np.concatenate(found)
+
+
+def equal_rows(a: FloatArray, b: FloatArray) -> BoolArray:
+    """(N,): whether row i of `a` (N, S) equals row i of `b` exactly."""
+    equal = np.empty(len(a), dtype=np.bool_)
+    for part in blocks(len(a)):
+        equal[part] = (a[part] == b[part]).all(axis=1)
+    return equal
+
+
+def _successors(raw: RawArrays, ends: BoolArray) -> tuple[FloatArray, IntArray]:
+    rows = len(raw)
+    next_index = np.arange(1, rows + 1, dtype=np.int64)
+    if raw.next_observations is None:
+        next_index[ends] = -1
+        own = np.flatnonzero(raw.terminals)
+        next_index[own] = own
+        return raw.observations, next_index
+    held = ~ends  # the last row is an end, so every held row has a following one
+    held[:-1] &= equal_rows(raw.next_observations[:-1], raw.observations[1:])
+    foreign = np.flatnonzero(~held)
+    next_index[foreign] = rows + np.arange(len(foreign))
+    states = np.empty((rows + len(foreign), raw.observations.shape[1]), dtype=np.float32)
+    states[:rows] = raw.observations
+    np.take(raw.next_observations, foreign, axis=0, out=states[rows:], mode="clip")  # clip: writes unbuffered
+    return states, next_index
+
+
+def _unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+    """Actions (N, A) scaled from [low, high] to [-1, 1] and clipped; the same array if that changes nothing."""
+    if (low == -1).all() and (high == 1).all():
+        if actions.min() >= -1 and actions.max() <= 1:
+            return actions
+        return actions.clip(-1, 1)
+    two = np.float32(2)
+    unit: FloatArray = actions - (low + high) / two
+    unit /= (high - low) / two
+    return np.clip(unit, -1, 1, out=unit)
+
+
+def _content_hash(raw: RawArrays, low: FloatArray, high: FloatArray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in {**raw.fields, "action_low": low, "action_high": high}.items():
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,255 @@
+"""D4RL's tasks (Fu et al. 2020, arXiv 2004.07219): one function a family, newest version of a task first.
+
+File names, reference returns, horizons and what is deprecated are those of D4RL 1.1 (`d4rl/infos.py` and the
+families' registrations). K and the guidance scales of locomotion and AntMaze are those of Lu et al. 2023; the
+other families are not in that paper: see each function for what was chosen, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cepdiff.data.rl.task import Task
+
+D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+# Importing it registers the environments `cepdiff/...`.
+ENV_MODULE = "cepdiff.envs"
+
+LOCOMOTION_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)
+ANTMAZE_SCALES = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+# Adroit and Kitchen: narrow data of people and experts, which large scales leave quickly.
+MANIPULATION_SCALES = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
+
+
+def locomotion_tasks() -> Iterator[Task]:
+    """Gymnasium's `-v4` environments have the same model files and rewards, but today's MuJoCo gives them other masses
+    and contacts than D4RL's data were recorded with; `cepdiff.envs.locomotion` has those."""
+    references = {
+        "halfcheetah": ("HalfCheetah-v2", -280.178953, 12135.0),
+        "hopper": ("Hopper-v2", -20.272305, 3234.3),
+        "walker2d": ("Walker2d-v2", 1.629008, 4592.3),
+        "ant": ("Ant-v2", -325.6, 3879.7),
+    }
+    for robot, (env_id, low, high) in references.items():
+        for kind, version in _locomotion_kinds(robot):
+            if version == "v0":
+                replaced_by = f"{robot}-{kind}-v2" if kind != "random-expert" else None
+                file = f"gym_mujoco/{_first_name(robot, kind)}.hdf5"
+            else:
+                replaced_by = f"{robot}-{kind}-v2" if version == "v1" else None
+                file = f"gym_mujoco_{version}/{robot}_{kind.replace('-', '_')}-{version}.hdf5"
+            notes = ["111 observations: the last 84 are contact forces, all 0"] if robot == "ant" else []
+            if version != "v2":
+                notes.append(_deprecated(replaced_by))
+            yield Task(
+                name=f"{robot}-{kind}-{version}",
+                family="locomotion",
+                url=f"{D4RL_URL}/{file}",
+                env_id=f"cepdiff/{env_id}",
+                env_module=ENV_MODULE,
+                horizon=1000,
+                reference_min=low,
+                reference_max=high,
+                reward_rule="return_range",
+                num_support_actions=16,
+                evaluation_scales=LOCOMOTION_SCALES,
+                evaluation_episodes=10,
+                note="; ".join(notes),
+            )
+
+
+def _locomotion_kinds(robot: str) -> Iterator[tuple[str, str]]:
+    kinds = ("random", "medium", "expert", "medium-replay", "medium-expert")
+    for version in ("v2", "v1"):
+        yield from ((kind, version) for kind in (*kinds, "full-replay"))
+    yield from ((kind, "v0") for kind in kinds)
+    if robot == "ant":
+        yield "random-expert", "v0"
+
+
+def _first_name(robot: str, kind: str) -> str:
+    """A v0 file's stem: replay buffers are called "mixed" there, and one robot has another name."""
+    if kind == "medium-replay":
+        return f"{'walker' if robot == 'walker2d' else robot}_mixed"
+    return f"{robot}_{kind.replace('-', '_')}"
+
+
+def antmaze_tasks() -> Iterator[Task]:
+    """An ant in a maze, reward 1 at the goal: Lu et al. 2023 train on r - 1, K = 32, 100 episodes a scale."""
+    mazes = {  # name: (the maze's name in v0 and v2 files, in v1 files, many starts, many goals, horizon)
+        "umaze": ("u-maze", "umaze", False, False, 700),
+        "umaze-diverse": ("u-maze", "umaze", True, True, 700),
+        "medium-play": ("big-maze", "medium", True, False, 1000),
+        "medium-diverse": ("big-maze", "medium", True, True, 1000),
+        "large-play": ("hardest-maze", "large", True, False, 1000),
+        "large-diverse": ("hardest-maze", "large", True, True, 1000),
+    }
+    for maze, (title, plain, starts, goals, horizon) in mazes.items():
+        variant = f"noisy_multistart_{starts}_multigoal_{goals}_sparse"
+        replaced = _deprecated(f"antmaze-{maze}-v2")
+        yield _antmaze(f"antmaze-{maze}-v2", f"ant_maze_v2/Ant_maze_{title}_{variant}_fixed.hdf5", horizon)
+        yield _antmaze(f"antmaze-{maze}-v1", f"ant_maze_v1/Ant_maze_{plain}_{variant}.hdf5", horizon, replaced)
+        late = "; its timeouts are not where the episodes end (D4RL issue 77)"
+        yield _antmaze(f"antmaze-{maze}-v0", f"ant_maze_new/Ant_maze_{title}_{variant}.hdf5", horizon, replaced + late)
+    # Mirrored mazes. In the medium and large ones D4RL gives "play" the file with many goals, and "diverse" the other.
+    for maze, goals in {
+        "umaze": False,
+        "umaze-diverse": True,
+        "medium-play": True,
+        "medium-diverse": False,
+        "large-play": True,
+        "large-diverse": False,
+    }.items():
+        size = maze.partition("-")[0]
+        swapped = "D4RL gives the files of -play and -diverse to each other here" if size != "umaze" else ""
+        file = f"ant_maze_new/Ant_maze_{size}_eval_noisy_multistart_True_multigoal_{goals}_sparse.hdf5"
+        yield _antmaze(f"antmaze-eval-{maze}-v0", file, mazes[maze][-1], swapped)
+
+
+def _antmaze(name: str, file: str, horizon: int, note: str = "") -> Task:
+    return Task(
+        name=name,
+        family="antmaze",
+        url=f"{D4RL_URL}/{file}",
+        env_id=f"cepdiff/{name}",
+        env_module=ENV_MODULE,
+        horizon=horizon,
+        reference_min=0.0,
+        reference_max=1.0,
+        reward_rule="minus_one",
+        num_support_actions=32,
+        evaluation_scales=ANTMAZE_SCALES,
+        evaluation_episodes=100,
+        max_move=2.0,  # half a cell of the maze; a step lasts 0.1 s
+        goal_radius=0.5,
+        note=note,
+    )
+
+
+def maze2d_tasks() -> Iterator[Task]:
+    """A point in a maze, reward in [0, 1] a step, no end at the goal.
+
+    Raw rewards ("none"): they put values on the scale that "return_range" gives locomotion, about 1 a step, while
+    ranges of returns mean little here, since D4RL splits one long walk at every waypoint (D4RL issue 85). Minus
+    one, the rule of AntMaze, would shift all values alike, because no episode terminates. 100 episodes, since
+    start cells are drawn anew for each.
+    """
+    references = {  # name: (reference_min, reference_max, horizon)
+        "open-v0": (0.01, 20.66, 150),
+        "umaze-v1": (23.85, 161.86, 300),
+        "medium-v1": (13.13, 277.39, 600),
+        "large-v1": (6.7, 273.99, 800),
+        "open-dense-v0": (11.17817, 27.166538620695782, 150),
+        "umaze-dense-v1": (68.537689, 193.66285642381482, 300),
+        "medium-dense-v1": (44.264742, 297.4552547777125, 600),
+        "large-dense-v1": (30.569041, 303.4857382709002, 800),
+        "eval-umaze-v1": (36.63, 141.4, 300),
+        "eval-medium-v1": (13.07, 204.93, 600),
+        "eval-large-v1": (16.4, 302.22, 800),
+        "eval-umaze-dense-v1": (56.95455, 178.21373133248397, 300),
+        "eval-medium-dense-v1": (42.28578, 235.5658957482388, 600),
+        "eval-large-dense-v1": (56.95455, 326.09647655082637, 800),
+        "umaze-v0": (0.94, 62.6, 150),
+        "medium-v0": (5.77, 85.14, 250),
+        "large-v0": (4.83, 191.99, 600),
+        "umaze-dense-v0": (23.249793, 81.78995240126592, 150),
+        "medium-dense-v0": (19.47762, 96.03474232952358, 250),
+        "large-dense-v0": (27.38831, 215.09965671563742, 600),
+    }
+    goals = {  # row and column of the goal's cell, which is its position too
+        "open": (2.0, 3.0),
+        "umaze": (1.0, 1.0),
+        "medium": (6.0, 6.0),
+        "large": (7.0, 9.0),
+        "eval-umaze": (1.0, 3.0),
+        "eval-medium": (1.0, 6.0),
+        "eval-large": (1.0, 9.0),
+    }
+    for name, (low, high, horizon) in references.items():
+        maze, version = name.rsplit("-", 1)
+        stem = maze if maze.endswith("-dense") else f"{maze}-sparse"
+        yield Task(
+            name=f"maze2d-{name}",
+            family="maze2d",
+            url=f"{D4RL_URL}/maze2d/maze2d-{stem}{'-v1' if version == 'v1' else ''}.hdf5",
+            env_id=f"cepdiff/maze2d-{name}",
+            env_module=ENV_MODULE,
+            horizon=horizon,
+            reference_min=low,
+            reference_max=high,
+            reward_rule="none",
+            num_support_actions=16,
+            evaluation_scales=LOCOMOTION_SCALES,
+            evaluation_episodes=100,
+            max_move=0.5,  # half a cell of the maze; a step lasts 0.01 s at a speed of 5 at the most
+            goal_radius=None if maze.endswith("-dense") else 0.5,
+            goal=goals[maze.removesuffix("-dense")],
+            note="timeouts mark the waypoints of one long walk (D4RL issue 85)",
+        )
+
+
+def adroit_tasks() -> Iterator[Task]:
+    """A hand of 24 joints. 100 episodes: targets and objects are placed anew for each.
+
+    "return_range", as for locomotion: raw rewards reach 60 a step in hammer and 20 in relocate, and the weight
+    exp(beta Q) is not indifferent to their scale. Implicit Q-learning (Kostrikov et al. 2021) trains on raw ones.
+    """
+    references = {  # hand: (reference_min, reference_max, horizon)
+        "pen": (96.262799, 3076.8331017826877, 100),
+        "door": (-56.512833, 2880.5693087298737, 200),
+        "hammer": (-274.856578, 12794.134825156867, 200),
+        "relocate": (-6.425911, 4233.877797728884, 200),
+    }
+    first_names = {"human": "v0_demos_clipped", "cloned": "demos-v0-bc-combined", "expert": "v0_expert_clipped"}
+    for hand, (low, high, horizon) in references.items():
+        for version in ("v1", "v0"):
+            for kind, first_name in first_names.items():
+                name = f"{hand}-{kind}-{version}"
+                file = f"hand_dapg_v1/{name}" if version == "v1" else f"hand_dapg/{hand}-{first_name}"
+                yield Task(
+                    name=name,
+                    family="adroit",
+                    url=f"{D4RL_URL}/{file}.hdf5",
+                    env_id=f"cepdiff/{hand}-v0",
+                    env_module=ENV_MODULE,
+                    horizon=horizon,
+                    reference_min=low,
+                    reference_max=high,
+                    reward_rule="return_range",
+                    num_support_actions=16,
+                    evaluation_scales=MANIPULATION_SCALES,
+                    evaluation_episodes=100,
+                    note="" if version == "v1" else _deprecated(f"{hand}-{kind}-v1"),
+                )
+
+
+def kitchen_tasks() -> Iterator[Task]:
+    """A Franka arm in a kitchen with four things to do, 1 for each; the return scores 25 a thing.
+
+    Raw rewards ("none"), as in Implicit Q-learning: they are counts up to 4 already. 20 episodes, since a step
+    simulates 80 ms and is slow.
+    """
+    files = {
+        "complete": "mini_kitchen_microwave_kettle_light_slider",
+        "partial": "kitchen_microwave_kettle_light_slider",
+        "mixed": "kitchen_microwave_kettle_bottomburner_light",
+    }
+    for kind, file in files.items():
+        yield Task(
+            name=f"kitchen-{kind}-v0",
+            family="kitchen",
+            url=f"{D4RL_URL}/kitchen/{file}-v0.hdf5",
+            env_id=f"cepdiff/kitchen-{kind}-v0",
+            env_module=ENV_MODULE,
+            horizon=280,
+            reference_min=0.0,
+            reference_max=4.0,
+            reward_rule="none",
+            num_support_actions=16,
+            evaluation_scales=MANIPULATION_SCALES,
+            evaluation_episodes=20,
+        )
+
+
+def _deprecated(replaced_by: str | None) -> str:
+    return "deprecated by D4RL" + (f": use {replaced_by}" if replaced_by else "")

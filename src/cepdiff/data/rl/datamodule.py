@@ -1,0 +1,196 @@
+"""The data of offline RL: a buffer on the device, with its support actions once they are drawn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cepdiff.data.blocks import StageDataModule
+from cepdiff.data.checks.defects import findings_of
+from cepdiff.data.checks.findings import Finding
+from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.rewards import apply_rule
+from cepdiff.data.rl.source import load_dataset, resolve
+from cepdiff.data.rl.support import SupportCache
+from cepdiff.data.rl.tasks import TASKS, Task
+from cepdiff.errors import ConfigError, DataError
+from cepdiff.types import Batch, DataSpec
+
+
+class OfflineDataModule(StageDataModule):
+    """D4RL tasks, own HDF5 files and Minari datasets for every stage.
+
+    To serve other data, subclass and override `load_buffer` or `rewards`.
+
+    Args:
+        dataset: a D4RL task ("hopper-medium-v2"), a path to an HDF5 file in D4RL's layout, a file's name inside
+            `dataset_dir`, or "minari:" and a Minari dataset id.
+        env_id: Gymnasium id of the environment to evaluate in; default: the task's, or the file's own note of it.
+        env_kwargs: keyword arguments of the environment.
+        dataset_dir: folder of D4RL's files; default $D4RL_DATASET_DIR or ~/.d4rl/datasets.
+        reward_rule: "return_range" (r * 1000 / (max return - min return)), "minus_one" (r - 1) or "none"; default:
+            the task's, else "return_range".
+        normalize_observations: standardise observations by the buffer's mean and deviation.
+        action_low: lower bound of the actions (a number or A of them); default: the file's own note, else -1.
+        action_high: upper bound, likewise; default +1.
+        block_size: minibatches handed to one `training_step`.
+        seed: of the order of rows.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        env_id: str | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        dataset_dir: str | None = None,
+        reward_rule: str | None = None,
+        normalize_observations: bool = False,
+        action_low: float | list[float] | None = None,
+        action_high: float | list[float] | None = None,
+        block_size: int = 50,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(block_size, seed)
+        self.dataset = dataset
+        self.env_id = env_id
+        self.env_kwargs = env_kwargs
+        self.dataset_dir = dataset_dir
+        self.reward_rule = reward_rule
+        self.normalize_observations = normalize_observations
+        self.action_low = action_low
+        self.action_high = action_high
+        self.metadata: dict[str, Any] = {}  # the file's own notes, once it is read
+        self.findings: list[Finding] = []  # of `cepdiff data check`, once it is read
+        self._buffer: TransitionBuffer | None = None
+        self._spec: DataSpec | None = None
+        self._rewards: Tensor | None = None
+        self._support: SupportCache | None = None
+        self._energies: Tensor | None = None
+
+    @property
+    def task(self) -> Task | None:
+        """The registry's entry, or None for own files."""
+        return TASKS.get(self.dataset)
+
+    @property
+    def dataset_name(self) -> str:
+        """Short name of the dataset, for folders and tables."""
+        if self.dataset.startswith("minari:"):
+            return self.dataset.removeprefix("minari:").replace("/", "-")
+        return self.dataset if self.task else Path(self.dataset).stem
+
+    @property
+    def buffer(self) -> TransitionBuffer:
+        """The transitions; loaded by `setup`."""
+        if self._buffer is None:
+            raise DataError("the data module holds no buffer yet: call prepare_data() and setup() first")
+        return self._buffer
+
+    @property
+    def spec(self) -> DataSpec:
+        """Sizes, action bounds and observation statistics of the buffer."""
+        if self._spec is None:  # statistics take a pass over the buffer
+            self._spec = self.buffer.spec(normalize=self.normalize_observations)
+        return self._spec
+
+    @property
+    def content_hash(self) -> str:
+        return self.buffer.content_hash
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing; Lightning calls it on one process a node."""
+        own_data = type(self).load_buffer is not OfflineDataModule.load_buffer
+        if not own_data and not self.dataset.startswith("minari:"):
+            resolve(self.dataset, self.dataset_dir, allow_download=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the buffer once."""
+        if self._buffer is None:
+            self._buffer = self.load_buffer()
+            self._rewards = self.rewards()  # here, so that a rule that does not fit is known before any training
+
+    def load_buffer(self) -> TransitionBuffer:
+        """Reads and validates the dataset; override it to serve other data."""
+        raw = load_dataset(self.dataset, self.dataset_dir)
+        self.metadata = raw.metadata
+        self.findings = findings_of(raw, self.task, self.action_low, self.action_high)
+        return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
+
+    def rewards(self) -> Tensor:
+        """Rewards (N,) after the task's rule."""
+        rule = self.reward_rule or (self.task.reward_rule if self.task else "return_range")
+        return apply_rule(rule, self.buffer)
+
+    def with_support(self, support: SupportCache, energies: Tensor | None = None) -> OfflineDataModule:
+        """This data module (sharing its buffer) with support actions, and the energies (M, K) of each.
+
+        Stages after the support stage draw from the rows whose states the cache covers.
+        """
+        module = copy.copy(self)
+        module._support = support
+        module._energies = energies
+        return module
+
+    def rows(self, fields: Sequence[str]) -> Tensor:
+        """Rows (R,) of the buffer that can give all of `fields`."""
+        buffer = self.buffer
+        rows = torch.arange(len(buffer.actions))
+        if "next_observations" in fields:
+            rows = buffer.transitions
+        if "support_actions" in fields:
+            rows = rows[self._slots()[rows] >= 0]
+        if "next_support_actions" in fields:
+            rows = rows[self._slots()[buffer.next_index[rows]] >= 0]
+        return rows
+
+    def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
+        """A function that gathers `fields` at row numbers of any shape (...), from tensors held on `device`."""
+        buffer = self.buffer
+        states = self.normalize(buffer.states).to(device)
+        next_index = buffer.next_index.to(device)
+        tables: dict[str, tuple[Tensor, Tensor | None]] = {}  # field -> (table, index from row to entry)
+        for field in fields:
+            if field == "observations":
+                tables[field] = states, None
+            elif field == "next_observations":
+                tables[field] = states, next_index
+            elif field == "actions":
+                tables[field] = buffer.actions.to(device), None
+            elif field == "rewards":
+                rewards = self.rewards() if self._rewards is None else self._rewards
+                tables[field] = rewards.to(device), None
+            elif field == "terminals":
+                tables[field] = buffer.terminals.float().to(device), None
+            elif field in ("support_actions", "next_support_actions"):
+                slots = self._slots().to(device)
+                actions = torch.from_numpy(self._cache().actions).to(device)
+                tables[field] = actions, slots if field == "support_actions" else slots[next_index]
+            elif field == "energies":
+                if self._energies is None:
+                    raise DataError("energies of the support actions are missing: pass them to with_support()")
+                tables[field] = self._energies.to(device), self._slots().to(device)
+            else:
+                raise ConfigError(f"a module asks for the batch field '{field}', which this data module does not have")
+        return lambda rows: {
+            field: table[rows if index is None else index[rows]] for field, (table, index) in tables.items()
+        }
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """Observations (..., S) as the networks see them."""
+        spec = self.spec
+        if spec.observation_mean is None or spec.observation_std is None:
+            return observations
+        return (observations - torch.tensor(spec.observation_mean)) / torch.tensor(spec.observation_std)
+
+    def _cache(self) -> SupportCache:
+        if self._support is None:
+            raise DataError("this stage trains on support actions: draw them first and pass them to with_support()")
+        return self._support
+
+    def _slots(self) -> Tensor:
+        return self._cache().slots

@@ -1,0 +1,248 @@
+"""Reading and writing of D4RL's flat HDF5 layout: one array a field, one row a step, `metadata/` beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, BoolArray, FloatArray, RawArrays, check_shapes
+from cepdiff.errors import DataError
+
+COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+# Longer arrays in a file's metadata are network weights, not facts about the data.
+_MAX_METADATA_VALUES = 256
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself without its arrays being read: N, S, A and the metadata."""
+
+    rows: int
+    observation_size: int
+    action_size: int
+    metadata: dict[str, Any]
+
+
+def read_header(path: str | Path) -> Header:
+    """Sizes and metadata of a file, in milliseconds. Raises `DataError` as `read_arrays` does, values aside."""
+    with open_file(Path(path)) as file:
+        datasets = row_arrays(file, Path(path))
+        rows, observation_size = datasets["observations"].shape
+        return Header(rows, observation_size, datasets["actions"].shape[1], stored_metadata(file))
+
+
+def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = None) -> RawArrays:
+    """All rows of a file; numbers of any width become float32, flags of any type bool.
+
+    With `infos`, the numeric arrays of the group `infos` too, as they are. With `horizon`, a file without timeouts (as
+    D4RL's oldest) is read too: episodes are cut after so many steps, as D4RL does, and the metadata say so.
+
+    Raises `DataError` where the file is missing, torn or no HDF5, and where an array is missing, empty, of the wrong
+    shape, or NaN or infinite in some row.
+    """
+    path = Path(path)
+    with open_file(path) as file:
+        datasets = row_arrays(file, path, timeouts_required=horizon is None)
+        next_observations = datasets.get("next_observations")
+        terminals, metadata = read_flags(datasets["terminals"], path), stored_metadata(file)
+        if "timeouts" in datasets:
+            timeouts = read_flags(datasets["timeouts"], path)
+        else:
+            assert horizon is not None
+            timeouts = timeouts_at(horizon, terminals.reshape(-1))
+            metadata["timeouts_from_horizon"] = horizon
+        raw = RawArrays(
+            observations=_floats(datasets["observations"]),
+            actions=_floats(datasets["actions"]),
+            rewards=_floats(datasets["rewards"]),
+            terminals=terminals,
+            timeouts=timeouts,
+            next_observations=None if next_observations is None else _floats(next_observations),
+            metadata=metadata,
+            infos=_infos(file, datasets["observations"].shape[0], path) if infos else {},
+            source=str(path),
+        )
+    return raw.validate()
+
+
+def timeouts_at(horizon: int, terminals: BoolArray) -> BoolArray:
+    """(N,): where an episode that no terminal ended has lasted `horizon` steps."""
+    rows = np.arange(len(terminals))
+    starts = np.where(np.concatenate(([True], terminals[:-1])), rows, 0)
+    since = rows - np.maximum.accumulate(starts)  # steps since the last terminal
+    cut: BoolArray = (since % horizon == horizon - 1) & ~terminals
+    return cut
+
+
+def write_arrays(
+    path: str | Path, arrays: RawArrays, metadata: Mapping[str, Any] | None = None, *, compress: bool = True
+) -> None:
+    """Writes `arrays` to `path` in one piece: aside in the same folder, then renamed, so that no reader ever
+    sees a torn file. `metadata` is added to the arrays' own; its None values are left out.
+
+    Raises `DataError` where the arrays would not be readable again or the folder cannot be written.
+    """
+    arrays.validate()
+    options = COMPRESSION if compress else {}
+    with new_file(Path(path)) as file:
+        for key, array in arrays.fields.items():
+            file.create_dataset(key, data=array, **options)
+        for key, array in arrays.infos.items():
+            file.create_dataset(f"infos/{key}", data=array, **options)
+        write_metadata(file, {**arrays.metadata, **(metadata or {})})
+
+
+def write_metadata(file: h5py.File, metadata: Mapping[str, Any]) -> None:
+    """Adds plain values to the group `metadata`: dictionaries as JSON, None left out."""
+    for key, value in metadata.items():
+        if value is not None:
+            file[f"metadata/{key}"] = json.dumps(value) if isinstance(value, dict) else value
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """A file to fill, which takes the place of `path` when the block ends without an error, and vanishes with one.
+
+    Raises `DataError` where the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        aside = Path(name)
+        try:
+            with h5py.File(aside, "w") as file:
+                yield file
+            with aside.open("rb+") as written:
+                os.fsync(written.fileno())
+            aside.chmod(0o644)  # mkstemp's own mode would hide the file from every other user
+            aside.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                aside.unlink()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({_reason(error)})") from error
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """An existing file. Raises `DataError` where it is missing or no HDF5, and for torn bytes met while it is open."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected an HDF5 file")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except PermissionError as error:
+        raise DataError(f"{path}: no permission to read it") from error
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # h5py raises any of them where it meets torn bytes
+        raise torn(path, error) from error
+
+
+def torn(path: Path, error: Exception) -> DataError:
+    """What to raise for an error which h5py met in a file's bytes."""
+    return DataError(f"{path}: not an HDF5 file, or truncated; download or write it again ({_reason(error)})")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -> dict[str, h5py.Dataset]:
+    """The top-level arrays, unread. Raises `DataError` for shapes or types that no buffer can be made of."""
+    datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+    shapes = {name: item.shape or () for name, item in datasets.items()}
+    if not timeouts_required and "terminals" in shapes:
+        shapes.setdefault("timeouts", shapes["terminals"])
+    check_shapes(shapes, str(path))
+    for name in (*REQUIRED, *OPTIONAL):
+        if name in datasets and datasets[name].dtype.kind not in "fiub":
+            raise DataError(f"{path}: '{name}' holds {datasets[name].dtype}, expected numbers")
+    return datasets
+
+
+def _floats(dataset: h5py.Dataset) -> FloatArray:
+    array = np.empty(dataset.shape, dtype=np.float32)
+    if dataset.dtype.kind == "b":  # HDF5 does not convert its enumerations to numbers
+        array[:] = dataset[()]
+    else:
+        dataset.read_direct(array)
+    return array
+
+
+def read_flags(dataset: h5py.Dataset, path: Path) -> BoolArray:
+    """Flags of any type as bool, in their own shape. Raises `DataError` for other values than 0 and 1."""
+    values: npt.NDArray[Any] = dataset[()]
+    if values.dtype == np.bool_:
+        return values
+    strange = (values != 0) & (values != 1)
+    if strange.any():
+        name = dataset.name.lstrip("/")
+        raise DataError(f"{path}: '{name}' holds {values[strange][0]}, expected only 0 and 1")
+    return values.astype(np.bool_)
+
+
+def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]]:
+    group = file.get("infos")
+    if not isinstance(group, h5py.Group):
+        return {}
+    arrays = {
+        name: item for name, item in group.items() if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub"
+    }
+    for name, item in arrays.items():
+        if not item.shape or item.shape[0] != rows:
+            raise DataError(f"{path}: 'infos/{name}' has shape {item.shape}, but 'observations' has {rows} rows")
+    return {name: item[()] for name, item in arrays.items()}
+
+
+def stored_metadata(file: h5py.File) -> dict[str, Any]:
+    """Attributes and `metadata/` of a file as plain values, without arrays of network weights.
+
+    Raises `DataError` for an environment's name that is no text, or arguments that are no JSON object.
+    """
+    found: dict[str, Any] = dict(file.attrs)
+    group = file.get("metadata")
+    if isinstance(group, h5py.Group):
+        found.update(group.attrs)
+        for name, item in group.items():
+            if isinstance(item, h5py.Dataset) and (item.size or 0) <= _MAX_METADATA_VALUES:
+                found[name] = item[()]
+    plain = {name: _plain(value) for name, value in found.items()}
+    if isinstance(plain.get("env_kwargs"), str):
+        with suppress(ValueError):
+            plain["env_kwargs"] = json.loads(plain["env_kwargs"])
+    facts = {name: value for name, value in plain.items() if value is not None}
+    for name, kind, expected in (("env_id", str, "text"), ("env_kwargs", dict, "a JSON object")):
+        if not isinstance(facts.get(name, kind()), kind):
+            raise DataError(f"{file.filename}: metadata '{name}' is {facts[name]!r}, expected {expected}")
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    """A Python number, string or tuple; None for what is neither."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, np.ndarray):
+        if value.ndim != 1 or value.size > _MAX_METADATA_VALUES:
+            return _plain(value[()]) if value.ndim == 0 else None
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, (str, bool, int, float)) else None

@@ -1,0 +1,92 @@
+"""The task registry: every number that differs from task to task, and nothing else.
+
+A family of tasks is one function which yields its tasks; a new family is one more function in `TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from cepdiff.data.rl.d4rl_tasks import adroit_tasks, antmaze_tasks, kitchen_tasks, locomotion_tasks, maze2d_tasks
+from cepdiff.data.rl.task import REWARD_RULES as REWARD_RULES
+from cepdiff.data.rl.task import Task as Task
+from cepdiff.errors import ConfigError, nearest
+
+
+class EnvReference(NamedTuple):
+    """Returns which score 0 and 100, and the episode limit, of an environment."""
+
+    reference_min: float
+    reference_max: float
+    horizon: int
+
+
+def _embedded_tasks() -> Iterator[Task]:
+    yield Task(
+        name="reacher-replay",
+        family="embedded",
+        embedded="reacher-replay.hdf5",
+        env_id="Reacher-v5",
+        horizon=50,
+        reference_min=-42.109,
+        reference_max=-4.577,
+        reward_rule="return_range",
+        num_support_actions=16,
+        evaluation_scales=(0.0, 0.5, 1.0, 2.0, 4.0),
+        evaluation_episodes=20,
+        note="shipped with the package",
+    )
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for family in (locomotion_tasks, antmaze_tasks, maze2d_tasks, adroit_tasks, kitchen_tasks, _embedded_tasks)
+    for task in family()
+}
+FAMILIES = tuple(dict.fromkeys(task.family for task in TASKS.values()))
+
+
+def env_references(tasks: Iterable[Task]) -> dict[str, EnvReference]:
+    """References by environment id, for those on which all tasks agree."""
+    found: dict[str, set[EnvReference]] = {}
+    for task in tasks:
+        entry = EnvReference(task.reference_min, task.reference_max, task.horizon)
+        found.setdefault(task.env_id, set()).add(entry)
+        if task.family == "locomotion":  # Gymnasium's own have the same rewards up to -v4; in -v5 they changed
+            stem = task.env_id.removeprefix("cepdiff/").removesuffix("-v2")
+            for version in ("v2", "v3", "v4"):
+                found.setdefault(f"{stem}-{version}", set()).add(entry)
+    return {env_id: entries.pop() for env_id, entries in found.items() if len(entries) == 1}
+
+
+ENV_REFERENCE: dict[str, EnvReference] = env_references(TASKS.values())
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`. Raises `ConfigError` with the nearest names."""
+    if name not in TASKS:
+        raise ConfigError(f"unknown task '{name}'.{nearest(name, TASKS)} All tasks: cepdiff data list")
+    return TASKS[name]
+
+
+def task_for_env(env_id: str) -> Task | None:
+    """The task whose own environment `env_id` is, as every maze and kitchen has one; None for all others."""
+    return TASKS.get(env_id.removeprefix("cepdiff/")) if env_id.startswith("cepdiff/") else None
+
+
+def references_for_env(env_id: str) -> tuple[float, float] | None:
+    """(reference_min, reference_max) of a Gymnasium environment, None where unknown."""
+    entry = ENV_REFERENCE.get(env_id)
+    return None if entry is None else (entry.reference_min, entry.reference_max)
+
+
+def horizon_for_env(env_id: str) -> int | None:
+    """Episode limit of a Gymnasium environment in steps, None where unknown."""
+    entry = ENV_REFERENCE.get(env_id)
+    return None if entry is None else entry.horizon
+
+
+def normalized_score(episode_return: float, reference_min: float, reference_max: float) -> float:
+    """100 (R - min) / (max - min): 0 is the reference's random policy, 100 its expert (Fu et al. 2020)."""
+    return 100 * (episode_return - reference_min) / (reference_max - reference_min)

@@ -1,0 +1,115 @@
+"""diffusers' `UNet2DModel`, made of few options or of its own config, and checked against the data."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+from cepdiff.errors import ConfigError, nearest
+from cepdiff.networks.images.library import image_library
+
+HEAD_SIZE = 8  # channels of an attention head
+
+
+def unet_class() -> Any:
+    """`diffusers.UNet2DModel`; raises MissingExtraError without diffusers."""
+    return image_library().UNet2DModel
+
+
+def unet_config(
+    side: int,
+    channels: int,
+    block_channels: Sequence[int],
+    layers_per_block: int,
+    attention: Sequence[int],
+    dropout: float,
+) -> dict[str, Any]:
+    """Arguments of `UNet2DModel` for square images; raises ConfigError for what makes no network.
+
+    Levels are numbered from 0, the images' own resolution, and each has half the side of the one before it. A group
+    of the group norms has at least four channels, so that the coarsest levels of tiny images are not normalised away.
+    """
+    levels = len(block_channels)
+    if not levels or min(block_channels) < HEAD_SIZE:
+        raise ConfigError(f"block_channels is {list(block_channels)}; expected {HEAD_SIZE} or more channels a level")
+    if layers_per_block < 1:
+        raise ConfigError(f"layers_per_block is {layers_per_block}; expected at least 1")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout is {dropout}; expected a number in [0, 1)")
+    if unknown := sorted(set(attention) - set(range(levels))):
+        raise ConfigError(f"attention names level {unknown[0]}; block_channels has levels 0 to {levels - 1}")
+    kinds = ["Attn" if level in attention else "" for level in range(levels)]
+    return {
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": list(block_channels),
+        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        "layers_per_block": layers_per_block,
+        "attention_head_dim": HEAD_SIZE,
+        "dropout": dropout,
+        "norm_num_groups": math.gcd(32, max(1, math.gcd(*block_channels) // 4)),
+    }
+
+
+def build_unet(config: Mapping[str, Any], where: str) -> Any:
+    """A `UNet2DModel` with random weights; raises ConfigError with `where` for arguments that it does not take."""
+    cls = unet_class()
+    known = list(inspect.signature(cls.__init__).parameters)
+    for name in config:
+        if name not in known:
+            raise ConfigError(f"{where}: UNet2DModel has no option '{name}'.{nearest(name, known)}")
+    try:
+        return cls(**config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: no UNet2DModel can be made of these arguments ({error})") from error
+
+
+def checkpoint_gradients(unet: Any) -> None:
+    """Makes a `UNet2DModel` compute its blocks' activations again in the backward pass instead of keeping them.
+
+    Random numbers are replayed where there is dropout alone: that reads their state, which a CUDA graph cannot.
+    """
+    replay = unet.config["dropout"] > 0.0
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=replay)
+    unet.enable_gradient_checkpointing(gradient_checkpointing_func=recompute)
+
+
+def plain_config(unet: Any) -> dict[str, Any]:
+    """The arguments that rebuild a `UNet2DModel`, plain types only."""
+    known = inspect.signature(unet_class().__init__).parameters
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in unet.config.items() if name in known}
+
+
+def check_unet(config: Mapping[str, Any], channels: int, side: int, where: str) -> None:
+    """Raises ConfigError with `where` unless `config` is an unconditional U-Net for (channels, side, side) images."""
+    name = config.get("_class_name", "UNet2DModel")
+    if name != "UNet2DModel":
+        raise ConfigError(f"{where} is a {name}; expected an unconditional UNet2DModel")
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        raise ConfigError(f"{where} is conditioned on classes; expected an unconditional UNet2DModel")
+    embedding = config.get("time_embedding_type", "positional")
+    if embedding != "positional":
+        raise ConfigError(
+            f"{where} embeds timesteps as '{embedding}'; expected 'positional', which any noise level has"
+        )
+    found = config.get("in_channels", 3), config.get("out_channels", 3)
+    if found != (channels, channels):
+        raise ConfigError(
+            f"{where} has {found[0]} input and {found[1]} output channels; expected channels = {channels} of both"
+        )
+    size = config.get("sample_size")
+    sides = [side] if size is None else [size] if isinstance(size, int) else list(size)
+    if any(value != side for value in sides):
+        raise ConfigError(
+            f"{where} is made for images of {sides[0]} x {sides[-1]} pixels; the data's have {side} x {side}"
+        )
+    factor = 2 ** (len(config.get("block_out_channels", (0,) * 4)) - 1)
+    if side % factor:
+        raise ConfigError(f"{where} halves {side} x {side} pixels too often: the side must be a multiple of {factor}")

@@ -1,0 +1,146 @@
+"""The image prior: diffusers' `UNet2DModel` as a noise predictor, from scratch or pretrained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cepdiff.diffusion.process import noise_from_data, noise_from_velocity
+from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
+from cepdiff.errors import ConfigError, nearest
+from cepdiff.networks.images.architecture import build_unet, check_unet, checkpoint_gradients, plain_config, unet_config
+from cepdiff.networks.images.layout import as_images, refuse_condition, square_side
+from cepdiff.networks.images.pretrained import find_pretrained
+from cepdiff.networks.images.timesteps import MatchedTimesteps, alphas_cumprod, scaled_times
+from cepdiff.types import Predictor
+
+# What a U-Net predicts, in diffusers' words -> the noise prediction made of it.
+PREDICTIONS: dict[str, Callable[[NoiseSchedule, Predictor], Predictor]] = {
+    "epsilon": lambda schedule, predictor: predictor,
+    "v_prediction": noise_from_velocity,
+    "sample": noise_from_data,
+}
+
+
+class UNetScore(nn.Module):
+    """A U-Net on square images as a noise predictor, for unconditional models.
+
+    x (..., A) with A = C * H * W flattened channel first, t (...) with broadcasting leading axes -> (..., A). The
+    condition is not looked at.
+
+    The architecture comes from one of three: `pretrained`; `config`; or the options from `block_channels` to `dropout`.
+    A pretrained network was trained at the timesteps of its scheduler, which `schedule`'s times are mapped onto, see
+    `MatchedTimesteps`; from scratch a network is told 1000 t. `rebuild_args` replace what names files, so that a
+    finished run does not need them again.
+
+    Args:
+        condition_size: must be 0.
+        data_size: A.
+        channels: C.
+        block_channels: of the levels, each of half the side of the one before it.
+        layers_per_block: residual blocks a level.
+        attention: levels with self-attention, from 0, the images' own resolution; the coarsest has one in any case.
+        dropout: in the residual blocks.
+        pretrained: a folder of `UNet2DModel.save_pretrained` or of a `DDPMPipeline`, or a hub id, with safetensors.
+        revision: branch, tag or commit of a hub id.
+        cache_dir: where the hub's files are kept; None is the hub's own place.
+        config: arguments of `UNet2DModel`, in place of `block_channels` to `dropout`.
+        scheduler: `beta_schedule`, `prediction_type` and whatever else a diffusers scheduler's config says of the
+            process that the network is for; None is the one beside the pretrained weights.
+        prediction: of the U-Net: "epsilon", "v_prediction" or "sample"; None is what the scheduler says, else epsilon.
+        schedule: of the times t; None is `LinearVP()`.
+        gradient_checkpointing: activations are computed again in the backward pass: less memory, more time.
+        channels_last: memory format of weights and activations, which tensor cores like.
+
+    Raises:
+        ConfigError: sizes that do not fit, or what `find_pretrained` and `PretrainedUNet.load` raise it for.
+        MissingExtraError: diffusers is not installed.
+    """
+
+    def __init__(
+        self,
+        condition_size: int,
+        data_size: int,
+        channels: int = 3,
+        block_channels: Sequence[int] = (64, 128, 128),
+        layers_per_block: int = 2,
+        attention: Sequence[int] = (),
+        dropout: float = 0.0,
+        pretrained: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        config: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        prediction: str | None = None,
+        schedule: NoiseSchedule | None = None,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        refuse_condition(condition_size, "UNetScore")
+        side = square_side(data_size, channels)
+        if pretrained is not None:
+            if config is not None:
+                raise ConfigError("both pretrained and config are given; expected one of the two")
+            found = find_pretrained(pretrained, revision, cache_dir)
+            scheduler = found.scheduler if scheduler is None else scheduler
+            if scheduler is None:
+                raise ConfigError(
+                    f"{pretrained} has no scheduler_config.json, so nothing tells the noise it was trained on: give "
+                    f"scheduler, e.g. {{beta_schedule: linear, prediction_type: epsilon}}"
+                )
+            unet = found.load(channels, side)
+        else:
+            if config is None:
+                config = unet_config(side, channels, block_channels, layers_per_block, attention, dropout)
+            check_unet(config, channels, side, "the U-Net")
+            unet = build_unet(config, "config")
+        if gradient_checkpointing:
+            checkpoint_gradients(unet)
+        self.unet: nn.Module = unet.to(memory_format=torch.channels_last) if channels_last else unet
+        self.channels = channels
+        self.channels_last = channels_last
+        self.schedule = schedule or LinearVP()
+        self.scheduler = scheduler
+        self.timesteps = None
+        if scheduler is not None:
+            self.timesteps = MatchedTimesteps(alphas_cumprod(scheduler, "scheduler"), self.schedule)
+        self.prediction = prediction or (scheduler or {}).get("prediction_type", "epsilon")
+        if self.prediction not in PREDICTIONS:
+            raise ConfigError(
+                f"the network's prediction is '{self.prediction}'; expected one of {', '.join(PREDICTIONS)}."
+                f"{nearest(self.prediction, PREDICTIONS)}"
+            )
+
+    @property
+    def rebuild_args(self) -> dict[str, Any]:
+        """Arguments to put over those of the constructor for the same network without the files it was made from.
+
+        Plain types only. The weights are in `state_dict`.
+        """
+        return {
+            "pretrained": None,
+            "revision": None,
+            "cache_dir": None,
+            "config": plain_config(self.unet),
+            "scheduler": self.scheduler,
+            "prediction": self.prediction,
+        }
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        if self.timesteps is not None:
+            t = self.timesteps.within(t)
+        noise = PREDICTIONS[self.prediction](self.schedule, self._output)
+        return noise(x, t.unsqueeze(-1))  # (...) -> (..., 1)
+
+    def _output(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the U-Net itself predicts, (..., A), at `x` (..., A) and `t` (..., 1)."""
+        images, times, leading = as_images(x, t.squeeze(-1), self.channels)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        timesteps = scaled_times(times) if self.timesteps is None else self.timesteps(times)
+        output: Tensor = self.unet(images, timesteps, return_dict=False)[0]
+        return output.reshape(*leading, x.shape[-1])  # (N, C, H, W) -> (..., A)

@@ -1,0 +1,146 @@
+"""Does an exported sampler act as its policy does, and how fast?"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cepdiff.policy.export.graph import Format
+from cepdiff.policy.export.noise import noise_of_seed
+from cepdiff.policy.guided import GuidedPolicy
+
+SCALES = (0.0, 1.0, 3.0)
+BATCH_SIZES = (1, 10, 256)
+TOLERANCE = 1e-5  # of the action range
+MIN_CALLS, MAX_CALLS, SECONDS = 3, 200, 0.2  # of a timing
+
+# A loaded file: named inputs in, actions (B, A) out.
+Sampler = Callable[[dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call, the median of several, for a batch of observations."""
+
+    num_rows: int
+    policy: float
+    file: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """Largest difference from the policy by guidance scale, in parts of the action range, and latencies."""
+
+    differences: dict[float, float]
+    latencies: list[Latency]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file acts as the policy does."""
+        return all(difference <= TOLERANCE for difference in self.differences.values())  # NaN fails
+
+    def differences_text(self) -> str:
+        """One line."""
+        parts = ", ".join(f"{value:.1e} at scale {scale:g}" for scale, value in self.differences.items())
+        return f"largest difference from the policy, in parts of the action range: {parts}"
+
+    def table(self) -> str:
+        """Latencies, for a terminal."""
+        lines = [f"{'observations':>12}  {'policy [ms]':>11}  {'file [ms]':>9}"]
+        lines += [f"{row.num_rows:>12}  {row.policy:>11.2f}  {row.file:>9.2f}" for row in self.latencies]
+        return "\n".join(lines)
+
+
+def load(content: bytes, file_format: Format) -> Sampler:
+    """The sampler in the content of a file, on as many threads as torch has."""
+    if file_format == "torch":
+        module = torch.export.load(io.BytesIO(content)).module()
+
+        def run_torch(inputs: dict[str, Tensor]) -> Tensor:
+            actions: Tensor = module(**inputs)
+            return actions
+
+        return run_torch
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run_onnx(inputs: dict[str, Tensor]) -> Tensor:
+        (actions,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(actions)
+
+    return run_onnx
+
+
+def check(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str]) -> Check:
+    """Differences over all batch sizes on random observations, and latencies at scale 1 (0 without an energy network).
+
+    `names` are the file's inputs.
+    """
+    scales = SCALES if "guidance_scale" in names else SCALES[:1]
+    differences = {
+        scale: max(_difference(policy, sampler, names, rows, scale) for rows in BATCH_SIZES) for scale in scales
+    }
+    timed = 1.0 if "guidance_scale" in names else 0.0
+    return Check(differences, [_latency(policy, sampler, names, rows, timed) for rows in BATCH_SIZES])
+
+
+def example(
+    policy: GuidedPolicy, names: Sequence[str], num_rows: int, scale: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs of a file, and the noise (B, A) that makes the policy act alike.
+
+    Observations are normal, with the buffer's mean and standard deviation where the policy knows them.
+    """
+    generator = torch.Generator().manual_seed(num_rows)
+    seed = torch.tensor(1000 + num_rows)
+    observations = torch.randn(num_rows, policy.spec.observation_size, generator=generator)
+    mean, std = policy.spec.observation_mean, policy.spec.observation_std
+    if mean is not None and std is not None:
+        observations = torch.tensor(mean) + torch.tensor(std) * observations
+    noise = noise_of_seed(seed, num_rows, policy.action_size)
+    every = {
+        "observations": observations,
+        "guidance_scale": torch.full((num_rows,), scale),
+        "seed": seed,
+        "noise": noise,
+    }
+    return {name: every[name] for name in names}, noise
+
+
+def _act(policy: GuidedPolicy, inputs: dict[str, Tensor], noise: Tensor, scale: float) -> Tensor:
+    observations = inputs.get("observations", noise[:, :0])
+    return policy.act(observations, guidance_scale=scale, noise=noise)
+
+
+def _difference(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str], num_rows: int, scale: float) -> float:
+    inputs, noise = example(policy, names, num_rows, scale)
+    gap = (sampler(inputs) - _act(policy, inputs, noise, scale)).abs()
+    extent = torch.tensor(policy.spec.action_high) - torch.tensor(policy.spec.action_low)
+    return float((gap / extent).max())
+
+
+def _latency(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str], num_rows: int, scale: float) -> Latency:
+    inputs, noise = example(policy, names, num_rows, scale)
+    return Latency(
+        num_rows, _milliseconds(lambda: _act(policy, inputs, noise, scale)), _milliseconds(lambda: sampler(inputs))
+    )
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    """Median of some calls after a first one, which prepares."""
+    call()
+    seconds: list[float] = []
+    while len(seconds) < MIN_CALLS or (sum(seconds) < SECONDS and len(seconds) < MAX_CALLS):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(seconds)

@@ -1,0 +1,317 @@
+"""The whole guided sampler of a policy as one graph of tensor operators, and as a file that needs no cepdiff.
+
+The solver is unrolled, the energy gradient is written out as operators, and all that hangs on the diffusion time alone
+(embeddings, coefficients) is computed once, here. A file takes keyword inputs and gives actions; which inputs it has
+hangs on the policy, see `input_names`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import decomposition_table
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from cepdiff import __version__
+from cepdiff.diffusion.guidance import logits_gradient
+from cepdiff.diffusion.sampling import sample_guided
+from cepdiff.errors import ConfigError, MissingExtraError, RunError
+from cepdiff.policy.export.noise import noise_of_seed
+from cepdiff.policy.guided import GuidedPolicy
+
+Format = Literal["torch", "onnx"]
+Randomness = Literal["seed", "noise"]
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
+DEFAULT_OPSET = 18
+MIN_OPSET = 18  # the first with bitwise operators
+# Where a file keeps what it says about itself: an extra file of a .pt2, an entry of an .onnx file's metadata.
+TORCH_METADATA = "cepdiff.json"
+ONNX_METADATA = "cepdiff"
+# Sizes of the batch that is traced: one that no other axis has, or both would be taken for the same axis.
+BATCH_SIZES = (13, 17, 19)
+
+
+@dataclass(frozen=True)
+class TracedSampler:
+    """A policy's sampler as a graph with a free batch size."""
+
+    program: ExportedProgram
+    inputs: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    def call_text(self) -> str:
+        """Inputs and outputs in one line."""
+        sides = [
+            ", ".join(
+                f"{name} ({', '.join(map(str, about['shape']))}) {about['dtype']}" for name, about in side.items()
+            )
+            for side in (self.metadata["inputs"], self.metadata["outputs"])
+        ]
+        return " -> ".join(sides)
+
+
+def input_names(policy: GuidedPolicy, randomness: Randomness) -> tuple[str, ...]:
+    """Of "observations" (B, S), "guidance_scale" (B,), "seed" () and "noise" (B, A) those that the file takes.
+
+    An unconditional policy (S = 0) has no observations, and one without an energy network no guidance scale.
+
+    Raises:
+        RunError: no input is left that tells the batch size.
+    """
+    names = ["observations"] if policy.spec.observation_size else []
+    names += ["guidance_scale"] if policy.energy_net is not None else []
+    if not names and randomness == "seed":
+        raise RunError(
+            "this density has no energy network yet, so nothing tells how many samples a seed shall give: finish the "
+            "run with `cepdiff fit`, or use --randomness noise"
+        )
+    return (*names, randomness)
+
+
+def trace(policy: GuidedPolicy, randomness: Randomness = "seed") -> TracedSampler:
+    """The sampler of `policy`, which lies on the CPU, as a graph; see `input_names` for what it takes.
+
+    With "seed", noise is `noise_of_seed(seed, B, A)`.
+
+    Raises:
+        ConfigError: a network, solver or schedule that is no fixed sequence of tensor operators.
+        RunError: as `input_names`.
+    """
+    inputs = _example_inputs(policy, input_names(policy, randomness))
+    solve = _unrolled(policy)
+
+    def sampler(*values: Tensor) -> Tensor:
+        named = dict(zip(inputs, values, strict=True))
+        scale, noise = named.get("guidance_scale"), named.get("noise")
+        if noise is None:
+            noise = noise_of_seed(named["seed"], values[0].shape[0], policy.action_size)  # len() would fix it
+        observations = named.get("observations")
+        condition = noise[:, :0] if observations is None else policy.condition(observations)
+        actions = solve(noise, condition, None if scale is None else scale.unsqueeze(-1))  # (B,) -> (B, 1)
+        return policy.in_bounds(actions)
+
+    # Written out as simple operators: ONNX has none of a backward pass.
+    table: dict[Any, Callable[..., Any]] = {
+        operator: function for operator, function in decomposition_table.items() if "_backward" in str(operator)
+    }
+    with torch.no_grad(), _quiet():
+        tracer = make_fx(sampler, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+        graph = _with_constants_computed(tracer(*inputs.values()), list(inputs))
+        batch = Dim("batch", min=1)
+        shapes = {name: {0: batch} if value.ndim else {} for name, value in inputs.items()}
+        program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes, strict=False)
+    return TracedSampler(program, inputs, _metadata(policy, inputs))
+
+
+def torch_file(sampler: TracedSampler) -> bytes:
+    """The content of a .pt2 file, for `torch.export.load`."""
+    file = io.BytesIO()
+    with _quiet():
+        torch.export.save(sampler.program, file, extra_files={TORCH_METADATA: json.dumps(sampler.metadata)})
+    return file.getvalue()
+
+
+def onnx_file(sampler: TracedSampler, opset: int = DEFAULT_OPSET) -> bytes:
+    """The content of an .onnx file.
+
+    Raises:
+        ConfigError: an operator that ONNX lacks, or an `opset` too old.
+        MissingExtraError: packages of the extra "onnx" are missing.
+    """
+    require_onnx(opset)
+    try:
+        with _quiet():
+            model = torch.onnx.export(
+                sampler.program,
+                kwargs=sampler.inputs,
+                output_names=["actions"],
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # of many kinds, all of them about an operator
+        raise ConfigError(
+            f"this policy cannot be written as ONNX with opset {opset} ({_cause(error)}); --format torch can hold it"
+        ) from error
+    assert model is not None
+    proto = model.model_proto
+    proto.metadata_props.add(key=ONNX_METADATA, value=json.dumps(sampler.metadata))
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def require_onnx(opset: int = DEFAULT_OPSET) -> None:
+    """Raises what `onnx_file` does before any work."""
+    if opset < MIN_OPSET:
+        raise ConfigError(f"the ONNX opset is {opset}; expected {MIN_OPSET} or later")
+    if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        raise MissingExtraError("the format onnx", "onnx")
+
+
+class _Guided(nn.Module):
+    """The guided noise prediction at one time; every row pays for its gradient, for a graph has no choice."""
+
+    def __init__(self, policy: GuidedPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, scale: Tensor | None) -> Tensor:
+        policy = self.policy
+        with _named(policy.eps_net):
+            eps: Tensor = policy.eps_net(x, t, condition)
+        if scale is None:
+            return eps
+        assert policy.energy_net is not None
+        assert policy.logits is not None
+        with _named(policy.energy_net):
+            gradient = logits_gradient(policy.logits, x, t, condition)
+        return eps - policy.schedule.sigma(t) * scale * gradient
+
+
+class _Sampler(nn.Module):
+    """Noise (B, A) to samples (B, A) in [-1, 1]."""
+
+    def __init__(self, policy: GuidedPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.guided = _Guided(policy)
+
+    def forward(self, noise: Tensor, condition: Tensor, scale: Tensor | None) -> Tensor:
+        return sample_guided(
+            lambda x, t, condition: self.guided(x, t, condition, scale),
+            self.policy.schedule,
+            self.policy.solver,
+            condition,
+            noise,
+            data_bound=1.0,
+        )
+
+
+class _SolverTracer(fx.Tracer):
+    """Records a solver's arithmetic and leaves the networks whole.
+
+    Only values that come from the noise are stand-ins, so that the grid of times is computed as ever: in float64, as
+    Python floats, which tracers that replace every tensor cannot give.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _Guided)
+
+
+def _unrolled(policy: GuidedPolicy) -> Callable[..., Tensor]:
+    sampler = _Sampler(policy)
+    with _named(policy.solver):
+        graph = _SolverTracer().trace(sampler)
+    return fx.GraphModule(sampler, graph)
+
+
+def _example_inputs(policy: GuidedPolicy, names: tuple[str, ...]) -> dict[str, Tensor]:
+    size, action_size = policy.spec.observation_size, policy.action_size
+    rows = next(n for n in BATCH_SIZES if n not in (size, action_size))
+    examples = {
+        "observations": torch.zeros(rows, size),
+        "guidance_scale": torch.ones(rows),
+        "seed": torch.tensor(0),
+        "noise": torch.zeros(rows, action_size),
+    }
+    return {name: examples[name] for name in names}
+
+
+def _with_constants_computed(module: fx.GraphModule, names: list[str]) -> fx.GraphModule:
+    """The graph with one stored tensor for each part that hangs on no input; inputs get their `names`.
+
+    Stored tensors are copies: a view would bring the whole parameter into the file, and a parameter ask for gradients.
+    """
+    values: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = getattr(module, node.target)
+        elif node.op == "call_function" and all(source in values for source in node.all_input_nodes):
+            arguments, options = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*arguments, **options)
+    stored = nn.Module()
+    known: dict[tuple[Any, ...], str] = {}
+    for node, value in values.items():
+        if isinstance(value, Tensor) and any(user not in values for user in node.users):
+            place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            if place not in known:
+                known[place] = f"constant_{len(known)}"
+                stored.register_buffer(known[place], value.detach().clone())
+            with module.graph.inserting_before(node):
+                node.replace_all_uses_with(module.graph.get_attr(known[place]), lambda user: user not in values)
+    for node in reversed(values):
+        module.graph.erase_node(node)
+    for node, name in zip(module.graph.find_nodes(op="placeholder"), names, strict=True):
+        node.target = name
+    graph_module = fx.GraphModule(stored, module.graph)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+def _metadata(policy: GuidedPolicy, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """What a file says about itself; plain types."""
+    sizes = {"observations": ["B", policy.spec.observation_size], "guidance_scale": ["B"], "seed": []}
+    sizes["noise"] = ["B", policy.action_size]
+    recipe = policy.recipe
+    return {
+        "cepdiff": __version__,
+        "task": None if recipe is None else recipe.task,
+        "observation_size": policy.spec.observation_size,
+        "action_size": policy.action_size,
+        "action_low": list(policy.spec.action_low),
+        "action_high": list(policy.spec.action_high),
+        "guidance_scales": [] if recipe is None else recipe.scales,
+        "num_solver_steps": policy.solver.num_steps,
+        "inputs": {
+            name: {"shape": sizes[name], "dtype": str(value.dtype).removeprefix("torch.")}
+            for name, value in inputs.items()
+        },
+        "outputs": {"actions": {"shape": ["B", policy.action_size], "dtype": "float32"}},
+    }
+
+
+@contextmanager
+def _named(part: object) -> Iterator[None]:
+    """Turns what goes wrong while `part` is traced into one line that names its class."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        raise ConfigError(
+            f"{type(part).__name__} cannot be exported ({_cause(error)}): it must be one fixed sequence of tensor "
+            "operators, without branches, shapes or numbers that are read from a tensor's values"
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
