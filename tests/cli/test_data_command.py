@@ -56,7 +56,7 @@ def test_list_of_a_family(home: Path, capsys: Capture, family: str) -> None:
 def test_unknown_family(capsys: Capture) -> None:
     assert main(["data", "list", "--family", "ant-maze"]) == 2
     error = capsys.readouterr().err
-    assert "unknown family 'ant-maze', expected locomotion, antmaze" in error
+    assert "unknown family 'ant-maze'; expected locomotion, antmaze" in error
     assert "Did you mean antmaze?" in error
 
 
@@ -87,7 +87,7 @@ def test_check_says_how_each_finding_is_handled(
 def test_check_draws(make_buffer: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:
     path = make_buffer(tmp_path / "own.hdf5", actions=np.zeros((100, 1)))
     figure = tmp_path / "figure.png"
-    assert out(capsys, "check", str(path), "--plot", str(figure)).endswith(f"usable; drawn in {figure}\n")
+    assert out(capsys, "check", str(path), "--plot", str(figure)).endswith(f"usable; plotted in {figure}\n")
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 

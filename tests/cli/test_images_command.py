@@ -277,7 +277,7 @@ def test_bad_requests_for_samples(
         (["--stages.behavior.max_steps", "0"], "behavior.net.pretrained names no prior"),
         (["--stages.behavior.max_steps", "-1"], "stages.behavior.max_steps is -1"),
         (["--stages.guidance.max_steps", "0"], "expected DPS as guidance.objective, found CEP"),
-        (ANALYTIC, "data.energy is labels: no function of the image"),
+        (ANALYTIC, "data.energy is labels, not a function of the image"),
         (["--evaluation.num_samples", "7"], "evaluation.num_samples is 7; expected at least 8"),
         (["--evaluation.grid_columns", "0"], "evaluation.grid_columns is 0"),
         (["--evaluation.scales", "[]"], "evaluation.scales is []"),

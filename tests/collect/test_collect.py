@@ -167,7 +167,7 @@ def test_given_file_is_only_loaded_when_trusted(tmp_path, algorithm):
         (["Pendulum-v1", "--policy", "json:no_such_function"], "no_such_function"),
         (["Pendulum-v1", "--policy", "json"], "module:function"),
         (["Pendulum-v1", "--policy", "missing.zip"], "no such file"),
-        (["Pendulum-v1", "--policy", "numpy:zeros_like", "--steps", "5"], r"shape \(3,\), expected \(1,\)"),
+        (["Pendulum-v1", "--policy", "numpy:zeros_like", "--steps", "5"], r"shape \(3,\); expected \(1,\)"),
     ],
 )
 def test_bad_input_is_one_clear_line(args, message, tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_bad_input_is_one_clear_line(args, message, tmp_path, monkeypatch):
 
 def test_foreign_zip_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"nothing")
-    with pytest.raises(CepdiffError, match="no stable-baselines3 file"):
+    with pytest.raises(CepdiffError, match="not a stable-baselines3 file"):
         collect("Pendulum-v1", "--policy", tmp_path / "x.zip", "--trust_policy")
 
 
@@ -216,7 +216,7 @@ def test_an_interrupted_run_leaves_no_file(tmp_path, monkeypatch):
 
 def test_no_medium_policy_without_learning(tmp_path):
     args = ["--kind", "medium-replay", "--train_steps", 20, "--reference_episodes", 2, "--output", tmp_path]
-    with pytest.raises(CepdiffError, match="Train longer"):  # 20 steps are all random: no update yet
+    with pytest.raises(CepdiffError, match="train longer"):  # 20 steps are all random: no update yet
         collect("Reacher-v5", *args)
     assert list(tmp_path.iterdir()) == []
 

@@ -53,7 +53,7 @@ def test_routes_are_shortest_and_stay_on_free_cells() -> None:
 
 
 def test_no_way_is_one_clear_line() -> None:
-    with pytest.raises(SimulationError, match=r"no way from cell \(1, 1\) to cell \(1, 3\)"):
+    with pytest.raises(SimulationError, match=r"no path from cell \(1, 1\) to cell \(1, 3\)"):
         route(maze2d_layout("##### #.#.# #####"), (1, 1), (1, 3))
 
 
@@ -161,16 +161,16 @@ def test_the_ants_way_leads_along_the_route() -> None:
     ("arguments", "error", "message"),
     [
         (("Reacher-v5", "--kind", "navigate"), SimulationError, "'Reacher-v5' has no maze"),
-        (("antmaze-umaze-v2", "--kind", "navigate"), ConfigError, "needs a policy that walks"),
-        (("maze2d-umaze-v1", "--kind", "navigate", "--policy", "a:b"), ConfigError, "leave --policy out"),
+        (("antmaze-umaze-v2", "--kind", "navigate"), ConfigError, "needs a walking policy"),
+        (("maze2d-umaze-v1", "--kind", "navigate", "--policy", "a:b"), ConfigError, "remove --policy"),
         (("maze2d-umaze-v1", "--kind", "random", "--policy", "a:b"), ConfigError, "only --kind navigate takes both"),
         (("maze2d-umaze-v1", "--action_noise", "-1"), ConfigError, "expected 0 or a positive number"),
         (("maze2d-umaze-v1", "--action_noise", "nan"), ConfigError, "expected 0 or a positive number"),
-        (("maze2d-umaze-v1", "--kind", "random", "--action_noise", "0.5"), ConfigError, "leave it out"),
+        (("maze2d-umaze-v1", "--kind", "random", "--action_noise", "0.5"), ConfigError, "in Maze2D; remove it"),
         (
             ("antmaze-umaze-v2", "--kind", "navigate", "--policy", "a:b", "--action_noise", "0.5"),
             ConfigError,
-            "leave it out",
+            "in Maze2D; remove it",
         ),
     ],
 )

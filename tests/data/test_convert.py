@@ -291,13 +291,13 @@ def test_existing_targets_are_kept(tmp_path: Path) -> None:
     (tmp_path / "test" / "own-v0" / "diary.txt").write_text("dear")
     before = snapshot(tmp_path)
     for arguments, message in [
-        ((source, "minari:test/a-v0"), "exists; choose another name or version, or add --overwrite"),
-        (("minari:test/a-v0", source), "exists; choose another name, or add --overwrite"),
+        ((source, "minari:test/a-v0"), "already exists; choose another name or version, or add --overwrite"),
+        (("minari:test/a-v0", source), "already exists; choose another name, or add --overwrite"),
     ]:
         with pytest.raises(DataError, match=message):
             convert(*arguments, tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(DataError, match="exists and is no Minari dataset"):
+        with pytest.raises(DataError, match="exists but is not a Minari dataset"):
             convert(source, "minari:test/own-v0", tmp_path, overwrite=overwrite)
     assert snapshot(tmp_path) == before
     other = random_file(tmp_path / "other.hdf5", 2)
@@ -353,7 +353,7 @@ def test_torn_datasets_leave_nothing(tmp_path: Path) -> None:
     data = tmp_path / "test" / "a-v0" / "data"
     (data / LAYOUT_FILE).rename(data / "elsewhere")
     for read in (lambda: read_minari("test/a-v0", tmp_path), lambda: to_file(tmp_path)):
-        with pytest.raises(DataError, match=r"its file d4rl_layout\.hdf5 is missing"):
+        with pytest.raises(DataError, match=r"the file d4rl_layout\.hdf5 is missing"):
             read()
     (data / "elsewhere").rename(data / LAYOUT_FILE)
     torn_copy(data / "main_data.hdf5", "episode_0/actions")
@@ -375,7 +375,7 @@ def test_a_dataset_changed_after_its_conversion_is_refused(tmp_path: Path, monke
     dataset = minari.load_dataset("test/a-v0")
     first = vars(dataset[0])
     dataset.update_dataset_from_buffer([EpisodeBuffer(**{k: v for k, v in first.items() if k != "id"})])
-    with pytest.raises(DataError, match=r"was changed after its conversion \(\d+ steps then, \d+ now\)"):
+    with pytest.raises(DataError, match=r"changed since it was converted \(\d+ steps then, \d+ now\)"):
         read_minari("test/a-v0")
 
 
@@ -388,7 +388,7 @@ def test_rows_changed_under_the_group_of_episodes_are_refused(tmp_path: Path, mo
             values = file[name][:-1]
             del file[name]
             file[name] = values
-    with pytest.raises(DataError, match="hold 8 rows, its arrays 7; delete the group"):
+    with pytest.raises(DataError, match="have 8 rows, its arrays 7; delete the group"):
         convert(str(path), "minari:test/a-v0")
 
 
@@ -397,7 +397,7 @@ def test_rows_changed_under_the_group_of_episodes_are_refused(tmp_path: Path, mo
     [
         ("a.hdf5", "b.hdf5", ConfigError, "both files"),
         ("minari:a/a-v0", "minari:test/a-v0", ConfigError, "both Minari datasets; one of them must be a .hdf5 file"),
-        ("minari:test/a-v0", "a.csv", ConfigError, "neither a .hdf5 or .h5 file"),
+        ("minari:test/a-v0", "a.csv", ConfigError, "expected a .hdf5 or .h5 file"),
         ("a.hdf5", "minari:test/a", DataError, "not a Minari id"),
         ("absent.hdf5", "minari:test/a-v0", DataError, "no such file"),
         ("reacher-repla", "minari:test/a-v0", ConfigError, "Did you mean reacher-replay"),
@@ -423,7 +423,7 @@ def test_actions_beyond_unknown_bounds(tmp_path: Path) -> None:
     source = random_file(tmp_path / "a.hdf5", 0)
     with h5py.File(source, "a") as file:
         file["actions"][3] = 1.75
-    with pytest.raises(DataError, match=r"beyond \[-1, 1\].*--env_id"):
+    with pytest.raises(DataError, match=r"actions exceed \[-1, 1\].*--env_id"):
         convert(str(source), "minari:test/a-v0", tmp_path)
     environment = replace(bare_environment("Pendulum-v1", {}, None), action_low=(-2.0, -2.0), action_high=(2.0, 2.0))
     convert(str(source), "minari:test/a-v0", tmp_path, env_id="Pendulum-v1", describe=lambda *_: environment)
@@ -436,10 +436,10 @@ def test_an_environment_beside_the_one_of_the_source(tmp_path: Path, given: dict
     source = str(random_file(tmp_path / "a.hdf5", 0))
     with h5py.File(source, "a") as file:
         file["metadata/env_id"] = "Reacher-v5"
-    with pytest.raises(ConfigError, match=r"a.hdf5 names its environment, 'Reacher-v5'"):
+    with pytest.raises(ConfigError, match=r"a.hdf5 already names its environment 'Reacher-v5'"):
         convert(source, "minari:test/a-v0", tmp_path, **given)
     convert(source, "minari:test/a-v0", tmp_path, env_id="Reacher-v5")
-    with pytest.raises(ConfigError, match=r"minari:test/a-v0 names its environment, 'Reacher-v5'"):
+    with pytest.raises(ConfigError, match=r"minari:test/a-v0 already names its environment 'Reacher-v5'"):
         convert("minari:test/a-v0", str(tmp_path / "b.hdf5"), tmp_path, **given)
     assert not (tmp_path / "b.hdf5").exists()
 
@@ -473,10 +473,10 @@ def test_the_command_on_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_the_command_on_an_environment_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, folder = str(random_file(tmp_path / "a.hdf5", 0)), str(tmp_path)
     assert command(source, "minari:test/a-v0", "--dataset_dir", folder) == 0
-    assert "names no environment; give one with --env_id" in capsys.readouterr().out
+    assert "has no environment; name one with --env_id" in capsys.readouterr().out
     given = ("--env_id", "Nowhere-v3", "--env_kwargs", '{"x": 1}', "--overwrite")
     assert command(source, "minari:test/a-v0", "--dataset_dir", folder, *given) == 0
-    assert "names 'Nowhere-v3' only, which cannot be made here" in capsys.readouterr().out
+    assert "'Nowhere-v3' cannot be made here: Minari's recover_environment will fail" in capsys.readouterr().out
     metadata = read_minari("test/a-v0", tmp_path).metadata
     assert (metadata["env_id"], metadata["env_kwargs"]) == ("Nowhere-v3", {"x": 1})
     assert minari.MinariDataset(tmp_path / "test" / "a-v0" / "data").env_spec.id == "Nowhere-v3"

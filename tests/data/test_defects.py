@@ -51,7 +51,7 @@ def test_sound_data_give_no_warning(make_raw: MakeRaw) -> None:
     raw = make_raw(metadata=NOTES)
     assert warnings(raw) == {}
     assert infos(raw)["successors"].startswith("2 rows have no known successor")
-    assert infos(raw)["actions"].startswith("20.00% of the actions' entries lie at a bound or beyond it, in 2 rows")
+    assert infos(raw)["actions"].startswith("20.00% of the action entries are at or beyond a bound, in 2 rows")
     raw.next_observations = following(raw)
     assert warnings(raw) == {}
     assert "successors" not in infos(raw)
@@ -67,10 +67,10 @@ def test_no_environment_and_no_end(make_raw: MakeRaw) -> None:
 
 def test_lengths(make_raw: MakeRaw) -> None:
     long = make_raw(metadata={**NOTES, "horizon": 2})
-    assert warnings(long)["horizon"].startswith("3 episodes are longer than the limit of 2 steps, the longest has 4")
+    assert warnings(long)["horizon"].startswith("3 episodes are longer than the limit of 2 steps, up to 4:")
     assert "timeouts" not in infos(long)
     early = make_raw(metadata={**NOTES, "horizon": 5})
-    assert infos(early)["timeouts"].startswith("1 timeouts come before the limit of 5 steps")
+    assert infos(early)["timeouts"].startswith("1 timeouts are earlier than the limit of 5 steps")
     assert warnings(make_raw(metadata={**NOTES, "horizon": 4})) == {}
 
 
@@ -82,7 +82,7 @@ def test_next_observations_that_are_shifted(make_raw: MakeRaw) -> None:
     assert "7 repeat their own observation: the array is shifted by one row" in message
     assert warnings(raw)["last row"].endswith("is its own observation again")
     raw.next_observations = np.roll(raw.observations, -2, axis=0)
-    assert "hold the observation after the next: the array is shifted by one row" in warnings(raw)["successors"]
+    assert "have the observation after the next: the array is shifted by one row" in warnings(raw)["successors"]
 
 
 def test_next_observations_that_jump_once(make_raw: MakeRaw) -> None:
@@ -92,7 +92,7 @@ def test_next_observations_that_jump_once(make_raw: MakeRaw) -> None:
     (name, message), *others = warnings(raw).items()
     assert (name, others) == ("successors", [])
     assert message.startswith("1 of 7 rows inside episodes")
-    assert message.endswith("yet no end is set")
+    assert message.endswith("have a next observation that differs from the following row")
 
 
 def test_next_observations_of_another_episode(make_raw: MakeRaw) -> None:
@@ -139,8 +139,8 @@ def test_actions_and_constants(make_raw: MakeRaw) -> None:
     actions[:, 0] = np.arange(10) / 5
     raw = make_raw(actions=actions, metadata=NOTES)
     found = [f.message for f in findings_of(raw) if f.name == "actions"]
-    assert found[0].startswith("actions lie beyond [-1, 1] in 4 rows: 6, 7, 8, 9 (found 0 to 1.8)")
-    assert found[1].startswith("25.00% of the actions' entries lie at a bound or beyond it, in 5 rows")
+    assert found[0].startswith("actions are outside [-1, 1] in 4 rows: 6, 7, 8, 9 (found 0 to 1.8)")
+    assert found[1].startswith("25.00% of the action entries are at or beyond a bound, in 5 rows")
     assert found[2:] == ["dimensions 1 never change"]
     assert [f.message for f in findings_of(raw, action_high=3.0) if f.name == "actions"] == found[2:]
     raw.observations[:, 0] = 7
@@ -178,7 +178,7 @@ def walk() -> Callable[..., RawArrays]:
 def test_maze_without_a_defect(walk: MakeRaw) -> None:
     raw = walk()
     assert warnings(raw, "maze2d-umaze-v1") == {}
-    assert infos(raw, "maze2d-umaze-v1")["timeouts"].startswith("at 3 of 3 timeouts the position goes on")
+    assert infos(raw, "maze2d-umaze-v1")["timeouts"].startswith("at 3 of 3 timeouts the position continues")
     assert "in 3 visits to the goal" in infos(raw, "maze2d-umaze-v1")["rewards"]
     raw.metadata["env_id"] = "cepdiff/maze2d-umaze-v1"
     assert [f.name for f in findings_of(raw)] == [f.name for f in findings_of(raw, find_task("maze2d-umaze-v1"))]
@@ -186,7 +186,7 @@ def test_maze_without_a_defect(walk: MakeRaw) -> None:
 
 def test_rewards_one_row_late(walk: MakeRaw) -> None:
     message = warnings(walk(late=True), "maze2d-umaze-v1")["rewards"]
-    assert "(0 rows disagree) and not of the one that the step leads to (5 disagree)" in message
+    assert "(0 rows disagree) better than the next one (5 disagree)" in message
     assert "rewards" not in warnings(walk(late=True), "maze2d-umaze-dense-v1")  # dense rewards show no goal
 
 
@@ -208,7 +208,7 @@ def test_terminals_inside_a_walk(walk: MakeRaw) -> None:
 def test_a_visit_that_is_rewarded_once(walk: MakeRaw) -> None:
     raw = walk(rewards=np.arange(WALK) == 79, terminals=np.arange(WALK) == 79)
     assert warnings(raw, "antmaze-umaze-diverse-v2")["rewards"] == (
-        "1 rewarded rows in 1 visits to the goal, the longest of 1 rows: a visit is rewarded once (D4RL issue 199)"
+        "1 rewarded rows in 1 visits to the goal, at most 1 rows long: a visit is only rewarded once (D4RL issue 199)"
     )
 
 
@@ -217,13 +217,13 @@ def test_rewards_for_several_goals(walk: MakeRaw) -> None:
     rewards[:3] = 1
     raw = walk(rewards=rewards)
     raw.observations[:3, 1] += 1  # at (1, 4)
-    assert "rewarded positions lie up to 1.5 from their middle" in warnings(raw, "antmaze-umaze-v2")["goals"]
+    assert "rewarded positions are up to 1.5 from their centre" in warnings(raw, "antmaze-umaze-v2")["goals"]
     assert "goals" not in warnings(walk(), "antmaze-umaze-v2")
 
 
 def test_rewards_that_are_not_sparse(walk: MakeRaw) -> None:
     assert warnings(walk(rewards=np.linspace(0, 2, WALK)), "antmaze-umaze-v2")["rewards"].startswith(
-        "rewards go from 0 to 2"
+        "rewards range from 0 to 2"
     )
     assert "never reached" in warnings(walk(rewards=np.zeros(WALK)), "antmaze-umaze-v2")["rewards"]
 

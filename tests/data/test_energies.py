@@ -276,11 +276,11 @@ NAN, INFINITE = math.nan, math.inf
         ({"points": np.zeros((1, 2)), "energies": np.zeros(1)}, r"points \(1, 2\)"),
         ({"points": np.zeros((0, 2)), "energies": np.zeros(0)}, r"points \(0, 2\)"),
         ({"points": np.float32(3), "energies": np.float32(3)}, r"points \(\)"),
-        ({"points": np.array([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5.0]])}, "a coordinate is the same in all 5 points"),
-        ({"points": None}, "holds no array 'points'"),
-        ({"energies": None}, "holds no array 'energies'"),
-        ({"points": np.array([["a", "b"]] * 5)}, "no .npz file of numbers, or is damaged"),
-        ({"points": np.array([[None, {}]] * 5)}, "no .npz file of numbers, or is damaged"),
+        ({"points": np.array([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5.0]])}, "a coordinate is constant in all 5 points"),
+        ({"points": None}, "no array 'points'"),
+        ({"energies": None}, "no array 'energies'"),
+        ({"points": np.array([["a", "b"]] * 5)}, "not an .npz file of numbers, or damaged"),
+        ({"points": np.array([[None, {}]] * 5)}, "not an .npz file of numbers, or damaged"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -309,11 +309,11 @@ def test_unusable_points_never_reach_the_energy_function(
 
 
 def test_missing_torn_and_foreign_files(make_file: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no file .*none\.npz; expected an \.npz with points"):
+    with pytest.raises(DataError, match=r"none\.npz: no such file; expected an \.npz with points"):
         ready(tmp_path / "none.npz")
     folder = tmp_path / "folder.npz"
     folder.mkdir()
-    with pytest.raises(DataError, match="there is no file"):
+    with pytest.raises(DataError, match="no such file"):
         ready(folder)
     whole = make_file().read_bytes()
     packed = tmp_path / "packed.npz"
@@ -333,7 +333,7 @@ def test_missing_torn_and_foreign_files(make_file: Callable[..., Path], tmp_path
     for name, content in contents.items():
         path = tmp_path / f"{name}.npz"
         path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"{name}\.npz is no \.npz file of numbers, or is damaged") as raised:
+        with pytest.raises(DataError, match=rf"{name}\.npz: not an \.npz file of numbers, or damaged") as raised:
             ready(path)
         assert "pickle" not in str(raised.value), "advice that would run foreign code"
 
@@ -343,10 +343,10 @@ def test_missing_torn_and_foreign_files(make_file: Callable[..., Path], tmp_path
     [
         ("nan", r"nan at \[.*\]; expected finite numbers"),
         ("infinite", r"inf at \[.*\]; expected finite numbers"),
-        ("table", rf"gave \({N}, 2\) for points \({N}, 2\); expected \({N},\)"),
-        ("column", rf"gave \({N}, 1\)"),
-        ("scalar", r"gave \(\)"),
-        ("array", "gave ndarray"),
+        ("table", rf"returned \({N}, 2\) for \({N}, 2\); expected \({N},\)"),
+        ("column", rf"returned \({N}, 1\)"),
+        ("scalar", r"returned \(\)"),
+        ("array", "returned ndarray"),
         ("clumsy", r"raised IndexError: .*own_energies\.py, line \d+\)"),
     ],
 )
@@ -358,7 +358,7 @@ def test_energy_functions_that_give_no_energies(own: str, name: str, expected: s
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"dataset": "ringz"}, r"no density 'ringz'.*checkerboard.*Did you mean rings\?"),
+        ({"dataset": "ringz"}, r"unknown density 'ringz'.*checkerboard.*Did you mean rings\?"),
         ({"dataset": "8gausians"}, r"Did you mean 8gaussians\?"),
         ({"num_points": 1}, "data.num_points is 1; expected at least 2"),
         ({"num_points": -5}, "data.num_points is -5"),

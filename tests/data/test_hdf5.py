@@ -67,7 +67,7 @@ def test_an_environment_that_is_none_is_named(make_file: MakeFile, name: str, va
     path = make_file()
     with h5py.File(path, "a") as file:
         file[f"metadata/{name}"] = value
-    with pytest.raises(DataError, match=f"metadata '{name}' is .*, expected "):
+    with pytest.raises(DataError, match=f"metadata '{name}' is .*; expected "):
         read_header(path)
 
 
@@ -96,16 +96,16 @@ def nan_rows(*rows: int) -> np.ndarray:
         ({"rewards": np.zeros(9)}, r"'rewards' has 9 rows, but 'observations' has 10"),
         ({"next_observations": np.zeros((9, 2))}, r"'next_observations' has 9 rows"),
         ({"next_observations": np.zeros((10, 3))}, r"shape \(10, 3\), but 'observations' \(10, 2\)"),
-        ({"observations": np.zeros(10)}, r"'observations' has shape \(10,\), expected \(rows, size\)"),
+        ({"observations": np.zeros(10)}, r"'observations' has shape \(10,\); expected \(rows, size\)"),
         ({"actions": np.zeros((10, 0))}, r"'actions' has shape \(10, 0\)"),
-        ({"rewards": np.zeros((10, 2))}, r"'rewards' has shape \(10, 2\), expected \(rows,\)"),
+        ({"rewards": np.zeros((10, 2))}, r"'rewards' has shape \(10, 2\); expected \(rows,\)"),
         ({"observations": 3.0}, r"'observations' has shape \(\)"),
         ({"observations": nan_rows(4)}, r"'observations' is NaN or infinite in 1 row: 4;"),
         ({"observations": nan_rows(1, 2, 3, 5, 7, 9)}, r"NaN or infinite in 6 rows: 1, 2, 3, 5, 7, \.\.\.;"),
         ({"rewards": np.where(np.arange(10) == 8, np.inf, 0)}, r"'rewards' is NaN or infinite in 1 row: 8"),
         ({"rewards": np.full(10, 1e300)}, r"'rewards' is NaN or infinite in 10 rows"),  # beyond float32
-        ({"terminals": np.arange(10)}, r"'terminals' holds 2, expected only 0 and 1"),
-        ({"actions": np.full((10, 1), b"x")}, r"'actions' holds \|S1, expected numbers"),
+        ({"terminals": np.arange(10)}, r"'terminals' contains 2; expected only 0 and 1"),
+        ({"actions": np.full((10, 1), b"x")}, r"'actions' has type \|S1; expected numbers"),
     ],
 )
 def test_unusable_arrays(make_file: MakeFile, overrides: dict[str, object], message: str) -> None:
@@ -134,7 +134,7 @@ def test_no_rows(make_file: MakeFile) -> None:
         terminals=empty,
         timeouts=empty,
     )
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_arrays(path)
 
 

@@ -207,10 +207,10 @@ class TestFunctions:
         ("name", "expected"),
         [
             ("nan", r"nan is nan at image 4; expected finite numbers"),
-            ("table", r"gave \(5, 2, 2\) for images \(5, 3, 2, 2\); expected \(5,\) or \(5, H\)"),
-            ("none_at_all", r"gave \(5, 0\)"),
-            ("scalar", r"gave \(\) for images"),
-            ("array", "gave ndarray for images"),
+            ("table", r"returned \(5, 2, 2\) for \(5, 3, 2, 2\); expected \(5,\) or \(5, H\)"),
+            ("none_at_all", r"returned \(5, 0\)"),
+            ("scalar", r"returned \(\) for \(5, 3, 2, 2\)"),
+            ("array", "returned ndarray for "),
             ("clumsy", r"clumsy raised IndexError: .*own_image_energies\.py, line \d+"),
         ],
     )
@@ -223,7 +223,7 @@ class TestFunctions:
 
     def test_heads_that_change(self, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(image_energies, "_CHUNK", 2 * self.images[0].numel())
-        with pytest.raises(DataError, match="gave 1 heads after 2"):
+        with pytest.raises(DataError, match="returned 1 heads, but 2 before"):
             evaluate_images(find_energy(f"{own}.fickle"), self.images, "fickle")
 
     def test_names(self, own: str) -> None:

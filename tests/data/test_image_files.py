@@ -126,16 +126,16 @@ class TestFolders:
 
     def test_no_images(self, tmp_path: Path) -> None:
         with pytest.raises(
-            DataError, match=r"holds no images; expected files \(\.bmp, .*\.webp\) directly or in a sub"
+            DataError, match=r"has no images; expected files \(\.bmp, .*\.webp\) directly or in one sub"
         ):
             read_folder(tmp_path, RGB)
         (tmp_path / "a").mkdir()
-        with pytest.raises(DataError, match="holds no images; expected"):
+        with pytest.raises(DataError, match="has no images; expected"):
             read_folder(tmp_path, RGB)
 
     def test_an_empty_class(self, classes: Path) -> None:
         (classes / "c").mkdir()
-        with pytest.raises(DataError, match=r"c holds no images; a subfolder is a class"):
+        with pytest.raises(DataError, match=r"c has no images; each subfolder is a class"):
             read_folder(classes, RGB)
 
     def test_both_layouts_at_once(self, classes: Path) -> None:
@@ -151,7 +151,7 @@ class TestSizes:
         with pytest.raises(DataError) as raised:
             read_folder(tmp_path, RGB)
         assert str(raised.value) == (
-            f"the image {other} is 6x4 pixels, {first} is 4x4; set data.image_size to bring all to one size"
+            f"the image {other} is 6x4 pixels, {first} is 4x4; set data.image_size to resize all images"
         )
         assert read_folder(tmp_path, ImageFormat(3, 4)).images.shape == (2, 3, 4, 4)
 
@@ -231,7 +231,7 @@ class TestPixels:
     )
     def test_pixels_of_an_unknown_range(self, tmp_path: Path, pixels: np.ndarray, expected: str) -> None:
         Image.fromarray(pixels).save(tmp_path / "x.tif")
-        with pytest.raises(DataError, match=rf"x\.tif \(its pixels .*{expected}.*\) cannot be read"):
+        with pytest.raises(DataError, match=rf"cannot read image .*x\.tif \(its pixels .*{expected}.*\); remove it"):
             read_folder(tmp_path, GREY)
 
     def test_two_levels_and_four_inks(self, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ class TestBrokenFiles:
 
     def test_they_are_refused(self, damaged: Path) -> None:
         with pytest.raises(
-            DataError, match=r"1-text\.png \(.*\) cannot be read; remove it, or set data\.on_broken"
+            DataError, match=r"cannot read image .*1-text\.png \(.*\); remove it, or set data\.on_broken"
         ) as r:
             read_folder(damaged, RGB)
         assert "\n" not in str(r.value)
@@ -285,9 +285,7 @@ class TestBrokenFiles:
             read_folder(damaged, RGB)
 
     def test_they_are_left_out_with_one_warning(self, damaged: Path) -> None:
-        with pytest.warns(
-            UserWarning, match=r"4 of 7 images cannot be read and are left out; the first is .*1-text"
-        ) as w:
+        with pytest.warns(UserWarning, match=r"skipped 4 of 7 images that cannot be read; the first is .*1-text") as w:
             data = read_folder(damaged, ImageFormat(3, skip_broken=True))
         assert len(w) == 1
         assert colours(data) == [list(RED), list(GREEN), list(BLUE)]
@@ -297,7 +295,7 @@ class TestBrokenFiles:
     def test_nothing_but_broken_files(self, tmp_path: Path) -> None:
         for name in ("x.png", "y.png"):
             (tmp_path / name).write_text("not an image")
-        with pytest.raises(DataError, match=r"none of the 2 images can be read; the first is .*x\.png"):
+        with pytest.raises(DataError, match=r"cannot read any of the 2 images; the first is .*x\.png"):
             read_folder(tmp_path, ImageFormat(3, skip_broken=True))
 
     def test_good_files_give_no_warning(self, classes: Path) -> None:
@@ -405,12 +403,12 @@ class TestHub:
             weight=([0.5, 1.0, 2.0, 3.0], datasets.Value("float32")),
         )
         for columns, error, expected in (
-            ((None, None), ConfigError, "data.label_column must name one of the columns kind, coarse"),
-            (("pictures", "kind"), ConfigError, "no column 'pictures', but .* Did you mean picture?"),
-            (("weight", "kind"), ConfigError, r"the column 'weight' of .* is Value\(.*\), no images"),
+            ((None, None), ConfigError, "data.label_column is not set; choose one of the columns kind, coarse"),
+            (("pictures", "kind"), ConfigError, "no column 'pictures'; expected one of .* Did you mean picture?"),
+            (("weight", "kind"), ConfigError, r"the column 'weight' of .* is Value\(.*\); expected images"),
             ((None, "kinds"), ConfigError, r"data.label_column: .* no column 'kinds'.*Did you mean kind\?"),
             ((None, "weight"), ConfigError, "'weight' of .*; expected class labels"),
-            ((None, "kind"), DataError, "rows of the column 'kind' have no label"),
+            ((None, "kind"), DataError, "the label column 'kind' has unlabelled rows"),
         ):
             with pytest.raises(error, match=expected) as raised:
                 read_hub(name, "train", *columns, RGB)
@@ -419,7 +417,7 @@ class TestHub:
     def test_no_column_of_images(self, make: Callable[..., str]) -> None:
         import datasets
 
-        with pytest.raises(ConfigError, match="none of its columns picture holds images"):
+        with pytest.raises(ConfigError, match="has no image column; found picture"):
             read_hub(make(picture=([1, 2, 3, 4], datasets.Value("int64"))), "train", None, None, RGB)
 
     @pytest.mark.parametrize("saved", [False, True])
@@ -432,7 +430,7 @@ class TestHub:
         import huggingface_hub.constants
 
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(DataError, match="hub:somebody/something, split 'train', cannot be loaded: ") as raised:
+        with pytest.raises(DataError, match="hub:somebody/something, split 'train' cannot be loaded: ") as raised:
             read_hub("somebody/something", "train", None, None, RGB)
         assert "\n" not in str(raised.value)
 

@@ -109,7 +109,7 @@ def test_out_of_reach_and_unknown(root: Path, monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("no route\nto the host")
 
     monkeypatch.setattr(minari, "download_dataset", refuse)
-    with pytest.raises(DataError, match=r"cannot be downloaded \(ConnectionError: no route\); download it") as caught:
+    with pytest.raises(DataError, match=r"cannot be downloaded \(ConnectionError: no route\); run minari") as caught:
         read_minari("mujoco/walker2d/medium-v0")
     assert "\n" not in str(caught.value)
     for bad in ("mujoco/walker2d/medium", "!!"):

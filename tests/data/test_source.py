@@ -89,7 +89,7 @@ def test_a_task_is_downloaded(home: Path, make_file: MakeFile, monkeypatch: pyte
 def test_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "gone", replace(TASKS["reacher-replay"], name="gone", embedded="gone.hdf5"))
     assert task_path(TASKS["gone"]).parent == Path(source.__file__).parents[1] / "embedded"
-    with pytest.raises(DataError, match="install cepdiff again"):
+    with pytest.raises(DataError, match="reinstall cepdiff"):
         resolve("gone")
 
 

@@ -1,4 +1,4 @@
-"""Types of command line arguments that several commands take, and their progress bar."""
+"""Argument types and the progress bar shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cepdiff.errors import ConfigError
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more."""
+    """Parse an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
@@ -18,7 +18,7 @@ def positive(text: str) -> int:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The environment's arguments. Raises `ConfigError` for anything but a JSON object."""
+    """Parse the environment's arguments. Raises `ConfigError` unless they are a JSON object."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -29,14 +29,14 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 class RowBar:
-    """A progress bar of rows on stderr, which appears with the first of them and vanishes when it is closed."""
+    """A progress bar of rows on stderr; appears at the first update and disappears when closed."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._bar: Any = None
 
     def show(self, done: int, total: int) -> None:
-        """Moves to `done` of `total` rows."""
+        """Move to `done` of `total` rows."""
         from tqdm import tqdm
 
         if self._bar is None:
@@ -44,6 +44,6 @@ class RowBar:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Takes it away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""`cepdiff collect`: make a buffer in D4RL's layout in any environment with continuous actions."""
+"""`cepdiff collect`: collect a dataset in D4RL's layout from any environment with continuous actions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cepdiff.data.rl.arrays import RawArrays
     from cepdiff.rollout.envs import EnvSpec
 
-_EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); one training of SAC serves all that are asked for:
+_EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); all requested kinds share one SAC training:
 {kinds}
 
 examples:
@@ -28,10 +28,10 @@ examples:
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the front end; nothing heavy is imported before it runs."""
+    """Add the command; heavy modules are only imported when it runs."""
     parser = subparsers.add_parser(
         "collect",
-        help="make a buffer in D4RL's layout",
+        help="collect a dataset in D4RL's layout",
         description=__doc__,
         epilog=_EPILOG.format(kinds="\n".join(f"  {kind:<14} {what}" for kind, what in KINDS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -40,52 +40,46 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "env_id", metavar="ENV_ID|TASK", help="a Gymnasium environment, e.g. Hopper-v4, or a task, e.g. maze2d-umaze-v1"
     )
-    add("--kind", action="append", metavar="KIND[,KIND...]", help="what to collect (below); may be repeated")
+    add("--kind", action="append", metavar="KIND[,KIND...]", help="kinds to collect (see below); can be repeated")
     add(
         "--policy",
         metavar="FILE.zip|MODULE:FUNCTION",
-        help="record this policy instead of SAC's; with navigate, how to walk",
+        help="record this policy instead of SAC; with navigate, the walking policy",
     )
-    add("--trust_policy", action="store_true", help="load a .zip policy, which can run any code")
+    add("--trust_policy", action="store_true", help="load a .zip policy, which can run arbitrary code")
     add(
         "--steps",
         type=positive,
         metavar="N",
-        help="rows a policy (default: as many as --train_steps, for Maze2D as many as D4RL's file has)",
+        help="rows per buffer (default: --train_steps; for Maze2D, as in D4RL's file)",
     )
-    add("--action_noise", type=float, default=0.0, metavar="SIGMA", help="on the actions of navigate in Maze2D (0)")
-    add(
-        "--train_steps",
-        type=positive,
-        default=1_000_000,
-        metavar="N",
-        help="SAC's environment steps (%(default)s)",
-    )
+    add("--action_noise", type=float, default=0.0, metavar="SIGMA", help="action noise of navigate in Maze2D (0)")
+    add("--train_steps", type=positive, default=1_000_000, metavar="N", help="SAC's environment steps (%(default)s)")
     add(
         "--medium_fraction",
         type=_fraction,
         default=1 / 3,
         metavar="F",
-        help="where medium is between random (0) and expert (1) (default: 1/3)",
+        help="position of medium between random (0) and expert (1) (default: 1/3)",
     )
     add(
         "--reference_episodes",
         type=positive,
         default=100,
         metavar="N",
-        help="for the reference returns (%(default)s)",
+        help="episodes per reference return (%(default)s)",
     )
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path(), metavar="DIR|FILE.hdf5", help="default: ENV_ID-KIND.hdf5 here")
+    add("--output", type=Path, default=Path(), metavar="DIR|FILE.hdf5", help="default: ./ENV_ID-KIND.hdf5")
     add("--overwrite", action="store_true", help="replace existing files")
     add("--env_kwargs", default="{}", metavar="JSON", help="arguments of the environment")
-    add("--env_module", metavar="MODULE", help="import this first, for the environments it registers")
+    add("--env_module", metavar="MODULE", help="module to import first, which registers the environment")
     add("--states", action="store_true", help="also store MuJoCo's qpos and qvel of each row")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write one file a kind; a file appears only when it is complete."""
+    """Collect and write one file per kind; a file only appears once complete."""
     from cepdiff.collect.recipes import Collector, Plan
     from cepdiff.data.rl.hdf5 import write_arrays
 
@@ -121,17 +115,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _kinds(args: argparse.Namespace) -> list[str]:
-    """What to collect: in Maze2D its own kind unless another is named."""
+    """Return the kinds to collect; Maze2D defaults to navigate."""
     kinds = [kind for text in args.kind or [] for kind in text.split(",")]
     if not kinds and args.policy is None and args.env_id.removeprefix("cepdiff/").startswith("maze2d-"):
         return ["navigate"]
     if bool(kinds) == bool(args.policy) and not (args.policy and kinds == ["navigate"]):
-        raise ConfigError("Expected either --kind or --policy; only --kind navigate takes both")
+        raise ConfigError("expected either --kind or --policy; only --kind navigate takes both")
     return kinds
 
 
 def _env_spec(args: argparse.Namespace) -> EnvSpec:
-    """The environment of that name, or that of the task of that name."""
+    """Return the environment called `env_id`, or that of the task with this name."""
     from cepdiff.data.rl.tasks import TASKS
     from cepdiff.rollout.envs import EnvSpec
 
@@ -146,20 +140,20 @@ def _draw_map(env: EnvSpec, made: RawArrays, path: Path) -> None:
     from cepdiff.rollout.mazes import draw_visits, maze_of
 
     layout = maze_of(env)
-    assert layout is not None  # it was navigated
+    assert layout is not None  # navigating has already found it
     draw_visits(layout, made.observations[:, :2], path, f"{env.env_id}, {len(made):,} rows")
     print(f"{path}: map of the visited positions")
 
 
 class _Bars:
-    """One progress bar with the time left for each thing that is done, one after the other."""
+    """A progress bar for each activity, one after the other."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._what = ""
 
     def show(self, what: str, done: int, total: int, remark: str) -> None:
-        """Move the bar of `what` to `done`; it closes when `total` is reached."""
+        """Move the bar of `what` to `done`; it closes at `total`."""
         from tqdm import tqdm
 
         if what != self._what:
@@ -171,19 +165,19 @@ class _Bars:
 
 
 def _outputs(args: argparse.Namespace, kinds: list[str]) -> dict[str, Path]:
-    """The file of each kind; checked before the hours of training, not after."""
+    """Return the file of each kind, after checking that it can be written: training takes hours."""
     if args.output.suffix in (".hdf5", ".h5"):
         if len(kinds) > 1:
-            raise ConfigError(f"--output {args.output} is one file for {len(kinds)} kinds; name a folder")
+            raise ConfigError(f"--output {args.output} is one file for {len(kinds)} kinds; expected a folder")
         outputs = {kinds[0]: args.output}
     else:
         stem = args.env_id.replace("/", "-")
         outputs = {kind: args.output / f"{stem}-{kind}.hdf5" for kind in kinds}
     for path in outputs.values():
         if path.exists() and not args.overwrite:
-            raise ConfigError(f"{path} exists; choose another --output, or add --overwrite to replace it")
+            raise ConfigError(f"{path} already exists; choose another --output, or add --overwrite")
         if path.is_dir():
-            raise ConfigError(f"{path} is a folder, expected the name of a file")
+            raise ConfigError(f"{path} is a folder; expected a file")
         check_writable(path.parent)
     return outputs
 

@@ -1,4 +1,4 @@
-"""`cepdiff data`: what datasets there are, what one holds, where it comes from, whether it can be trained on."""
+"""`cepdiff data`: list, show, download and check datasets."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _WHAT = "a task, a file, the name of a file in the dataset folder, or minari:ID"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `data` and its commands; each sets `run`, a function of the parsed arguments -> exit code."""
+    """Add `data` and its commands; each sets `run`, a function of the parsed arguments -> exit code."""
     data = subparsers.add_parser("data", help="list, show, download or check datasets")
     commands = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dataset_dir", metavar="DIR", help="default: $D4RL_DATASET_DIR or ~/.d4rl/datasets")
     shared.add_argument("--json", action="store_true", help="print JSON")
-    listing = _add(commands, shared, "list", list_tasks, "list the tasks, a line each")
-    listing.add_argument("--family", metavar="NAME", help="only one: locomotion, antmaze, maze2d, adroit, ...")
-    showing = _add(commands, shared, "info", info, "show all of one task or file; without a name, list the tasks")
+    listing = _add(commands, shared, "list", list_tasks, "list the tasks, one per line")
+    listing.add_argument("--family", metavar="NAME", help="only this family: locomotion, antmaze, maze2d, adroit, ...")
+    showing = _add(commands, shared, "info", info, "show one task or file; without a name, list the tasks")
     showing.add_argument("dataset", metavar="TASK_OR_FILE", nargs="?", help=_WHAT)
-    fetching = _add(commands, shared, "download", download, "fetch the file of a task")
+    fetching = _add(commands, shared, "download", download, "download the file of a task")
     fetching.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
-    checking = _add(commands, shared, "check", check, "exit 0 if a dataset can be trained on, 2 and one line if not")
+    checking = _add(commands, shared, "check", check, "check that a dataset is usable: exit code 0, else 2")
     checking.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
-    checking.add_argument("--plot", metavar="FILE.png", type=Path, help="draw returns, lengths and actions")
+    checking.add_argument("--plot", metavar="FILE.png", type=Path, help="plot returns, lengths and actions")
     add_convert(commands, shared)
     add_replay(commands, shared)
 
@@ -44,15 +44,15 @@ def _add(commands: Any, shared: argparse.ArgumentParser, name: str, run: Any, te
 
 
 def list_tasks(args: argparse.Namespace) -> int:
-    """The registry as a table; with --json every field of every task, and what is in the dataset folder."""
+    """Print the registry as a table; with --json, all fields of every task and its file."""
     from dataclasses import asdict
 
     from cepdiff.data.rl.tasks import FAMILIES, TASKS
     from cepdiff.errors import ConfigError, nearest
 
-    family = getattr(args, "family", None)  # `info` without a name has no such argument
+    family = getattr(args, "family", None)  # `info` without a name has no --family
     if family is not None and family not in FAMILIES:
-        raise ConfigError(f"unknown family '{family}', expected {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
+        raise ConfigError(f"unknown family '{family}'; expected {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
     tasks = [task for task in TASKS.values() if family in (None, task.family)]
     if args.json:
         print(json.dumps([asdict(task) | _file_facts(task, args.dataset_dir) for task in tasks], indent=2))
@@ -62,7 +62,7 @@ def list_tasks(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    """Registry facts of a task, then the facts of its file if it is there; of a file its facts alone."""
+    """Print the registered facts of a task, and the facts of the file if it is present."""
     from dataclasses import asdict
 
     from cepdiff.data.rl.source import load_dataset
@@ -84,12 +84,12 @@ def info(args: argparse.Namespace) -> int:
     for part in facts.values():
         _print_facts(part)
     if "data" not in facts:
-        print(f"\nnot downloaded yet; fetch it with: cepdiff data download {args.dataset}")
+        print(f"\nnot downloaded yet; run: cepdiff data download {args.dataset}")
     return 0
 
 
 def download(args: argparse.Namespace) -> int:
-    """Fetches what is not there yet, and prints where it lies."""
+    """Download a missing file and print its path."""
     from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 
     if args.dataset.startswith(MINARI_PREFIX):
@@ -101,7 +101,7 @@ def download(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prints the findings; what makes a dataset unusable is raised."""
+    """Print the findings; raises if the dataset is unusable."""
     from dataclasses import asdict
 
     from cepdiff.data.checks.report import check as find
@@ -115,12 +115,12 @@ def check(args: argparse.Namespace) -> int:
         print(f"{finding.level.ljust(8)} {finding.name.ljust(width)}  {finding.message}")
         if finding.handling:
             print(f"{' ' * (width + 9)}  -> {finding.handling}")
-    print("\nusable" + (f"; drawn in {args.plot}" if args.plot else ""))
+    print("\nusable" + (f"; plotted in {args.plot}" if args.plot else ""))
     return 0
 
 
 def _file_facts(task: Task, dataset_dir: str | None) -> dict[str, Any]:
-    """Where a task's file is or would be, and the rows it holds: None where it is absent or unreadable."""
+    """Path of a task's file and its number of rows: None if it is missing or unreadable."""
     from cepdiff.data.rl.source import task_path
     from cepdiff.errors import DataError
 
@@ -129,7 +129,7 @@ def _file_facts(task: Task, dataset_dir: str | None) -> dict[str, Any]:
     if path.is_file():
         from cepdiff.data.rl.hdf5 import read_header
 
-        with suppress(DataError):  # `check` and `info` of this task say what is wrong
+        with suppress(DataError):  # `check` and `info` explain it
             rows = read_header(path).rows
     return {"file": str(path), "file_present": path.is_file(), "rows": rows}
 

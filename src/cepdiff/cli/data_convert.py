@@ -1,4 +1,4 @@
-"""`cepdiff data convert`: between files in D4RL's layout and Minari datasets, lossless both ways."""
+"""`cepdiff data convert`: lossless conversion between D4RL's layout and Minari."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cepdiff.cli.arguments import RowBar, json_object
 if TYPE_CHECKING:
     from cepdiff.data.minari.write import Environment
 
-_EPILOG = """--dataset_dir is the folder of tasks and files and the root of Minari's datasets; without it each has its
-own default ($D4RL_DATASET_DIR or ~/.d4rl/datasets; $MINARI_DATASETS_PATH or ~/.minari/datasets).
+_EPILOG = """--dataset_dir is both the folder of tasks and files and the root of Minari's datasets; by default, each has
+its own ($D4RL_DATASET_DIR or ~/.d4rl/datasets; $MINARI_DATASETS_PATH or ~/.minari/datasets).
 
 examples:
   cepdiff data convert reacher-replay minari:mine/reacher-v0
@@ -25,8 +25,8 @@ examples:
 def add_parser(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
 ) -> argparse.ArgumentParser:
-    """Adds `convert` to the commands of `cepdiff data`; `shared` holds --dataset_dir and --json."""
-    text = "convert between D4RL's HDF5 layout and Minari, losing nothing"
+    """Add `convert` to the commands of `cepdiff data`; `shared` has --dataset_dir and --json."""
+    text = "convert between D4RL's HDF5 layout and Minari, without loss"
     parser = commands.add_parser(
         "convert",
         help=text,
@@ -39,15 +39,15 @@ def add_parser(
     add("source", metavar="SOURCE", help="a task, a file, the name of a file in the dataset folder, or minari:ID")
     add("target", metavar="TARGET", help="minari:NAMESPACE/NAME-vN, or a .hdf5 file")
     add("--overwrite", action="store_true", help="replace an existing target")
-    add("--env_id", metavar="ENV_ID", help="the environment, where the source names none")
-    add("--env_kwargs", metavar="JSON", help="its arguments")
-    add("--no-compress", dest="compress", action="store_false", help="write a .hdf5 file uncompressed: larger, faster")
+    add("--env_id", metavar="ENV_ID", help="the environment, if the source does not name it")
+    add("--env_kwargs", metavar="JSON", help="arguments of the environment")
+    add("--no-compress", dest="compress", action="store_false", help="write an uncompressed .hdf5 file: larger, faster")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts, and prints places, rows, episodes and sizes."""
+    """Convert, and print paths, rows, episodes and sizes."""
     from dataclasses import asdict
 
     from cepdiff.data.minari.convert import convert
@@ -71,14 +71,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"{done.source} ({_megabytes(done.source_bytes)}) -> {done.target} ({_megabytes(done.target_bytes)})")
     print(f"{done.rows:,} rows in {done.episodes:,} episodes")
     if args.target.startswith("minari:") and not done.env_installed:
-        what = "names no environment; give one with --env_id" if done.env_id is None else f"names '{done.env_id}' only"
-        reason = "" if done.env_id is None else ", which cannot be made here: Minari's recover_environment will fail"
-        print(f"the dataset {what}{reason}")
+        fails = f"'{done.env_id}' cannot be made here: Minari's recover_environment will fail for this dataset"
+        print("the dataset has no environment; name one with --env_id" if done.env_id is None else fails)
     return 0
 
 
 def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) -> Environment | None:
-    """The environment's spec and bounds, from making it; None where that is impossible here."""
+    """Make the environment and return its spec and bounds; None if it cannot be made here."""
     from cepdiff.data.minari.write import Environment
     from cepdiff.errors import MissingExtraError, SimulationError
     from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env

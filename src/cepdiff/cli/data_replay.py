@@ -1,4 +1,4 @@
-"""`cepdiff data replay`: does this environment make the transitions that a file holds?"""
+"""`cepdiff data replay`: check that an environment reproduces the transitions of a file."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import argparse
 
 from cepdiff.cli.arguments import RowBar, json_object
 
-_DESCRIPTION = """Puts the environment into recorded states, applies the recorded actions and compares what comes out
-with the next observations, rewards and terminal flags of the file. Exits with 0 where they match or are close, with 1
-where they differ."""
+_DESCRIPTION = """Sets the environment to recorded states, applies the recorded actions and compares the next
+observations, rewards and terminal flags with the file. Exits with 0 if they match or are close, 1 if they differ."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
-    """Adds the command to those of `cepdiff data`; `shared` holds their common options."""
+    """Add `replay` to the commands of `cepdiff data`; `shared` has their common options."""
     parser = commands.add_parser(
-        "replay",
-        help="compare the steps of a file with those of an environment",
-        description=_DESCRIPTION,
-        parents=[shared],
+        "replay", help="compare the steps of a file with an environment", description=_DESCRIPTION, parents=[shared]
     )
     parser.add_argument(
         "dataset", metavar="TASK_OR_FILE", help="a task, a file, or the name of a file in the dataset folder"
     )
     parser.add_argument("--rows", type=int, default=1000, metavar="N", help="rows to replay (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of rows")
-    parser.add_argument("--env_id", metavar="ID", help="the environment; default: the task's, or what the file names")
-    parser.add_argument("--env_kwargs", metavar="JSON", help="arguments of the environment, on top of the known ones")
-    parser.add_argument("--output", metavar="FILE.json", help="write the result as JSON too")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the sorted deviations of each group")
+    parser.add_argument("--seed", type=int, default=0, help="seed for choosing the rows")
+    parser.add_argument("--env_id", metavar="ID", help="the environment; default: from the task or the file")
+    parser.add_argument("--env_kwargs", metavar="JSON", help="additional arguments of the environment")
+    parser.add_argument("--output", metavar="FILE.json", help="also write the result as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", help="plot the sorted deviations of each group")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table or JSON; 0 for "matches" and "close", 1 for "differs"."""
+    """Print the result as a table or JSON; returns 1 for "differs", else 0."""
     import json
     from pathlib import Path
 

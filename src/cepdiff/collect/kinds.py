@@ -1,4 +1,4 @@
-"""D4RL's kinds of buffers (Fu et al. 2020). Imports nothing heavy, so that the command line's help stays fast."""
+"""D4RL's kinds of buffers (Fu et al. 2020). Has no heavy imports, to keep the command line's help fast."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable
 
 from cepdiff.errors import ConfigError, nearest
 
-# What each kind holds; the sentence goes into the file and into the help.
+# Kind -> description, used in the help and in each file's metadata.
 KINDS = {
-    "random": "rollouts of a policy that draws its actions uniformly",
+    "random": "rollouts of a policy with uniformly random actions",
     "medium": "rollouts of the SAC policy stopped early, at --medium_fraction of the way from random to expert",
     "expert": "rollouts of the fully trained SAC policy",
-    "medium-replay": "all transitions of the SAC training until the medium policy",
-    "medium-expert": "the medium buffer, then the expert buffer, equally many rows of both",
-    "navigate": "mazes alone: from goal to goal; Maze2D by D4RL's planner and controller, AntMaze by --policy",
-    "replay": "the first --steps transitions of the SAC training (without --steps all: D4RL's full-replay)",
+    "medium-replay": "all transitions of the SAC training up to the medium policy",
+    "medium-expert": "the medium buffer followed by the expert buffer, with the same number of rows",
+    "navigate": "only mazes: from goal to goal, Maze2D by D4RL's planner and controller, AntMaze by --policy",
+    "replay": "the first --steps transitions of the SAC training (default: all, D4RL's full-replay)",
 }
 
 
 def check_kinds(kinds: Iterable[str]) -> None:
-    """Raises `ConfigError` for a kind that is none."""
+    """Raise `ConfigError` for an unknown kind."""
     for kind in kinds:
         if kind not in KINDS:
-            raise ConfigError(f"Unknown kind '{kind}'.{nearest(kind, KINDS)} All kinds: {', '.join(KINDS)}")
+            raise ConfigError(f"unknown kind '{kind}'; expected {', '.join(KINDS)}.{nearest(kind, KINDS)}")

@@ -1,4 +1,4 @@
-"""Maze2D's buffers as D4RL made them (Fu et al. 2020, Sec. 5): one long drive from goal to goal."""
+"""Collect Maze2D buffers like D4RL (Fu et al. 2020, Sec. 5): one long walk from goal to goal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cepdiff.randomness import stream_seed
 from cepdiff.rollout.envs import Env, reset_seed
 from cepdiff.rollout.mazes import layout_of
 
-# Rows of D4RL's files; 1,000,000 where it has no other.
+# Rows of D4RL's files, if not 1,000,000.
 _FULL_SIZES = {"medium": 2_000_000, "large": 4_000_000, "eval-medium": 2_000_000, "eval-large": 4_000_000}
 POINT_OBSERVATIONS = 4  # of Maze2D: position and velocity
 _REPORT_EVERY = 10_000
@@ -22,16 +22,16 @@ _GOAL_NOISE = 0.1
 
 
 def maze_of(env: Env) -> Layout:
-    """The maze of an environment. Raises `SimulationError` where it has none."""
+    """Return the maze of an environment. Raises `SimulationError` if it has none."""
     layout = layout_of(env)
     if layout is None:
         name = env.spec.id if env.spec is not None else str(env.unwrapped)
-        raise SimulationError(f"'{name}' has no maze to navigate in; cepdiff data list shows those that have one")
+        raise SimulationError(f"'{name}' has no maze to navigate; see the mazes in cepdiff data list")
     return layout
 
 
 def full_size(layout: Layout) -> int:
-    """How many rows D4RL collected in a maze."""
+    """Number of rows D4RL collected in a maze."""
     return next((rows for name, rows in _FULL_SIZES.items() if MAZE2D_LAYOUTS[name] == layout), 1_000_000)
 
 
@@ -44,17 +44,17 @@ def navigate(
     action_noise: float = 0.0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Arrays:
-    """`rows` steps of Maze2D under `PointController`, with `infos/qpos`, `infos/qvel` and `infos/goal`.
+    """Record `rows` steps of Maze2D with `PointController`, with `infos/qpos`, `infos/qvel` and `infos/goal`.
 
-    Goals are drawn among the free cells, ±0.1. When one is reached, or after `horizon` steps, the next is drawn and a
-    timeout is set, but the ball goes on from where it is. Rewards are the environment's, for its own goal. Two
-    differences from D4RL's script: it repeats the last observation for the first row after a goal, and its rewards are
-    those of the observation before the step. `action_noise` is the deviation of normal noise on the actions (D4RL's
-    `--noisy` has 0.5).
+    Goals are random free cells, ±0.1. When a goal is reached, or after `horizon` steps, a timeout is set and a new
+    goal is drawn, but the ball continues from its position. Rewards are the environment's, for its own goal. D4RL's
+    script differs in two ways: it repeats the last observation in the first row after a goal, and its rewards are for
+    the observation before the step. `action_noise` is the standard deviation of normal noise on the actions (0.5 with
+    D4RL's `--noisy`).
     """
     layout = maze_of(env)
     numbers = np.random.default_rng(stream_seed(seed, "navigate"))
-    recorder = RecordingEnv(env.unwrapped, rows, states=True)  # unwrapped: time limits would reset it
+    recorder = RecordingEnv(env.unwrapped, rows, states=True)  # unwrapped, to remove the time limit
     controller = PointController(layout, numbers)
     goals, timeouts = np.zeros((rows, 2)), np.zeros(rows, np.bool_)
     observation, _ = recorder.reset(seed=reset_seed(seed, "navigate"))

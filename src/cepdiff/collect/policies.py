@@ -1,4 +1,4 @@
-"""Policies that are not trained here: uniform actions, or one that the user brings."""
+"""Policies that are not trained here: uniform actions, or the user's own."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def uniform(space: Box, *, seed: int, label: str) -> Act:
 
 
 def load_policy(name: str, space: Box, *, trust: bool = False) -> Act:
-    """The policy called `name`: `module:function`, where the function maps one observation (S,) to one action (A,),
-    or a stable-baselines3 `.zip`, played deterministically. Its actions are clipped to `space`.
+    """Load the policy `name`: `module:function`, where the function maps one observation (S,) to one action (A,), or
+    a stable-baselines3 `.zip`, used deterministically. Actions are clipped to `space`.
 
-    A `.zip` is unpickled, which runs whatever code its author put there: only with `trust`.
+    Loading a `.zip` unpickles it, which can run arbitrary code, so it needs `trust`.
 
     Raises:
-        ConfigError: a name that leads nowhere, or a `.zip` without `trust`.
+        ConfigError: the policy does not exist, or a `.zip` without `trust`.
         MissingExtraError: a `.zip` without stable-baselines3.
     """
     play = _from_zip(Path(name), trust) if name.endswith(".zip") else _from_module(name)
@@ -40,9 +40,9 @@ def load_policy(name: str, space: Box, *, trust: bool = False) -> Act:
     def act(observation: NDArray[Any]) -> NDArray[Any]:
         action = np.asarray(play(observation))
         if action.shape != space.shape:
-            raise SimulationError(f"The policy '{name}' gave actions of shape {action.shape}, expected {space.shape}")
+            raise SimulationError(f"the policy '{name}' returned shape {action.shape}; expected {space.shape}")
         if not np.isfinite(action).all():
-            raise DivergenceError(f"The policy '{name}' gave a NaN or infinite action")
+            raise DivergenceError(f"the policy '{name}' returned a NaN or infinite action")
         clipped: NDArray[Any] = np.clip(action, space.low, space.high).astype(space.dtype)
         return clipped
 
@@ -54,14 +54,14 @@ def _from_module(name: str) -> Callable[[NDArray[Any]], Any]:
     if not module or not attribute:
         raise ConfigError(f"--policy {name}: expected a stable-baselines3 file (.zip) or module:function")
     here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` finds the user's modules
+    if here not in sys.path:  # like `python -m`
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"--policy {name}: {error}") from error
     if not callable(found):
-        raise ConfigError(f"--policy {name}: is no function, but {type(found).__name__}")
+        raise ConfigError(f"--policy {name}: is a {type(found).__name__}; expected a function")
     function: Callable[[NDArray[Any]], Any] = found
     return function
 
@@ -70,15 +70,15 @@ def _from_zip(path: Path, trust: bool) -> Callable[[NDArray[Any]], Any]:
     if not path.is_file():
         raise ConfigError(f"--policy {path}: no such file")
     if not trust:
-        raise ConfigError(f"--policy {path}: loading it runs code from the file; if you trust it, add --trust_policy")
+        raise ConfigError(f"--policy {path}: loading a .zip can run code from it; if you trust it, add --trust_policy")
     try:
         with zipfile.ZipFile(path) as archive:
             settings = json.loads(archive.read("data"))  # plain JSON
-        # PPO's policy class is shared with A2C; SAC and TD3 name theirs "stable_baselines3.<algorithm>.policies".
+        # PPO shares its policy class with A2C; SAC's and TD3's are in "stable_baselines3.<algorithm>.policies".
         home = settings["policy_class"]["__module__"].split(".")[1]
         algorithm = "PPO" if "clip_range" in settings else {"sac": "SAC", "td3": "TD3"}[home]
     except (zipfile.BadZipFile, AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise ConfigError(f"--policy {path}: is no stable-baselines3 file of SAC, TD3 or PPO") from None
+        raise ConfigError(f"--policy {path}: not a stable-baselines3 file of SAC, TD3 or PPO") from None
     try:
         import stable_baselines3
     except ImportError:

@@ -1,4 +1,4 @@
-"""D4RL's kinds of buffers (Fu et al. 2020), all from one training of SAC."""
+"""Collect D4RL's kinds of buffers (Fu et al. 2020), all from one SAC training."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_env
 
 _PACKAGES = ("cepdiff", "gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
 
-_NOISE_IS_OF_MAZE2D = "--action_noise is for --kind navigate in Maze2D: leave it out"
+_NOISE_IS_OF_MAZE2D = "--action_noise only applies to --kind navigate in Maze2D; remove it"
 
-# (what is being done, steps done, steps in all, a remark)
+# (current activity, steps done, total steps, remark)
 Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to collect where.
+    """Environment and settings of a collection.
 
-    `steps` rows a rollout, and of the training for `replay` (default: `train_steps`); `train_steps` environment
-    steps of SAC, stopped for the medium policy at `medium_fraction` of the way from the random to the expert
-    return; reference returns are means of `reference_episodes`. `states` adds MuJoCo's qpos and qvel. `action_noise`
-    is the deviation of normal noise on the actions of `navigate`.
+    `steps`: rows per rollout, and rows of `replay` (default: `train_steps`). `train_steps`: environment steps of SAC.
+    `medium_fraction`: where the medium policy is between the random (0) and the expert return (1).
+    `reference_episodes`: episodes per reference return. `states`: also store MuJoCo's qpos and qvel. `action_noise`:
+    standard deviation of normal noise on the actions of `navigate`.
     """
 
     env: EnvSpec
@@ -52,34 +52,34 @@ class Plan:
     action_noise: float = 0.0
 
     def check(self, kinds: Sequence[str]) -> None:
-        """Raises `ConfigError` for a kind that is none, more rows of `replay` than the training has, or noise on the
-        actions that is negative, not finite, or for nothing that is driven with noise."""
+        """Raise `ConfigError` for unknown kinds, more `replay` rows than training steps, or action noise that is
+        negative, not finite or unused."""
         check_kinds(kinds)
         if not (math.isfinite(self.action_noise) and self.action_noise >= 0):
             raise ConfigError(f"--action_noise is {self.action_noise}; expected 0 or a positive number")
         if self.action_noise and "navigate" not in kinds:
             raise ConfigError(_NOISE_IS_OF_MAZE2D)
         if "replay" in kinds and self.steps is not None and self.steps > self.train_steps:
-            raise ConfigError(f"replay has {self.train_steps} rows, not {self.steps}: raise --train_steps")
+            raise ConfigError(f"--steps is {self.steps}, but replay has {self.train_steps} rows; raise --train_steps")
 
 
 class Collector:
-    """Makes the buffers of one plan; the training and each rollout happen once, when a kind first needs them."""
+    """Makes the buffers of one plan; the training and each rollout run once, when first needed."""
 
     def __init__(self, plan: Plan, progress: Progress | None = None) -> None:
         self.plan = plan
         self._progress = progress or (lambda what, done, total, remark: None)
         self._facts = env_facts(plan.env)
         if self._facts.horizon is None:
-            raise SimulationError(f"'{plan.env.env_id}' has no time limit; an episode might never end")
+            raise SimulationError(f"'{plan.env.env_id}' has no time limit: an episode might never end")
         self._rollouts: dict[str, Arrays] = {}
 
     def make(self, kind: str) -> RawArrays:
-        """The buffer of one of `KINDS`, with its origin as metadata.
+        """Make the buffer of one of `KINDS`, with its origin as metadata.
 
         Raises:
-            ConfigError: as `Plan.check`.
-            SimulationError: a medium policy of a training that did not get beyond random.
+            ConfigError: see `Plan.check`.
+            SimulationError: there is no medium policy, because training was no better than random.
         """
         self.plan.check([kind])
         raw = self._raw(self._arrays(kind), kind, KINDS[kind])
@@ -95,7 +95,7 @@ class Collector:
         return raw
 
     def make_from_policy(self, name: str, *, trust: bool = False) -> RawArrays:
-        """Rollouts of a policy as `load_policy` finds it."""
+        """Record rollouts of a policy that `load_policy` can load."""
         env = self._env()
         act = load_policy(name, box_spaces(env)[1], trust=trust)
         arrays = self._record(env, act, "policy")
@@ -104,11 +104,11 @@ class Collector:
         return raw
 
     def make_navigation(self, policy: str | None = None, *, trust: bool = False) -> RawArrays:
-        """From goal to goal through a maze: Maze2D by D4RL's planner and controller, AntMaze by a policy that walks in
-        a given direction, see `WaypointPolicy`.
+        """Record a walk from goal to goal in a maze: Maze2D by D4RL's planner and controller, AntMaze by a policy that
+        walks in a given direction, see `WaypointPolicy`.
 
         Raises:
-            SimulationError: an environment without a maze.
+            SimulationError: the environment has no maze.
             ConfigError: AntMaze without a policy or with `action_noise`, or Maze2D with a policy.
         """
         plan, env = self.plan, self._env()
@@ -116,10 +116,10 @@ class Collector:
         ball = self._facts.observation_size == POINT_OBSERVATIONS
         if ball is (policy is not None):
             raise ConfigError(
-                "Maze2D is driven by D4RL's own controller: leave --policy out"
+                "Maze2D uses D4RL's own controller: remove --policy"
                 if ball
-                else "The ant needs a policy that walks: --policy FILE.zip or MODULE:FUNCTION, of 31 numbers (the 29 "
-                "observations and the way to walk, of length 10)"
+                else "AntMaze needs a walking policy: --policy FILE.zip or MODULE:FUNCTION, with 31 inputs (the 29 "
+                "observations and a direction (2,) of length 10)"
             )
         if plan.action_noise and not ball:
             raise ConfigError(_NOISE_IS_OF_MAZE2D)
@@ -149,7 +149,7 @@ class Collector:
 
     @cached_property
     def training(self) -> SacTraining:
-        """The one training that all kinds but random share."""
+        """The training shared by all kinds except random."""
         plan, total = self.plan, self.plan.train_steps
         return train_sac(
             self._env,
@@ -168,20 +168,20 @@ class Collector:
 
     @cached_property
     def reference_max(self) -> float:
-        """Mean return of the final policy, deterministic."""
+        """Mean return of the final policy, without sampling."""
         return self._reference(self._env(), self.training.act(self.training.snapshots[-1]), "reference-max")
 
     @cached_property
     def medium(self) -> Snapshot:
-        """The first snapshot that has come `medium_fraction` of the way from the random to the expert return.
+        """First snapshot with `medium_fraction` of the gain from the random to the expert return.
 
-        Counted from the random policy's return, so that it also means something where returns are negative.
+        A fraction of the gain, not of the return, also works for negative returns.
         """
         gain = self.reference_max - self.reference_min
         if gain <= 0:
             raise SimulationError(
-                f"SAC's return after {self.plan.train_steps} steps is {self.reference_max:.1f}, a random policy's "
-                f"{self.reference_min:.1f}: there is no medium policy. Train longer with --train_steps."
+                f"no medium policy: SAC's return after {self.plan.train_steps} steps is {self.reference_max:.1f}, a "
+                f"random policy's {self.reference_min:.1f}; train longer with --train_steps"
             )
         goal = self.reference_min + self.plan.medium_fraction * gain
         snapshots = self.training.snapshots
@@ -203,7 +203,7 @@ class Collector:
         if kind == "random":
             return uniform(box_spaces(env)[1], seed=self.plan.seed, label="random-actions")
         snapshot = self.medium if kind == "medium" else self.training.snapshots[-1]
-        # Sampled, not deterministic: as D4RL's own collection.
+        # Sampled, not deterministic, like in D4RL.
         return self.training.act(snapshot, noise=generator(self.plan.seed, f"{kind}-actions"))
 
     def _record(self, env: Env, act: Act, label: str) -> Arrays:

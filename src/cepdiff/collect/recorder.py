@@ -1,4 +1,4 @@
-"""Transitions as an environment produces them, in D4RL's layout."""
+"""Record transitions of an environment in D4RL's layout."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from cepdiff.rollout.envs import Env, box_spaces, reset_seed
 
 Arrays = dict[str, NDArray[Any]]
-# A policy of one observation (S,) -> one action (A,) in the environment's units.
+# Policy: one observation (S,) -> one action (A,) in the environment's units.
 Act = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """Writes each step into arrays of `rows` rows; steps beyond are passed on unrecorded.
+    """Records the first `rows` steps; later steps pass through unrecorded.
 
     `next_observations` is what the step returned, never the first observation of the next episode. `terminals` are
-    ends that stop bootstrapping, `timeouts` all others. With `states`, what restores the state *before* each step is
-    stored as `infos/...`, in float64 so that it does so exactly: MuJoCo's `qpos` and `qvel`, and where the environment
-    has them its goal and what its `get_env_state` names.
+    ends that stop bootstrapping, `timeouts` all others. `states` also records the state *before* each step as
+    `infos/...`, in float64 so that it can be restored exactly: MuJoCo's `qpos` and `qvel` and, if the environment has
+    them, its goal and the entries of its `get_env_state`.
     """
 
     def __init__(self, env: Env, rows: int, *, states: bool = False) -> None:
@@ -52,14 +52,7 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
             self._note_state(row)
         observation, reward, terminated, truncated, info = self.env.step(action)
         if recording:
-            values = (
-                self._observation,
-                action,
-                reward,
-                observation,
-                terminated,
-                truncated and not terminated,
-            )
+            values = (self._observation, action, reward, observation, terminated, truncated and not terminated)
             for key, value in zip(self._arrays, values, strict=False):
                 self._arrays[key][row] = value
             self.count += 1
@@ -81,17 +74,17 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
             self._arrays[f"infos/{name}"][row] = value
 
     def arrays(self) -> Arrays:
-        """The recorded rows."""
+        """Return the recorded rows."""
         return first_rows(self._arrays, self.count)
 
 
 def first_rows(arrays: Arrays, rows: int) -> Arrays:
-    """The first `rows` rows; an episode that goes on beyond them stays without an end."""
+    """Return the first `rows` rows; an episode that continues beyond them has no end."""
     return {key: values[:rows] for key, values in arrays.items()}
 
 
 def concatenate(first: Arrays, second: Arrays) -> Arrays:
-    """Both one after the other; an episode that `first` cuts off ends there by a timeout."""
+    """Concatenate both; an episode that is cut off at the end of `first` gets a timeout."""
     timeouts = first["timeouts"].copy()
     timeouts[-1] = not first["terminals"][-1]
     first = {**first, "timeouts": timeouts}
@@ -99,7 +92,7 @@ def concatenate(first: Arrays, second: Arrays) -> Arrays:
 
 
 def run_episode(env: Env, act: Act, *, seed: int, max_steps: int | None = None) -> tuple[float, int]:
-    """Return and length of one episode from `reset(seed=seed)`, cut off after `max_steps`."""
+    """Run one episode from `reset(seed=seed)`, at most `max_steps` long; returns its (return, length)."""
     observation, _ = env.reset(seed=seed)
     episode_return, length, done = 0.0, 0, False
     while not done and length != max_steps:
@@ -111,7 +104,7 @@ def run_episode(env: Env, act: Act, *, seed: int, max_steps: int | None = None) 
 
 
 def mean_return(env: Env, act: Act, episodes: int, *, seed: int, label: str) -> float:
-    """Mean of `episodes` undiscounted episode returns; episode i starts from (seed, label, i)."""
+    """Mean undiscounted return of `episodes` episodes; episode i is seeded by (seed, label, i)."""
     returns = [run_episode(env, act, seed=reset_seed(seed, label, i))[0] for i in range(episodes)]
     return float(np.mean(returns))
 
@@ -126,9 +119,9 @@ def record(
     states: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> Arrays:
-    """Exactly `rows` transitions of the policy `act`; the last episode is cut off where they are reached.
+    """Record exactly `rows` transitions of the policy `act`, cutting off the last episode.
 
-    `on_progress` gets the number of rows after each episode.
+    `on_progress` is called with the number of rows after each episode.
     """
     recorder = RecordingEnv(env, rows, states=states)
     episode = 0

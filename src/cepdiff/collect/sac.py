@@ -1,4 +1,4 @@
-"""One training of Soft Actor-Critic (Haarnoja et al. 2018) with stable-baselines3, and all that happened in it."""
+"""Train Soft Actor-Critic (Haarnoja et al. 2018) with stable-baselines3 and record the training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class SacTraining:
-    """What a training leaves: every transition in order, snapshots at rising steps, and the actor's class."""
+    """Result of a training: every transition in order, snapshots by step, and a factory of actors."""
 
     transitions: Arrays
     snapshots: list[Snapshot]
@@ -38,7 +38,7 @@ class SacTraining:
     action_space: Box
 
     def act(self, snapshot: Snapshot, *, noise: torch.Generator | None = None) -> Act:
-        """The policy of a snapshot: sampled with `noise`, or its deterministic mode without."""
+        """Return the policy of a snapshot: sampled with `noise`, deterministic without."""
         actor = self.make_actor()
         actor.load_state_dict(snapshot.actor)
         actor.eval()
@@ -69,12 +69,12 @@ def train_sac(
 ) -> SacTraining:
     """Train SAC with stable-baselines3's default hyper-parameters for exactly `steps` environment steps, on the CPU.
 
-    About `snapshots` equally spaced actors are kept, at least 100 steps apart, the last one at `steps`. Taking them
-    draws no random numbers of the training, so a longer training begins with the transitions of a shorter one.
+    About `snapshots` equally spaced actors are kept, at least 100 steps apart, the last one at `steps`. Evaluating them
+    uses no random numbers of the training, so a longer training starts with the transitions of a shorter one.
 
     Raises:
-        MissingExtraError: without stable-baselines3.
-        DivergenceError: an actor that gives a NaN or an infinity.
+        MissingExtraError: stable-baselines3 is not installed.
+        DivergenceError: the actor's parameters are NaN or infinite.
     """
     try:
         from stable_baselines3 import SAC
@@ -84,7 +84,7 @@ def train_sac(
     recorder = RecordingEnv(make_env(), steps, states=states)
     judge = make_env()
     _, action_space = box_spaces(judge)
-    # 31 bits: NumPy takes 32, and stable-baselines3 adds an index.
+    # 31 bits: NumPy accepts 32, and stable-baselines3 adds an index.
     model = SAC("MlpPolicy", recorder, seed=stream_seed(seed, "sac") >> 32, device="cpu")
     taken: list[Snapshot] = []
     every = max(100, steps // snapshots)
@@ -96,7 +96,7 @@ def train_sac(
     def take(step: int) -> None:
         actor = {name: value.detach().clone() for name, value in model.actor.state_dict().items()}
         if not all(bool(value.isfinite().all()) for value in actor.values()):
-            raise DivergenceError(f"SAC diverged before step {step}: its actor holds a NaN or an infinity")
+            raise DivergenceError(f"SAC diverged before step {step}: its actor has NaN or infinite parameters")
         value = mean_return(judge, predict, snapshot_episodes, seed=seed, label="snapshot")
         taken.append(Snapshot(step, value, actor))
 
@@ -109,7 +109,7 @@ def train_sac(
         return True
 
     with warnings.catch_warnings():
-        # SAC's own advice on float64 observations and the like does not concern the user of this command.
+        # SAC's advice on float64 observations etc. is not for users of this command.
         warnings.filterwarnings("ignore", category=UserWarning, module="stable_baselines3")
         model.learn(steps, callback=after_step)
     take(steps)

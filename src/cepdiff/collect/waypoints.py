@@ -1,6 +1,6 @@
-"""Ways through a maze: shortest routes over its cells, and what follows them.
+"""Shortest paths through a maze, and controllers that follow them.
 
-Source of the recipe and its gains: D4RL 1.1, `pointmaze/waypoint_controller.py` and `locomotion/maze_env.py`.
+Recipe and gains: D4RL 1.1, `pointmaze/waypoint_controller.py` and `locomotion/maze_env.py`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from cepdiff.errors import SimulationError
 
 Point = NDArray[np.float64]
 
-_REACHED = 0.1  # a waypoint of Maze2D is reached within this distance, in cells
+_REACHED = 0.1  # distance, in cells, at which a Maze2D waypoint is reached
 _PROPORTIONAL, _DERIVATIVE = 10.0, -1.0
 _WAYPOINT_NOISE = 0.2
 _ANT_REACHED = 0.5
-# D4RL's walking policies were trained on goals about this far away, in metres.
+# D4RL's walking policies were trained on goals at about this distance, in metres.
 _ANT_REACH = 10.0
 
 
 def route(layout: Layout, start: Cell, goal: Cell) -> list[Cell]:
-    """A shortest way from `start` (left out) to `goal` (the last one), through free cells and not diagonally.
+    """Shortest path from `start` (excluded) to `goal` (included) over free cells, without diagonal steps.
 
-    Where several are equally short the first step is the first of up, down, left, right. From a cell to itself it is
-    that cell. Raises `SimulationError` where there is no way.
+    Ties go to the first of up, down, left, right. From a cell to itself, the path is that cell. Raises
+    `SimulationError` if there is no path.
     """
     if start == goal:
         return [goal]
-    steps_left = {goal: 0}  # flooding the maze from the goal
+    steps_left = {goal: 0}  # breadth-first search from the goal
     queue = deque([goal])
     while queue:
         cell = queue.popleft()
@@ -41,7 +41,7 @@ def route(layout: Layout, start: Cell, goal: Cell) -> list[Cell]:
                 steps_left[beside] = steps_left[cell] + 1
                 queue.append(beside)
     if start not in steps_left:
-        raise SimulationError(f"There is no way from cell {start} to cell {goal} of the maze")
+        raise SimulationError(f"the maze has no path from cell {start} to cell {goal}")
     cells, here = [], start
     while here != goal:
         here = min((cell for cell in _beside(here) if cell in steps_left), key=steps_left.__getitem__)
@@ -55,13 +55,13 @@ def _beside(cell: Cell) -> list[Cell]:
 
 
 class PointController:
-    """D4RL's driver of the ball: PD control from waypoint to waypoint, each a cell of the route with some noise.
+    """D4RL's controller of the ball: PD control from waypoint to waypoint, the cells of the route plus noise.
 
-    D4RL plans by 50 sweeps of value iteration over the grid, which finds ways of at most 50 cells; `route` finds all.
+    D4RL plans by 50 sweeps of value iteration over the grid, which finds paths of at most 50 cells; `route` finds all.
 
     Args:
         layout: the maze.
-        numbers: of the noise on waypoints.
+        numbers: random numbers for the noise on waypoints.
     """
 
     def __init__(self, layout: Layout, numbers: np.random.Generator) -> None:
@@ -71,7 +71,7 @@ class PointController:
         self._before: Point = np.zeros(2)
 
     def head_for(self, position: Point, goal: Point) -> None:
-        """Plans the way to the middle of the goal's cell."""
+        """Plan the path to the centre of the goal's cell."""
         cells = route(self._layout, self._layout.cell(position), self._layout.cell(goal))
         noise = _WAYPOINT_NOISE * self._numbers.random((len(cells), 2))
         noise[-1] = 0.0
@@ -79,7 +79,7 @@ class PointController:
         self._before = self._layout.xy(self._layout.cell(position))
 
     def act(self, position: Point, velocity: Point) -> tuple[Point, bool]:
-        """The force (2,) in [-1, 1], and whether the goal is reached: within 0.1, and not faster than 0.1 a step."""
+        """Return (force (2,) in [-1, 1], True if the goal is reached: within 0.1 and moving less than 0.1 per step)."""
         slow = _distance(position, self._before) < _REACHED
         arrived = slow and _distance(position, self._waypoints[-1]) < _REACHED
         waypoint = self._waypoints[-1 if arrived else 0]
@@ -91,15 +91,15 @@ class PointController:
 
 
 class WaypointPolicy:
-    """Walks the ant to goals in free cells, one after the other, by a policy that walks in a given direction.
+    """Walks the ant to one random goal after the other, using a policy that walks in a given direction.
 
-    `walk` maps 31 numbers to an action (8,): the 29 observations and the way (2,) to walk, of length 10 as D4RL's
-    policies were trained on. A waypoint is drawn in the next cell of the route at every step, as D4RL does.
+    `walk` maps 31 inputs to an action (8,): the 29 observations and a direction (2,) of length 10, as in the training
+    of D4RL's policies. Like in D4RL, each step draws a new waypoint in the next cell of the route.
 
     Args:
         layout: the maze.
         walk: the policy.
-        numbers: of goals and waypoints.
+        numbers: random numbers for goals and waypoints.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class WaypointPolicy:
         self._goal = self._draw_goal()
 
     def __call__(self, observation: NDArray[np.float64]) -> NDArray[np.floating]:
-        """The action (8,) for an observation (29,)."""
+        """Return the action (8,) for an observation (29,)."""
         position = np.asarray(observation[:2], np.float64)
         if _distance(position, self._goal) <= _ANT_REACHED:
             self._goal = self._draw_goal()
@@ -131,7 +131,7 @@ class WaypointPolicy:
         return self._layout.xy(cell) + self._numbers.uniform(0.0, self._layout.cell_size / 4, 2)
 
     def _nearest_free(self, position: Point) -> Cell:
-        """The ant's cell; close to a wall its torso can be nearer to a wall's cell than to its own."""
+        """The ant's cell, or the nearest free one: close to a wall, its torso can be over the wall's cell."""
         cell = self._layout.cell(position)
         if self._layout.is_free(cell):
             return cell

@@ -1,4 +1,4 @@
-"""What every stage trains on: blocks of minibatches, a pure function of (seed, stage, step)."""
+"""Training data of every stage: blocks of minibatches, a pure function of (seed, stage, step)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from cepdiff.types import STEP_SEEDS, Batch, DataSpec
 
 
 class BlockLoader:
-    """Blocks of minibatches, a pure function of (seed, stage, step), from step `start` until step `stop`.
+    """Blocks of minibatches, a pure function of (seed, stage, step), from step `start` up to `stop`.
 
     Rows are drawn uniformly with replacement for the global batch; rank r takes entries r, r + world, ...
 
     Args:
-        gather: (T, B) row numbers -> fields (T, B, ...).
-        rows: (R,) the rows to draw from.
-        batch_size: of the global batch; must be a multiple of `world`.
-        block_size: T, minibatches a block.
-        stop: None never ends.
+        gather: row numbers (T, B) -> fields (T, B, ...).
+        rows: the rows (R,) to draw from.
+        batch_size: size of the global batch; must be a multiple of `world`.
+        block_size: T, minibatches per block.
+        stop: None for no end.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class BlockLoader:
 class StageDataModule(LightningDataModule, ABC):
     """Base of the data modules: serves every stage from tensors on its device.
 
-    What a batch holds is what the trained module names in its `batch_fields`; its `batch_size` counts over all
-    processes. A subclass says what data it holds, and how its fields are gathered.
+    Batches have the fields in the trained module's `batch_fields`; its `batch_size` is summed over all processes.
+    Subclasses describe their data and gather its fields.
 
     Args:
-        block_size: minibatches handed to one `training_step`.
-        seed: of the order of rows.
+        block_size: minibatches per `training_step`.
+        seed: of the row order.
     """
 
     def __init__(self, block_size: int = 50, seed: int = 0) -> None:
@@ -97,7 +97,7 @@ class StageDataModule(LightningDataModule, ABC):
     @property
     @abstractmethod
     def content_hash(self) -> str:
-        """Names the loaded data."""
+        """Hash of the loaded data."""
 
     @property
     @abstractmethod
@@ -106,21 +106,21 @@ class StageDataModule(LightningDataModule, ABC):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """(observation size S, action size A), which every module's constructor asks for first."""
+        """(observation size S, action size A), the first arguments of every module."""
         return self.spec.observation_size, self.spec.action_size
 
     @abstractmethod
     def rows(self, fields: Sequence[str]) -> Tensor:
-        """Rows (R,) of the data that can give all of `fields`."""
+        """Rows (R,) of the data that have all of `fields`."""
 
     @abstractmethod
     def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
-        """A function that gathers `fields` at row numbers of any shape (...), from tensors held on `device`."""
+        """Return a function that gathers `fields` at row numbers of any shape (...), from tensors on `device`."""
 
     def train_dataloader(self) -> BlockLoader:
-        """Blocks for the module that the Trainer is fitting, from the step that it has reached."""
+        """Blocks for the module that the Trainer is fitting, starting at its current step."""
         if self.trainer is None:
-            raise DataError("train_dataloader() needs a Trainer: call trainer.fit(module, datamodule=this)")
+            raise DataError("train_dataloader() needs a Trainer: call trainer.fit(module, datamodule=...)")
         module: Any = self.trainer.lightning_module
         return BlockLoader(
             self.gatherer(module.batch_fields, self.trainer.strategy.root_device),

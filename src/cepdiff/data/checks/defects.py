@@ -1,4 +1,4 @@
-"""The known defects of D4RL's and home-made files: what is found in the arrays, and how each is handled."""
+"""Known defects of dataset files, D4RL's and others: how to find them in the arrays and how each is handled."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.checks.findings import Episodes, Finding, env_id_of, episodes_of, horizon_of
+from cepdiff.data.checks.findings import Episodes, Finding, env_id_of, episodes_of, horizon_of, info, warning
 from cepdiff.data.checks.maze_defects import maze_findings
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
 from cepdiff.data.rl.tasks import Task, task_for_env
 
-# Above this share, what rows inside episodes do is the file's rule and not its exception.
+# If more than this fraction of the rows inside episodes is odd, the whole array is shifted.
 _MOST = 0.5
 
 
 def findings_of(
-    raw: RawArrays,
-    task: Task | None = None,
-    action_low: Bounds | None = None,
-    action_high: Bounds | None = None,
+    raw: RawArrays, task: Task | None = None, action_low: Bounds | None = None, action_high: Bounds | None = None
 ) -> list[Finding]:
-    """What is worth knowing about a dataset before training on it, worst not first but in order of subject.
+    """Return the findings about a dataset, grouped by subject.
 
-    Of a dataset that is no task's, the task is looked up by its environment. Bounds are as for
-    `TransitionBuffer.from_arrays`. Temporary memory is a few numbers a row; a million rows take seconds.
+    Without `task`, it is looked up by the environment. Bounds are as for `TransitionBuffer.from_arrays`. Uses a few
+    numbers of memory per row; a million rows take seconds.
     """
     env_id = env_id_of(raw, task)
     task = task or (task_for_env(env_id) if env_id else None)
@@ -44,11 +41,10 @@ def findings_of(
         found += maze_findings(raw, task, episodes)
     if env_id is None:
         found.append(
-            Finding(
-                "warning",
+            warning(
                 "environment",
-                "no environment is named",
-                "give it with --data.env_id, or train without scores: --evaluation.episodes 0",
+                "the environment is unknown",
+                "name it with --data.env_id, or train without scores: --evaluation.episodes 0",
             )
         )
     return found
@@ -57,45 +53,40 @@ def findings_of(
 def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     rows, count, complete = len(raw), len(episodes.starts), int(episodes.complete.sum())
     terminals, timeouts = int(raw.terminals.sum()), int(raw.timeouts.sum())
-    yield Finding("info", "rows", f"{rows:,} rows in {count:,} episodes, {complete:,} complete")
-    yield Finding(
-        "info",
+    yield info("rows", f"{rows:,} rows in {count:,} episodes, {complete:,} complete")
+    yield info(
         "ends",
         f"{terminals:,} terminals, {timeouts:,} timeouts",
         "both end an episode; only terminals stop bootstrapping",
     )
     if "timeouts_from_horizon" in raw.metadata:
-        yield Finding(
-            "info",
+        yield info(
             "timeouts",
             "the file has no array 'timeouts'",
             f"episodes are cut after {raw.metadata['timeouts_from_horizon']:,} steps, the task's limit",
         )
     if complete == 0:
-        yield Finding(
-            "warning",
+        yield warning(
             "ends",
-            "no terminal and no timeout: all rows are one cut episode",
+            "no terminals and no timeouts: all rows are one incomplete episode",
             "each row's successor is the next row",
         )
     elif terminals == 0:
-        yield Finding(
-            "info",
+        yield info(
             "terminals",
             "no row is terminal",
-            "the critic bootstraps everywhere, which is right where time limits alone end an episode",
+            "the critic bootstraps everywhere, which is right if episodes only end at time limits",
         )
     if raw.next_observations is None:
         return
     follows = equal_rows(raw.next_observations[:-1], raw.observations[1:])
     going_on = int((raw.terminals[:-1] & follows).sum())
     if going_on:
-        yield Finding(
-            "warning",
+        yield warning(
             "terminals",
-            f"{going_on:,} terminal rows lead to the following row: the episode goes on after them, "
-            "or the next observation is the next episode's first",
-            "bootstrapping stops there all the same, so that this next observation is not used",
+            f"{going_on:,} terminal rows have the following row's observation as their next one: the episode goes on, "
+            "or it is the next episode's first",
+            "bootstrapping stops there, so this next observation is not used",
         )
 
 
@@ -104,21 +95,19 @@ def _lengths(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterato
         return
     longer = int((episodes.lengths > horizon).sum())
     if longer:
-        yield Finding(
-            "warning",
+        yield warning(
             "horizon",
-            f"{longer:,} episodes are longer than the limit of {horizon} steps, the longest has "
-            f"{int(episodes.lengths.max()):,}: timeouts are missing, or it was recorded with another limit",
-            "kept whole: a row's successor is the next row, even where the environment was reset in between",
+            f"{longer:,} episodes are longer than the limit of {horizon} steps, up to "
+            f"{int(episodes.lengths.max()):,}: timeouts are missing, or the limit was different",
+            "kept whole: a row's successor is the next row, even if the environment was reset in between",
         )
     last = episodes.starts + episodes.lengths - 1
     early = int(((raw.timeouts & ~raw.terminals)[last] & (episodes.lengths < horizon)).sum())
     if early:
-        yield Finding(
-            "info",
+        yield info(
             "timeouts",
-            f"{early:,} timeouts come before the limit of {horizon} steps (D4RL issue 162)",
-            "they cut the episode, and the state after them keeps its value",
+            f"{early:,} timeouts are earlier than the limit of {horizon} steps (D4RL issue 162)",
+            "they end the episode, but the state after them still has a value",
         )
 
 
@@ -126,12 +115,11 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     cut = episodes.ends & ~raw.terminals
     if raw.next_observations is None:
         if cut.any():
-            yield Finding(
-                "info",
+            yield info(
                 "successors",
-                f"{int(cut.sum()):,} rows have no known successor: the file holds no next observations, and these are "
-                "at time limits or its end (D4RL issue 145)",
-                "they train the behavior model and not the critic; nothing is taken from the next episode",
+                f"{int(cut.sum()):,} rows have no known successor: they are at time limits or the end of the file, "
+                "which has no next observations (D4RL issue 145)",
+                "they train the behavior model but not the critic; nothing is taken from the next episode",
             )
         return
     following, own = raw.next_observations, raw.observations
@@ -143,17 +131,15 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     limits = cut[:-1]
     taken = int((limits & follows).sum())
     if taken:
-        yield Finding(
-            "warning",
+        yield warning(
             "successors",
             f"{taken:,} of {int(limits.sum()):,} time limits have the following row's observation as their next one: "
-            "it is the next episode's first, unless the episode goes on (D4RL issue 145)",
+            "the next episode's first, unless the episode goes on (D4RL issue 145)",
             "used as recorded: the critic bootstraps from it",
         )
     stays = int((limits & repeats[:-1] & ~follows).sum())
     if stays:
-        yield Finding(
-            "warning",
+        yield warning(
             "successors",
             f"{stays:,} time limits repeat their own observation as the next one",
             "used as recorded: the critic bootstraps from it",
@@ -167,15 +153,15 @@ def _strange_successors(raw: RawArrays, strange: BoolArray, repeats: BoolArray, 
     stays = int((strange & repeats[:-1]).sum())
     ahead = int((strange[:-1] & equal_rows(raw.next_observations[:-2], raw.observations[2:])).sum())
     kinds = [f"{stays:,} repeat their own observation"] * bool(stays)
-    kinds += [f"{ahead:,} hold the observation after the next"] * bool(ahead)
+    kinds += [f"{ahead:,} have the observation after the next"] * bool(ahead)
     message = (
-        f"{count:,} of {inside:,} rows inside episodes have another next observation than the following row, yet no "
-        f"end is set{': ' * bool(kinds)}{', '.join(kinds)}"
+        f"{count:,} of {inside:,} rows inside episodes have a next observation that differs from the following row"
+        f"{': ' * bool(kinds)}{', '.join(kinds)}"
     )
     if max(stays, ahead) > _MOST * inside:
-        handling = "used as recorded, which is wrong here: leave 'next_observations' out, and the next row is taken"
-        return Finding("warning", "successors", f"{message}: the array is shifted by one row", handling)
-    return Finding("warning", "successors", message, "each row keeps its own next observation")
+        handling = "used as recorded, which is wrong here: remove 'next_observations' to use the next row instead"
+        return warning("successors", f"{message}: the array is shifted by one row", handling)
+    return warning("successors", message, "each row keeps its own next observation")
 
 
 def _last_successor(raw: RawArrays, repeats: bool) -> Iterator[Finding]:
@@ -191,11 +177,10 @@ def _last_successor(raw: RawArrays, repeats: bool) -> Iterator[Finding]:
     elif len(raw) > 1 and (last == raw.observations[0]).all():
         what = "the first row's observation"
     if what:
-        yield Finding(
-            "warning",
+        yield warning(
             "last row",
             f"the next observation of the last row is {what}",
-            "used as recorded: one row in which the critic bootstraps from a wrong state",
+            "used as recorded: the critic bootstraps from a wrong state in this row",
         )
 
 
@@ -204,17 +189,16 @@ def _duplicates(raw: RawArrays) -> Iterator[Finding]:
     if not len(repeated):
         return
     adjacent = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
-    yield Finding(
-        "warning",
+    yield warning(
         "duplicates",
         f"{len(repeated):,} rows repeat the observation and action of an earlier row, {int(adjacent.sum()):,} of them "
-        "that of the row before",
-        "kept: each counts once more in every average",
+        "of the row just before",
+        "kept: averages count each of them",
     )
 
 
 def repeated_rows(*arrays: FloatArray) -> IntArray:
-    """Ascending rows which equal an earlier row in all of `arrays` (N, ...), exactly."""
+    """Ascending rows that exactly equal an earlier row in all of `arrays` (N, ...)."""
     keys = _row_keys(arrays)
     order = np.argsort(keys, kind="stable")
     alike = np.flatnonzero(keys[order][1:] == keys[order][:-1])
@@ -235,7 +219,7 @@ def _row_keys(arrays: tuple[FloatArray, ...]) -> npt.NDArray[np.uint64]:
         factors = rng.integers(2**63, 2**64, size=(2, array.shape[1]), dtype=np.uint64) | np.uint64(1)
         for part in blocks(len(array)):
             bits = (array[part] + np.float32(0)).view(np.uint32) * factors[0]  # + 0 makes -0 equal to 0
-            bits ^= bits >> np.uint64(32)  # or numbers of few digits would share their low bits, all zero
+            bits ^= bits >> np.uint64(32)  # mix in the high bits: the low bits of round numbers are all 0
             keys[part] += (bits * factors[1]).sum(axis=1)
     return keys
 
@@ -243,12 +227,11 @@ def _row_keys(arrays: tuple[FloatArray, ...]) -> npt.NDArray[np.uint64]:
 def _actions(raw: RawArrays, low: FloatArray, high: FloatArray) -> Iterator[Finding]:
     beyond = rows_beyond(raw.actions, low, high)
     if len(beyond):
-        yield Finding(
-            "warning",
+        yield warning(
             "actions",
-            f"actions lie beyond [{low.min():g}, {high.max():g}] in {first_rows(beyond)} (found "
+            f"actions are outside [{low.min():g}, {high.max():g}] in {first_rows(beyond)} (found "
             f"{raw.actions.min():g} to {raw.actions.max():g})",
-            "refused by training: give the environment's bounds with --data.action_low and --data.action_high",
+            "training refuses them: set the environment's bounds with --data.action_low and --data.action_high",
         )
     entries, rows = 0, 0
     for part in blocks(len(raw)):
@@ -256,11 +239,10 @@ def _actions(raw: RawArrays, low: FloatArray, high: FloatArray) -> Iterator[Find
         entries += int(at_bound.sum())
         rows += int(at_bound.any(axis=1).sum())
     if entries:
-        yield Finding(
-            "info",
+        yield info(
             "actions",
-            f"{entries / raw.actions.size:.2%} of the actions' entries lie at a bound or beyond it, in {rows:,} rows",
-            "kept; rounding beyond a bound is clipped, and so is what the policy samples",
+            f"{entries / raw.actions.size:.2%} of the action entries are at or beyond a bound, in {rows:,} rows",
+            "kept; rounding errors beyond a bound are clipped, as are the policy's samples",
         )
 
 
@@ -268,19 +250,17 @@ def _constants(raw: RawArrays) -> Iterator[Finding]:
     for name, array in (("observations", raw.observations), ("actions", raw.actions)):
         constant = np.flatnonzero(array.max(axis=0) == array.min(axis=0))
         if len(constant):
-            yield Finding(
-                "warning",
+            yield warning(
                 name,
                 f"dimensions {', '.join(map(str, constant))} never change",
-                "kept; where observations are normalized, these become 0" if name == "observations" else "kept",
+                "kept; they become 0 if observations are normalized" if name == "observations" else "kept",
             )
 
 
 def _rewards(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     if len(episodes.starts) > 1 and raw.rewards.min() == raw.rewards.max():
-        yield Finding(
-            "warning",
+        yield warning(
             "returns",
-            "all rewards are equal: there is nothing to learn from them but the lengths of episodes",
+            "all rewards are equal: returns only depend on episode lengths",
             "used as recorded; the reward rule return_range refuses equal returns",
         )

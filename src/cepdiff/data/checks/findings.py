@@ -1,8 +1,9 @@
-"""One line of a check, and the episodes that checks and figures are made from."""
+"""The findings of a check, and the episodes and facts they are based on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from cepdiff.data.rl.tasks import Task, horizon_for_env, references_for_env
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a check; `level` is "info" or "warning", `handling` says what this package does about it."""
+    """One finding of a check: `level` is "info" or "warning", `handling` says how this package deals with it."""
 
     level: str
     name: str
@@ -23,9 +24,13 @@ class Finding:
     handling: str = ""
 
 
+info = partial(Finding, "info")
+warning = partial(Finding, "warning")
+
+
 class Episodes(NamedTuple):
-    """N rows in E episodes: ends (N,) marks last rows; starts, lengths (E,) in rows; returns (E,) in float64 and
-    undiscounted; complete (E,) where a terminal or a time limit ended the episode."""
+    """N rows in E episodes: ends (N,) marks last rows; starts and lengths (E,) in rows; undiscounted returns (E,) in
+    float64; complete (E,) is True for episodes ended by a terminal or a time limit."""
 
     ends: BoolArray
     starts: IntArray
@@ -35,7 +40,7 @@ class Episodes(NamedTuple):
 
 
 def episodes_of(raw: RawArrays) -> Episodes:
-    """Episodes as `TransitionBuffer` cuts them: at `terminals | timeouts`, and at the last row."""
+    """Split rows into episodes as `TransitionBuffer` does: at `terminals | timeouts` and the last row."""
     ends = raw.terminals | raw.timeouts
     last_complete = bool(ends[-1])
     ends[-1] = True
@@ -47,13 +52,13 @@ def episodes_of(raw: RawArrays) -> Episodes:
 
 
 def env_id_of(raw: RawArrays, task: Task | None) -> str | None:
-    """The environment that the file names, else the task's."""
+    """Return the environment id of the metadata, else the task's."""
     env_id = raw.metadata.get("env_id", None if task is None else task.env_id)
     return None if env_id is None else str(env_id)
 
 
 def horizon_of(raw: RawArrays, task: Task | None) -> int | None:
-    """The episode limit in steps: the file's own note, else the task's, else its environment's."""
+    """Return the episode limit in steps: of the metadata, else the task, else the environment."""
     env_id = env_id_of(raw, task)
     known = task.horizon if task else None if env_id is None else horizon_for_env(env_id)
     horizon = raw.metadata.get("horizon", known)
@@ -61,7 +66,7 @@ def horizon_of(raw: RawArrays, task: Task | None) -> int | None:
 
 
 def references_of(raw: RawArrays, task: Task | None) -> tuple[float, float] | None:
-    """The returns that score 0 and 100: the file's own note, else the task's, else its environment's."""
+    """Return the returns that score 0 and 100: of the metadata, else the task, else the environment."""
     low, high = raw.metadata.get("reference_min"), raw.metadata.get("reference_max")
     if low is not None and high is not None:
         return float(low), float(high)

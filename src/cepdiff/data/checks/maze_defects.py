@@ -1,4 +1,4 @@
-"""What is known to be wrong with the files of D4RL's mazes, where the first two observations are a position."""
+"""Known defects of D4RL's maze files, in which the first two observations are a position."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cepdiff.data.checks.findings import Episodes, Finding
+from cepdiff.data.checks.findings import Episodes, Finding, info, warning
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, first_rows
 from cepdiff.data.rl.tasks import Task
 
 
 def maze_findings(raw: RawArrays, task: Task, episodes: Episodes) -> Iterator[Finding]:
-    """Ends which are not where the walk breaks off, and rewards which are not where the goal is."""
+    """Yield findings about ends that do not match the jumps in position, and rewards that do not match the goal."""
     assert task.max_move is not None
     positions = raw.observations[:, :2]
     goes_on = np.linalg.norm(np.diff(positions, axis=0), axis=1) <= task.max_move  # (N - 1,)
@@ -25,34 +25,32 @@ def _breaks(raw: RawArrays, episodes: Episodes, goes_on: BoolArray, max_move: fl
     jumps = np.flatnonzero(~goes_on & ~episodes.ends[:-1])
     if len(jumps):
         own = raw.next_observations is not None
-        yield Finding(
-            "warning",
+        yield warning(
             "jumps",
-            f"the position jumps by more than {max_move:g} to the next row, yet no end is set, in {first_rows(jumps)} "
+            f"the position jumps by more than {max_move:g} to the next row without an end in {first_rows(jumps)} "
             "(D4RL issue 77)",
             "each row keeps its own next observation"
             if own
-            else "used as they are: the critic bootstraps across the jump; take the -v2 file where there is one",
+            else "used as recorded: the critic bootstraps across the jump; use the -v2 file if there is one",
         )
     for name, ends, handling in (
         (
             "terminals",
             raw.terminals[:-1],
-            "bootstrapping stops at each, and each ends an episode: returns and lengths here count up to the first",
+            "bootstrapping stops at each, and each ends an episode: returns and lengths stop there",
         ),
         (
             "timeouts",
             raw.timeouts[:-1] & ~raw.terminals[:-1],
-            "the walk is cut there: returns and lengths here are those of its parts",
+            "they cut the walk: returns and lengths are those of its parts",
         ),
     ):
         count = int((ends & goes_on).sum())
         if count:
-            yield Finding(
-                "info",
+            yield info(
                 name,
-                f"at {count:,} of {int(ends.sum()):,} {name} the position "
-                f"goes on (less than {max_move:g} to the next row): they are no resets",
+                f"at {count:,} of {int(ends.sum()):,} {name} the position continues (moves at most {max_move:g} to the "
+                "next row): they are not resets",
                 handling,
             )
 
@@ -62,26 +60,24 @@ def _goals(
 ) -> Iterator[Finding]:
     rewarded = raw.rewards == 1
     if not (rewarded | (raw.rewards == 0)).all():
-        yield Finding(
-            "warning",
+        yield warning(
             "rewards",
-            f"rewards go from {raw.rewards.min():g} to {raw.rewards.max():g}; expected only 0, and 1 at the goal",
+            f"rewards range from {raw.rewards.min():g} to {raw.rewards.max():g}; expected 1 at the goal, else 0",
             "used as recorded",
         )
         return
     if not rewarded.any():
-        yield Finding("warning", "rewards", "no row is rewarded: the goal is never reached", "used as recorded")
+        yield warning("rewards", "all rewards are 0: the goal is never reached", "used as recorded")
         return
     yield _visits(raw, rewarded, goes_on)
     middle = (positions[rewarded].min(axis=0) + positions[rewarded].max(axis=0)) / 2
     widest = float(np.linalg.norm(positions[rewarded] - middle, axis=1).max())
     if widest > 2 * radius:
-        yield Finding(
-            "warning",
+        yield warning(
             "goals",
-            f"rewarded positions lie up to {widest:.1f} from their middle, a goal's radius is {radius:g}: rewards are "
-            "for several goals, which observations do not show",
-            "used as recorded: the critic learns the value of being near any of them",
+            f"rewarded positions are up to {widest:.1f} from their centre, but a goal's radius is {radius:g}: there "
+            "are several goals, which the observations do not show",
+            "used as recorded: the critic learns the value of being near any of the goals",
         )
     if goal is not None:
         yield from _late_rewards(positions, rewarded, goes_on, goal, radius)
@@ -92,26 +88,25 @@ def _visits(raw: RawArrays, rewarded: BoolArray, goes_on: BoolArray) -> Finding:
     first = np.flatnonzero(rewarded & ~np.concatenate(([False], stays)))
     rows = np.flatnonzero(rewarded)
     lengths = np.diff(np.append(np.searchsorted(rows, first), len(rows)))
-    message = f"{len(rows):,} rewarded rows in {len(first):,} visits to the goal, the longest of {lengths.max():,} rows"
+    message = f"{len(rows):,} rewarded rows in {len(first):,} visits to the goal, at most {lengths.max():,} rows long"
     ends = int((rewarded & raw.terminals).sum())
-    handling = f"{ends:,} of them are terminal, where a value is the row's own reward, however long a visit lasts"
+    handling = f"{ends:,} of them are terminal: their value is the row's own reward, however long the visit"
     if lengths.max() == 1:
-        return Finding("warning", "rewards", f"{message}: a visit is rewarded once (D4RL issue 199)", handling)
-    return Finding("info", "rewards", message, handling)
+        return warning("rewards", f"{message}: a visit is only rewarded once (D4RL issue 199)", handling)
+    return info("rewards", message, handling)
 
 
 def _late_rewards(
     positions: FloatArray, rewarded: BoolArray, goes_on: BoolArray, goal: tuple[float, float], radius: float
 ) -> Iterator[Finding]:
-    """Whether rewards are those of the row's own position, or of the one it leads to, as the environment has it."""
+    """Find rewards that belong to the row's own position; the environment's belong to the next position."""
     inside = np.linalg.norm(positions - np.asarray(goal, dtype=np.float32), axis=1) <= radius
     at_own = int((inside[:-1] != rewarded[:-1])[goes_on].sum())
     at_next = int((inside[1:] != rewarded[:-1])[goes_on].sum())
     if at_own < at_next:
-        yield Finding(
-            "warning",
+        yield warning(
             "rewards",
-            f"a row's reward is that of its own position ({at_own:,} rows disagree) and not of the one that the step "
-            f"leads to ({at_next:,} disagree): rewards come one row late (D4RL issue 194)",
-            "used as recorded, as in published results: values are discounted by one step more",
+            f"rewards match the row's own position ({at_own:,} rows disagree) better than the next one ({at_next:,} "
+            "disagree): they come one row late (D4RL issue 194)",
+            "used as recorded, as in published results: values are discounted by one extra step",
         )

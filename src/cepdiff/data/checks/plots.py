@@ -1,4 +1,4 @@
-"""One figure of what a dataset holds: returns, episode lengths, and how its actions are spread."""
+"""Figure of a dataset: returns, episode lengths and the distribution of actions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BINS = 50
 
 
 def action_histogram(actions: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(shares (A, `BINS`) of the rows of actions (N, A), edges (`BINS` + 1,) which all dimensions share)."""
+    """(fractions (A, `BINS`) of the rows of actions (N, A), common bin edges (`BINS` + 1,))."""
     low, high = float(actions.min()), float(actions.max())
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     counts = np.zeros((actions.shape[1], BINS))
@@ -27,7 +27,7 @@ def action_histogram(actions: FloatArray) -> tuple[npt.NDArray[np.float64], npt.
 
 
 def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
-    """Writes a PNG to `path`: histograms of returns and lengths over episodes, one row of shades an action."""
+    """Write a PNG to `path`: histograms of returns and episode lengths, and a heat map with one row per action."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -41,7 +41,7 @@ def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
     shares, edges = action_histogram(raw.actions)
     dimensions = np.arange(len(shares) + 1) - 0.5
     drawn = right.pcolormesh(edges, dimensions, shares, cmap="viridis", vmin=0)
-    figure.colorbar(drawn, ax=right, label="share of rows")
+    figure.colorbar(drawn, ax=right, label="fraction of rows")
     right.set_xlabel("action")
     right.set_ylabel("dimension")
     right.yaxis.get_major_locator().set_params(integer=True)

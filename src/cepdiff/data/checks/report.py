@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers, and what a user should know before training on it."""
+"""Facts and findings about a dataset, to read before training on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cepdiff.data.checks.defects import findings_of
-from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, references_of
+from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, info, references_of
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
@@ -16,10 +16,9 @@ from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
 
 
 def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
-    """The facts of a dataset as plain values for JSON; None where unknown.
+    """Return the facts about a dataset as plain values for JSON; None if unknown.
 
-    Reference returns are the metadata's, else the task's, else those of the environment. Actions beyond the
-    bounds are counted, not refused.
+    Actions out of bounds are counted, not refused.
     """
     low, high = action_bounds(raw)
     beyond = rows_beyond(raw.actions, low, high)
@@ -32,11 +31,7 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
     jumps = follows & (buffer.next_index[:-1] >= len(buffer))
     same = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
     spread = raw.observations.max(axis=0) - raw.observations.min(axis=0)
-    statistics = {
-        "mean": float(returns.mean()),
-        "p90": float(np.quantile(returns, 0.9)),
-        "max": float(returns.max()),
-    }
+    statistics = {"mean": float(returns.mean()), "p90": float(np.quantile(returns, 0.9)), "max": float(returns.max())}
     references = references_of(raw, task)
     return {
         "source": raw.source,
@@ -48,11 +43,7 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
         "complete_episodes": int(complete.sum()),
         "terminals": int(raw.terminals.sum()),
         "timeouts": int(raw.timeouts.sum()),
-        "episode_length": {
-            "min": int(lengths.min()),
-            "mean": float(lengths.mean()),
-            "max": int(lengths.max()),
-        },
+        "episode_length": {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())},
         "horizon": horizon_of(raw, task),
         "returns": statistics,
         "normalized_returns": references
@@ -72,13 +63,12 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
 
 
 def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None = None) -> list[Finding]:
-    """What is worth knowing about a dataset which can be trained on; nothing is downloaded. With `plot`, a figure of
-    its returns, lengths and actions is written there as PNG.
+    """Return the findings about a dataset, without downloading it; with `plot`, write a figure as PNG.
 
-    Raises `CepdiffError` where it cannot be trained on.
+    Raises `CepdiffError` if it cannot be used for training.
     """
     raw = load_dataset(dataset, dataset_dir, allow_download=False)
-    TransitionBuffer.from_arrays(raw)  # refuses actions beyond the bounds, which are only counted below
+    TransitionBuffer.from_arrays(raw)  # raises for actions out of bounds, which findings_of only counts
     task = TASKS.get(dataset)
     found = findings_of(raw, task)
     if not dataset.startswith(MINARI_PREFIX):
@@ -91,20 +81,20 @@ def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None
 
 
 def file_findings(path: Path) -> list[Finding]:
-    """What only the file shows, since reading it converts and decompresses: wide numbers, and missing checksums."""
+    """Return findings that only the file shows: float64 arrays and missing checksums."""
     import h5py
 
     found = []
     with h5py.File(path, "r") as file:
         stored = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
         wide = [name for name, item in stored.items() if item.dtype == np.float64]
-        # zlib ends its stream with a checksum, so that a flipped bit stops gzip from being read.
+        # gzip streams end with a checksum, so a flipped bit is noticed.
         unguarded = [name for name, item in stored.items() if item.compression != "gzip" and not item.fletcher32]
     if wide:
-        handling = "read as float32, which moves a value by 6e-8 of itself at the most"
-        found.append(Finding("info", "float64", f"{', '.join(wide)} are stored as float64", handling))
+        handling = "read as float32, with a relative rounding error of at most 6e-8"
+        found.append(info("float64", f"{', '.join(wide)} are stored as float64", handling))
     if unguarded:
-        message = f"{', '.join(unguarded)} carry no checksum"
-        handling = "a flipped bit is noticed only where it makes a number infinite, or an action too large"
-        found.append(Finding("info", "checksum", message, handling))
+        message = f"{', '.join(unguarded)} have no checksum"
+        handling = "a flipped bit is only noticed if it makes a number infinite or an action too large"
+        found.append(info("checksum", message, handling))
     return found

@@ -1,4 +1,4 @@
-"""Data that come with their energies: samples of q(x), of any size, and E of each. No states, no critic."""
+"""Samples of q(x) of any dimension together with their energies E(x): no states, no critic."""
 
 from __future__ import annotations
 
@@ -20,28 +20,23 @@ from cepdiff.types import Batch, DataSpec
 
 
 class EnergyDataModule(StageDataModule):
-    """Points of a density with their energies, for training p(x) ∝ q(x) exp(-beta E(x)) without conditions.
+    """Points of a density and their energies, for unconditional training of p(x) ∝ q(x) exp(-beta E(x)).
 
     Networks see the points scaled to [-1, 1] by the data's range, as the field `actions` (B, A); `energies` (B,) are
-    measured from the lowest one, which leaves p as it is.
-    To serve other data, subclass and override `load`, and `exact_samples` where better than resampling is known.
+    relative to their minimum, which does not change p. To serve other data, subclass and override `load`, and
+    `exact_samples` if you have something better than resampling.
 
     Args:
         dataset: one of the paper's 2-D densities (swissroll, 8gaussians, moons, rings, checkerboard, 2spirals), or an
             `.npz` file with `points` (N, A) and `energies` (N,).
-        energy: "module.function" of points (N, A) -> energies (N,), instead of the dataset's own.
-        num_points: points drawn of a named density.
-        block_size: minibatches handed to one `training_step`.
-        seed: of the points and of their order.
+        energy: "module.function" of points (N, A) -> energies (N,), replacing the dataset's own.
+        num_points: number of points to draw from a named density.
+        block_size: minibatches per `training_step`.
+        seed: of the points and their order.
     """
 
     def __init__(
-        self,
-        dataset: str,
-        energy: str | None = None,
-        num_points: int = 1_000_000,
-        block_size: int = 50,
-        seed: int = 0,
+        self, dataset: str, energy: str | None = None, num_points: int = 1_000_000, block_size: int = 50, seed: int = 0
     ) -> None:
         super().__init__(block_size, seed)
         if num_points < 2:
@@ -53,8 +48,8 @@ class EnergyDataModule(StageDataModule):
         if energy is not None:
             self._energy_function = import_function(energy, "data.energy")
         self._data: tuple[Tensor, Tensor] | None = None
-        self._density: Density | None = None  # stays None where a subclass loads what it likes
-        self.points_hash = ""  # names the points alone, once they are loaded
+        self._density: Density | None = None  # None for files, and for subclasses that override load()
+        self.points_hash = ""  # hash of the points without energies; set by setup()
         self._hash = ""
         self._low = self._high = torch.empty(0)
 
@@ -74,7 +69,7 @@ class EnergyDataModule(StageDataModule):
 
     @property
     def points(self) -> Tensor:
-        """(N, A), in the data's own units."""
+        """(N, A), not scaled."""
         return self._loaded()[0]
 
     @property
@@ -83,7 +78,7 @@ class EnergyDataModule(StageDataModule):
         return self._loaded()[1]
 
     def setup(self, stage: str | None = None) -> None:
-        """Draws or reads the points once."""
+        """Draw or read the points; only once."""
         if self._data is not None:
             return
         points, energies = self.load()
@@ -94,11 +89,11 @@ class EnergyDataModule(StageDataModule):
         self._hash = digest.hexdigest()
         self._low, self._high = points.amin(0), points.amax(0)
         if bool((self._low == self._high).any()):
-            raise DataError(f"{self.dataset}: a coordinate is the same in all {len(points)} points")
+            raise DataError(f"{self.dataset}: a coordinate is constant in all {len(points)} points")
         self._data = points, energies
 
     def load(self) -> tuple[Tensor, Tensor]:
-        """Points (N, A) and energies (N,), float32."""
+        """Return points (N, A) and energies (N,), float32."""
         density = self._density = self.density()
         if density is not None:
             return density.sample(self.num_points, generator(self.seed, "density"))
@@ -110,11 +105,11 @@ class EnergyDataModule(StageDataModule):
         return points, energies
 
     def density(self) -> Density | None:
-        """The named density, with the energy that was asked for; None where the dataset is a file."""
+        """Return the named density with the configured energy; None if the dataset is a file."""
         if self.dataset not in DENSITIES:
             if Path(self.dataset).suffix == ".npz":
                 return None
-            find_density(self.dataset)  # raises, with the nearest names
+            find_density(self.dataset)  # raises with suggestions
         density = find_density(self.dataset)
         function = self._energy_function
         if function is None:
@@ -127,15 +122,15 @@ class EnergyDataModule(StageDataModule):
         return Density(density.name, density.title, sample)
 
     def exact_samples(self, n: int, inverse_temperature: float, draws: torch.Generator) -> Tensor:
-        """`n` samples (n, A) of p ∝ q exp(-beta E): fresh ones of a named density, else rows of the data by weight.
+        """`n` samples (n, A) of p ∝ q exp(-beta E): new draws from a named density, else weighted resampling of rows.
 
-        Rows of the data repeat. Fresh points with an energy of the user's, of which no bound is known, are weighed
-        against the lowest energy of the data: what lies below counts as that.
+        Resampled rows may repeat. A user's energy has no known bound: for new draws it is clamped from below at the
+        lowest energy in the data.
         """
         density = self._density
         if density is None:
             weights = (-inverse_temperature * (self.energies.double() - self.energies.min())).exp()
-            total = weights.cumsum(0)  # torch.multinomial takes no more than 2^24 rows
+            total = weights.cumsum(0)  # torch.multinomial is limited to 2^24 rows
             uniform = torch.rand(n, generator=draws, dtype=torch.float64) * total[-1]
             return self.points[torch.searchsorted(total, uniform, right=True).clamp(max=len(total) - 1)]
         if self._energy_function is None:
@@ -158,20 +153,18 @@ class EnergyDataModule(StageDataModule):
         tables = {"actions": scaled, "energies": self.energies - self.energies.min()}
         for field in fields:
             if field not in tables:
-                raise ConfigError(
-                    f"a module asks for the batch field '{field}'; points with energies have {', '.join(tables)}"
-                )
+                raise ConfigError(f"the module needs the batch field '{field}'; points have {', '.join(tables)}")
         held = {field: tables[field].to(device) for field in fields}
         return lambda rows: {field: table[rows] for field, table in held.items()}
 
     def _loaded(self) -> tuple[Tensor, Tensor]:
         if self._data is None:
-            raise DataError("the data module holds no points yet: call setup() first")
+            raise DataError("the points are not loaded yet: call setup() first")
         return self._data
 
 
 def evaluate_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
-    """Energies (N,) float32 of `points` (N, A); raises DataError where there are none, or no finite ones (N,)."""
+    """Energies (N,) float32 of `points` (N, A). Raises DataError unless the function returns finite values (N,)."""
     try:
         energies = function(points)
     except Exception as error:  # the user's own code
@@ -181,7 +174,7 @@ def evaluate_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: 
         ) from error
     if not isinstance(energies, Tensor) or energies.shape != points.shape[:1]:
         found = tuple(energies.shape) if isinstance(energies, Tensor) else type(energies).__name__
-        raise DataError(f"the energy {name} gave {found} for points {tuple(points.shape)}; expected ({len(points)},)")
+        raise DataError(f"the energy {name} returned {found} for {tuple(points.shape)}; expected ({len(points)},)")
     if not bool(energies.isfinite().all()):
         row = int((~energies.isfinite()).nonzero()[0])
         raise DataError(
@@ -191,25 +184,25 @@ def evaluate_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: 
 
 
 def read_points(path: Path, need_energies: bool = True) -> tuple[Tensor, Tensor]:
-    """`points` (N, A) and `energies` (N,) of an `.npz` file; zeros where none are needed or held."""
+    """Read `points` (N, A) and `energies` (N,) of an `.npz` file; missing energies are 0 unless `need_energies`."""
     if not path.is_file():
-        raise DataError(f"there is no file {path}; expected an .npz with points (N, A) and energies (N,)")
+        raise DataError(f"{path}: no such file; expected an .npz with points (N, A) and energies (N,)")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], dtype=np.float32) for name in ("points", "energies") if name in file}
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # NumPy, zipfile and zlib raise many kinds on a torn or foreign file
-        raise DataError(f"{path} is no .npz file of numbers, or is damaged; expected points (N, A)") from error
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds for a damaged file
+        raise DataError(f"{path}: not an .npz file of numbers, or damaged; expected points (N, A)") from error
     if "points" not in arrays or (need_energies and "energies" not in arrays):
-        raise DataError(f"{path} holds no array '{'energies' if 'points' in arrays else 'points'}'")
+        raise DataError(f"{path}: no array '{'energies' if 'points' in arrays else 'points'}'")
     points = torch.from_numpy(arrays["points"])
     energies = torch.from_numpy(arrays["energies"]) if "energies" in arrays else torch.zeros(points.shape[:1])
     return points, energies
 
 
 def check_points(points: Tensor, energies: Tensor, source: str) -> None:
-    """DataError unless these are N >= 2 finite points (N, A), A >= 1, with finite energies (N,)."""
+    """Raise DataError unless there are N >= 2 finite points (N, A), A >= 1, with finite energies (N,)."""
     if points.ndim != 2 or len(points) < 2 or points.shape[1] < 1 or energies.shape != points.shape[:1]:
         raise DataError(
             f"{source}: points {tuple(points.shape)} and energies {tuple(energies.shape)}; expected (N, A) and (N,)"

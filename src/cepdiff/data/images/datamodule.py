@@ -1,4 +1,4 @@
-"""The data of images: bytes on the device, as flat vectors in [-1, 1], with labels and energies."""
+"""Image data: bytes on the device, served as flat vectors in [-1, 1], with labels and energies."""
 
 from __future__ import annotations
 
@@ -33,31 +33,30 @@ _BROKEN = ("refuse", "skip")
 
 
 class ImageDataModule(StageDataModule):
-    """Images x ~ q, for training p(x) ∝ q(x) exp(-beta E_h(x)) with one energy E_h a head, without conditions.
+    """Images x ~ q for unconditional training of p(x) ∝ q(x) exp(-beta E_h(x)), with one energy E_h per head.
 
     Networks see an image as the field `actions` (B, A), A = C H W: flattened channel by channel, in [-1, 1].
-    `energies` (B, heads) are measured from each head's lowest in the training rows, which leaves every p as it is;
-    `labels` (B,) are int64. A share of the images is held out, and never served.
-    To serve other images, subclass and override `load`.
+    `energies` (B, heads) are relative to each head's minimum over the training rows, which does not change p;
+    `labels` (B,) are int64. Held-out images are never served. To serve other images, subclass and override `load`.
 
     Args:
-        dataset: "digits" (1,797 handwritten digits, 8x8, part of this package); a folder of images, in subfolders named
-            by their classes or directly; or "hub:" and the name of a Hugging Face dataset, or a folder of one.
-        image_size: the central square of each image is brought to this side, enlarged where it is smaller; default:
-            images stay as they are, and must have one size.
+        dataset: "digits" (1,797 handwritten digits, 8x8, shipped with the package); a folder of images, either with
+            one subfolder per class or without subfolders; or "hub:" and the name or folder of a Hugging Face dataset.
+        image_size: crop each image to its central square and resize it to this side; default: keep the images' own
+            size, which must be the same for all.
         channels: 1 (grey) or 3 (RGB); default: 1 for digits without `tint`, else 3.
-        tint: give each image, read as grey, a random hue at full saturation, with its grey level as value.
-        horizontal_flip: train on the mirror image of each image too.
-        energy: "labels": -log p(y|x), one head a class; "hues": the colour energy, one head for each of six hues; or
+        tint: read images as grey and give each a random hue at full saturation, with the grey level as value.
+        horizontal_flip: also train on the mirror images.
+        energy: "labels": -log p(y|x), one head per class; "hues": the colour energy, one head for each of six hues; or
             "package.module.function" of images (N, C, H, W) in [-1, 1] -> energies (N,) or (N, heads). Default: none.
-        holdout: share of the images that is held out, of each class alike, in [0, 1).
-        split: of a Hugging Face dataset; default "train".
-        image_column: its column of images; default: the only one.
-        label_column: its column of labels; default: the only one of class labels, where there is one.
-        on_broken: files that cannot be decoded: "refuse", or "skip" with one warning.
-        num_images: use so many images alone, evenly spaced over the set; default all.
-        block_size: minibatches handed to one `training_step`.
-        seed: of the held-out images, the hues and the order of rows.
+        holdout: fraction of the images to hold out, per class if they have labels, in [0, 1).
+        split: split of the Hugging Face dataset; default "train".
+        image_column: its image column; default: the only one.
+        label_column: its label column; default: the only column of class labels, if there is one.
+        on_broken: for files that cannot be decoded: "refuse", or "skip" with one warning.
+        num_images: use only this many images, evenly spaced over the set; default: all.
+        block_size: minibatches per `training_step`.
+        seed: of the held-out images, the hues and the row order.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class ImageDataModule(StageDataModule):
         if channels not in (None, 1, 3):
             raise ConfigError(f"data.channels is {channels}; expected 1 or 3")
         if not 0.0 <= holdout < 1.0:
-            raise ConfigError(f"data.holdout is {holdout}; expected a share of the images in [0, 1)")
+            raise ConfigError(f"data.holdout is {holdout}; expected a fraction of the images in [0, 1)")
         if on_broken not in _BROKEN:
             raise ConfigError(
                 f"data.on_broken is '{on_broken}'; expected {' or '.join(_BROKEN)}.{nearest(on_broken, _BROKEN)}"
@@ -92,7 +91,7 @@ class ImageDataModule(StageDataModule):
             raise ConfigError(f"data.num_images is {num_images}; expected at least 2")
         for key, value in (("split", split), ("image_column", image_column), ("label_column", label_column)):
             if value is not None and not dataset.startswith(_HUB):
-                raise ConfigError(f"data.{key} is for datasets '{_HUB}NAME' alone; data.dataset is '{dataset}'")
+                raise ConfigError(f"data.{key} only applies to '{_HUB}NAME' datasets; data.dataset is '{dataset}'")
         self.channels = channels or (1 if dataset == DIGITS and not tint else 3)
         for key, used in (("tint", tint), ("energy 'hues'", energy == "hues")):
             if used and self.channels == 1:
@@ -108,10 +107,10 @@ class ImageDataModule(StageDataModule):
         self.label_column = label_column
         self.on_broken = on_broken
         self.num_images = num_images
-        self.points_hash = ""  # names images, mirroring and held-out rows, once they are loaded
+        self.points_hash = ""  # hash of images, mirroring and held-out rows; set by setup()
         self._function = None if energy in (None, LABELS) else find_energy(str(energy))
         self._data: ImageSet | None = None
-        self._energies: Tensor | None = None  # (N, H) of a function; with mirror images (2N, H)
+        self._energies: Tensor | None = None  # (N, heads) of a function; (2N, heads) with mirror images
         self._train = self._held_out = torch.empty(0, dtype=torch.int64)
         self._hash = ""
 
@@ -133,17 +132,17 @@ class ImageDataModule(StageDataModule):
 
     @property
     def images(self) -> Tensor:
-        """(N, C, H, W) uint8, held-out ones among them, mirror images not."""
+        """(N, C, H, W) uint8, including held-out images but not mirror images."""
         return self._loaded().images
 
     @property
     def labels(self) -> Tensor | None:
-        """(N,) int64, or None where the data have none."""
+        """(N,) int64, or None for unlabelled data."""
         return self._loaded().labels
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What the labels stand for; empty without labels."""
+        """Class names, indexed by label; empty without labels."""
         return self._loaded().class_names
 
     @property
@@ -154,19 +153,19 @@ class ImageDataModule(StageDataModule):
 
     @property
     def train_rows(self) -> Tensor:
-        """Row numbers of `images` that training sees, ascending."""
+        """Ascending rows of `images` used for training."""
         self._loaded()
         return self._train
 
     @property
     def holdout_rows(self) -> Tensor:
-        """Row numbers of `images` that are held out, ascending."""
+        """Ascending rows of `images` held out from training."""
         self._loaded()
         return self._held_out
 
     @property
     def head_names(self) -> tuple[str, ...]:
-        """One a head: the classes, the hues "0/6" to "5/6", or the function's name; empty without an energy."""
+        """One name per head: the classes, the hues "0/6" to "5/6", or the function's name; empty without an energy."""
         if self.energy == LABELS:
             return self.class_names
         if self._function is None:
@@ -182,34 +181,34 @@ class ImageDataModule(StageDataModule):
 
     @property
     def energies(self) -> Tensor:
-        """(N, heads) of `images`, in the energy's own units; those of labels are made anew at each call."""
+        """(N, heads) of `images`, not shifted; for labels, recomputed on each access."""
         data = self._loaded()
         if self.energy == LABELS and data.labels is not None:
             return label_energies(data.labels, len(data.class_names))
         return self._table()[: len(data.images)]
 
     def energies_of(self, images: Tensor) -> Tensor:
-        """Energies (N, heads) of any `images` (N, C, H, W) in [-1, 1], with gradients, in the energy's own units.
+        """Unshifted energies (N, heads) of any `images` (N, C, H, W) in [-1, 1], with gradients.
 
-        Raises ConfigError where the energy is no function of the image: labels, or none.
+        Raises ConfigError if `energy` is "labels" or None, which are not functions of the image.
         """
         if self._function is None:
-            raise ConfigError(f"data.energy is {self.energy}: no function of the image; expected hues or a function")
+            raise ConfigError(f"data.energy is {self.energy}, not a function of the image; expected hues or a function")
         return heads_of(self._function, images, str(self.energy))
 
     def prepare_data(self) -> None:
-        """Downloads a Hugging Face dataset that is missing; Lightning calls it on one process a node."""
+        """Download a missing Hugging Face dataset; Lightning calls this on one process per node."""
         if self.dataset.startswith(_HUB) and type(self).load is ImageDataModule.load:
             open_hub(self.dataset.removeprefix(_HUB), self.split)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the images once, holds some out, and evaluates the energy."""
+        """Read the images, choose the held-out rows and evaluate the energy; only once."""
         if self._data is not None:
             return
         data = self.load()
         if data.images.ndim != 4 or data.images.dtype != torch.uint8 or len(data.images) < 2:
             found = f"{tuple(data.images.shape)} {data.images.dtype}"
-            raise DataError(f"{self.dataset}: images {found}; expected at least 2 of uint8 (N, C, H, W)")
+            raise DataError(f"{self.dataset}: images are {found}; expected at least 2, uint8 (N, C, H, W)")
         self._train, self._held_out = hold_out(
             data.labels, len(data.images), self.holdout, generator(self.seed, "holdout")
         )
@@ -229,7 +228,7 @@ class ImageDataModule(StageDataModule):
         self._hash = digest.hexdigest()
 
     def load(self) -> ImageSet:
-        """Images (N, C, H, W) uint8, C as `channels` says, and their labels."""
+        """Return images (N, C, H, W) uint8, with C = `channels`, and their labels."""
         form = ImageFormat(
             1 if self.tint else self.channels, self.image_size, self.on_broken == "skip", self.num_images
         )
@@ -240,7 +239,7 @@ class ImageDataModule(StageDataModule):
         return ImageSet(tinted(data.images, hues), data.labels, data.class_names)
 
     def rows(self, fields: Sequence[str]) -> Tensor:
-        """Rows that training draws from: row N + i is the mirror image of row i."""
+        """Training rows; row N + i is the mirror image of row i."""
         count = len(self.images)
         return torch.cat([self._train, self._train + count]) if self.horizontal_flip else self._train
 
@@ -249,7 +248,7 @@ class ImageDataModule(StageDataModule):
         return lambda rows: {field: gather(rows) for field, gather in tables.items()}
 
     def _gather_one(self, field: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-        """A function of row numbers (...) that gives one field (..., size)."""
+        """Return a function from row numbers (...) to one field (..., size)."""
         data, count = self._loaded(), len(self.images)
         if field == "actions":
             images, mirrored = data.images.to(device), self.horizontal_flip
@@ -263,16 +262,16 @@ class ImageDataModule(StageDataModule):
             return actions
         if field == "labels" or (field == "energies" and self.energy == LABELS):
             if data.labels is None:
-                raise ConfigError(f"a module asks for the batch field 'labels'; {self.dataset} has none")
+                raise ConfigError(f"the module needs the batch field 'labels'; {self.dataset} has none")
             labels, classes = data.labels.to(device), len(data.class_names)
             if field == "labels":
                 return lambda rows: labels[rows % count]
-            return lambda rows: label_energies(labels[rows % count], classes)  # a table is N x classes
+            return lambda rows: label_energies(labels[rows % count], classes)  # not a table: it would be N x classes
         if field == "energies":
             table = self._table()
             shifted = (table - table[self.rows(())].amin(0)).to(device)
             return lambda rows: shifted[rows]
-        raise ConfigError(f"a module asks for the batch field '{field}'; images have actions, energies, labels")
+        raise ConfigError(f"the module needs the batch field '{field}'; images have actions, energies, labels")
 
     def _read(self, form: ImageFormat) -> ImageSet:
         if self.dataset == DIGITS:
@@ -284,14 +283,14 @@ class ImageDataModule(StageDataModule):
         if folder.is_dir():
             return read_folder(folder, form)
         if folder.exists() or len(folder.parts) > 1:
-            raise DataError(f"{folder} is {'a file' if folder.exists() else 'not there'}; expected a folder of images")
+            raise DataError(f"{folder} is {'a file' if folder.exists() else 'missing'}; expected a folder of images")
         raise ConfigError(
-            f"unknown dataset '{self.dataset}': no folder; expected {DIGITS}, a folder of images or {_HUB}NAME."
+            f"unknown dataset '{self.dataset}'; expected {DIGITS}, a folder of images or {_HUB}NAME."
             f"{nearest(self.dataset, (DIGITS,))}"
         )
 
     def _evaluate(self, function: ImageEnergy, images: Tensor) -> Tensor:
-        """(N, heads), with mirror images (2N, heads)."""
+        """(N, heads), or (2N, heads) with mirror images."""
         energies = evaluate_images(function, images, str(self.energy))
         if not self.horizontal_flip:
             return energies
@@ -299,7 +298,7 @@ class ImageDataModule(StageDataModule):
         return torch.cat([energies, mirrored])
 
     def _table(self) -> Tensor:
-        """Energies of a function: (N, heads), with mirror images (2N, heads)."""
+        """Energies of a function: (N, heads), or (2N, heads) with mirror images."""
         self._loaded()
         if self._energies is None:
             raise ConfigError("images have no energies: set data.energy to labels, hues or a function")
@@ -307,15 +306,15 @@ class ImageDataModule(StageDataModule):
 
     def _loaded(self) -> ImageSet:
         if self._data is None:
-            raise DataError("the data module holds no images yet: call prepare_data() and setup() first")
+            raise DataError("the images are not loaded yet: call prepare_data() and setup() first")
         return self._data
 
 
 def hold_out(labels: Tensor | None, count: int, share: float, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(training rows, held-out rows) of `count` images, ascending: `share` of them at random, of each class alike.
+    """Ascending (training rows, held-out rows) of `count` images, stratified by class.
 
-    A class's count differs from `share` times its images by less than one, except that one image at least stays for
-    training. Raises DataError where `share` > 0 holds out none.
+    Each class holds out `share` of its images to within one image, but keeps at least one for training. Raises
+    DataError if `share` > 0 holds out none.
     """
     order = torch.randperm(count, generator=draws)
     sizes = torch.tensor([count])
@@ -323,24 +322,23 @@ def hold_out(labels: Tensor | None, count: int, share: float, draws: torch.Gener
         order = order[labels[order].argsort(stable=True)]
         sizes = labels.bincount()
     quota = (torch.arange(count + 1, dtype=torch.float64) * share + 0.5).floor()
-    chosen = quota.diff() > 0.0  # evenly spaced over the classes: so those of few images give some too
+    chosen = quota.diff() > 0.0  # evenly spaced over the classes, so small ones also contribute
     ends = sizes.cumsum(0)
     whole = (sizes > 0) & (quota[ends] - quota[ends - sizes] == sizes)
     chosen[ends[whole] - 1] = False
     if share > 0.0 and not bool(chosen.any()):
-        raise DataError(f"a share of {share:g} of {count} images holds out none; raise data.holdout, or set it to 0")
+        raise DataError(f"data.holdout {share:g} of {count} images holds out none; raise it, or set it to 0")
     return order[~chosen].sort().values, order[chosen].sort().values
 
 
 def check_classes(data: ImageSet, rows: Tensor, source: str) -> None:
-    """DataError unless there are labels, of two classes at least, and each class has images among `rows`."""
+    """Raise DataError unless `data` has labels of two or more classes, each with an image among `rows`."""
     if data.labels is None:
-        raise DataError(f"{source} has no labels, which the energy 'labels' needs: give each class a folder or a label")
+        raise DataError(f"{source} has no labels; the energy 'labels' needs one subfolder or one label per class")
     names = data.class_names
     if len(names) < 2:
-        raise DataError(f"all images of {source} are of the class '{names[0]}'; the energy 'labels' needs two at least")
+        raise DataError(f"all images of {source} are of class '{names[0]}'; the energy 'labels' needs at least two")
     missing = (data.labels[rows].bincount(minlength=len(names)) == 0).nonzero().squeeze(-1).tolist()
     if missing:
-        raise DataError(
-            f"{source}: {len(missing)} of {len(names)} classes have no image, the first '{names[missing[0]]}'"
-        )
+        first = names[missing[0]]
+        raise DataError(f"{source}: {len(missing)} of {len(names)} classes have no training image, first '{first}'")

@@ -1,4 +1,4 @@
-"""Energies of images: their class, their colour, or any function of the user's."""
+"""Energies of images: by class, by colour, or by a user's function."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ HUES = tuple(i / 6 for i in range(6))
 
 _SATURATION_FLOOR = 0.1
 _SATURATION_WEIGHT = 3.0
-_CHUNK = 1 << 22  # values of images at a time: bounds what an energy holds beside the data
+_CHUNK = 1 << 22  # image values per call, to bound the memory an energy needs
 
 ImageEnergy = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W) in [-1, 1] -> energies (N,) or (N, heads); while data are loaded, images lie on the CPU."""
+"""Images (N, C, H, W) in [-1, 1] -> energies (N,) or (N, heads); called on CPU tensors while data are loaded."""
 
 
 def from_bytes(images: Tensor) -> Tensor:
-    """Bytes 0...255 as float32 in [-1, 1], as networks and energies see images; any shape."""
+    """Scale bytes 0...255 of any shape to float32 in [-1, 1], the range of networks and energies."""
     return images.float() / 127.5 - 1.0
 
 
 def find_energy(energy: str) -> ImageEnergy:
-    """The energy called "hues", or the function "package.module.function"; raises ConfigError where there is none."""
+    """Return the energy "hues" or the function "package.module.function". Raises ConfigError if there is none."""
     if energy == "hues":
         return hue_energy
     if "." not in energy:
@@ -41,16 +41,16 @@ def find_energy(energy: str) -> ImageEnergy:
 
 
 def evaluate_images(function: ImageEnergy, images: Tensor, name: str) -> Tensor:
-    """Energies (N, H) float32 of `images` (N, C, H, W) uint8, some at a time and without gradients.
+    """Energies (N, H) float32 of `images` (N, C, H, W) uint8, in chunks and without gradients.
 
-    Raises DataError where the function raises, or gives anything but finite energies (N,) or (N, H).
+    Raises DataError if the function raises or returns anything but finite energies (N,) or (N, H).
     """
     parts: list[Tensor] = []
     with torch.no_grad():
         for first, some in _chunks(images):
             part = heads_of(function, from_bytes(some), name).float()
             if parts and part.shape[1] != parts[0].shape[1]:
-                raise DataError(f"the energy {name} gave {part.shape[1]} heads after {parts[0].shape[1]}")
+                raise DataError(f"the energy {name} returned {part.shape[1]} heads, but {parts[0].shape[1]} before")
             if not bool(part.isfinite().all()):
                 row, head = (~part.isfinite()).nonzero()[0].tolist()
                 raise DataError(
@@ -61,9 +61,9 @@ def evaluate_images(function: ImageEnergy, images: Tensor, name: str) -> Tensor:
 
 
 def heads_of(function: ImageEnergy, images: Tensor, name: str) -> Tensor:
-    """Energies (N, H) of `images` (N, C, H, W) in [-1, 1], with their gradients; one head where they are (N,).
+    """Energies (N, H) of `images` (N, C, H, W) in [-1, 1], with gradients; an (N,) result becomes one head.
 
-    Raises DataError where the function raises, or gives another shape.
+    Raises DataError if the function raises or returns another shape.
     """
     found: list[Tensor] = []
 
@@ -71,27 +71,27 @@ def heads_of(function: ImageEnergy, images: Tensor, name: str) -> Tensor:
         found.append(function(points))
         return points.new_zeros(len(points))
 
-    evaluate_energy(call, images, name)  # for what it says where the function raises; it knows one head alone
+    evaluate_energy(call, images, name)  # for its error message; it supports only one head
     energies = found[0]
     fits = isinstance(energies, Tensor) and energies.ndim in (1, 2) and len(energies) == len(images)
     if not fits or energies.shape[-1] == 0:
         shape = tuple(energies.shape) if isinstance(energies, Tensor) else type(energies).__name__
         n = len(images)
-        raise DataError(f"the energy {name} gave {shape} for images {tuple(images.shape)}; expected ({n},) or ({n}, H)")
+        raise DataError(f"the energy {name} returned {shape} for {tuple(images.shape)}; expected ({n},) or ({n}, H)")
     return energies if energies.ndim == 2 else energies.unsqueeze(-1)
 
 
 def label_energies(labels: Tensor, num_classes: int) -> Tensor:
-    """-log p(y|x) of every class, 0 for an image's own and +inf for others: labels (...) -> (..., num_classes)."""
+    """-log p(y|x) of every class: labels (...) -> (..., num_classes), 0 for the own class and +inf for the others."""
     own = labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
     return torch.where(own, 0.0, torch.inf)
 
 
 def hue_energy(images: Tensor, targets: Sequence[float] = HUES) -> Tensor:
-    """The colour energy of Lu et al. 2023 for `images` (N, 3, H, W) in [-1, 1]: one head a target hue, (N, H).
+    """Colour energy of Lu et al. 2023 for `images` (N, 3, H, W), clamped to [-1, 1]: (N, H), one head per target hue.
 
-    The mean over pixels of the hue's distance on the circle to the target, in [0, 1/2], and 3 (0.1 - s) where the mean
-    saturation s is below 0.1, so that grey does not pay. Values beyond [-1, 1] count as its ends.
+    The mean over pixels of the circular distance from hue to target, in [0, 1/2], plus a penalty 3 (0.1 - s) against
+    grey images if the mean saturation s is below 0.1.
     """
     hue, saturation = hue_saturation((images.clamp(-1.0, 1.0) + 1.0) / 2.0)
     goals = images.new_tensor(targets).reshape(-1, 1, 1)
@@ -101,15 +101,15 @@ def hue_energy(images: Tensor, targets: Sequence[float] = HUES) -> Tensor:
 
 
 def hue_saturation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Hue in [0, 1) and saturation in [0, 1] of HSV, of RGB `images` (..., 3, H, W) in [0, 1] -> (..., H, W) each.
+    """HSV hue in [0, 1) and saturation in [0, 1], (..., H, W) each, of RGB `images` (..., 3, H, W) in [0, 1].
 
-    Both are 0 where they are not defined: the hue of grey, the saturation of black; gradients there are finite.
+    The hue of grey and the saturation of black are undefined and set to 0; their gradients are finite.
     """
     red, green, blue = images.unbind(-3)
     highest, lowest = images.amax(-3), images.amin(-3)
     chroma = highest - lowest
     coloured, lit = chroma > 0.0, highest > 0.0
-    divisor = torch.where(coloured, chroma, 1.0)  # before the division: a NaN in the branch not taken spoils gradients
+    divisor = torch.where(coloured, chroma, 1.0)  # before dividing: NaN in the unused branch would reach the gradients
     sixths = torch.where(
         highest == red,
         (green - blue) / divisor,
@@ -121,7 +121,7 @@ def hue_saturation(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tinted(grey: Tensor, hues: Tensor) -> Tensor:
-    """Images (N, 3, H, W) of hue `hues` (N,), full saturation and the value of `grey` (N, 1, H, W), all uint8."""
+    """Images (N, 3, H, W) uint8 with hue `hues` (N,), full saturation and value `grey` (N, 1, H, W) uint8."""
     corners = torch.remainder(torch.tensor([5.0, 3.0, 1.0]) + 6.0 * hues.unsqueeze(-1), 6.0)
     colours = 1.0 - torch.minimum(corners, 4.0 - corners).clamp(0.0, 1.0)  # (N, 3): RGB of HSV (hue, 1, 1)
     images = torch.empty(len(grey), 3, *grey.shape[2:], dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Images from files: the embedded digits, folders, Hugging Face datasets; all as one array of bytes."""
+"""Read images from the embedded digits, folders and Hugging Face datasets into one array of bytes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # what PIL decodes itself, with no foreign program
-_CHUNK = 1024  # files in flight: bounds what threads hold before it is copied to its place
-_BAR_FROM = 2000  # files from which on a progress bar is shown
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # decoded by PIL itself, without external programs
+_CHUNK = 1024  # files in flight, to bound the memory of decoded images not yet copied
+_BAR_FROM = 2000  # above this many files, show a progress bar
 
 File = Path | BytesIO
 Pixels = npt.NDArray[np.uint8]
@@ -33,7 +33,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`images` (N, C, H, W) uint8; `labels` (N,) int64 that index `class_names`, or None and no names."""
+    """`images` (N, C, H, W) uint8; `labels` (N,) int64 index `class_names`. Unlabelled: None and no names."""
 
     images: Tensor
     labels: Tensor | None
@@ -42,11 +42,11 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What images are turned into while they are read.
+    """How images are converted while they are read.
 
-    `channels`: 1 (luma) or 3 (RGB). `image_size`: images become squares of this side, None keeps the one size that all
-    must have. `skip_broken`: leave files out that cannot be decoded, with one warning, instead of refusing them.
-    `num_images`: read so many alone, evenly spaced over the set.
+    `channels`: 1 (luma) or 3 (RGB). `image_size`: side of the square images; None keeps their size, which must be the
+    same for all. `skip_broken`: skip files that cannot be decoded, with one warning, instead of raising.
+    `num_images`: read only this many, evenly spaced over the set.
     """
 
     channels: int
@@ -55,19 +55,19 @@ class ImageFormat:
     num_images: int | None = None
 
     def rows(self, count: int) -> npt.NDArray[np.int64]:
-        """Row numbers of the images to read, of `count`."""
+        """Rows to read out of `count`."""
         wanted = count if self.num_images is None else min(self.num_images, count)
         return np.arange(wanted, dtype=np.int64) * count // max(wanted, 1)
 
 
 def read_digits(form: ImageFormat) -> ImageSet:
-    """The 1,797 handwritten digits of scikit-learn, embedded: 8x8, 17 grey levels; classes "0" to "9"."""
+    """Read the embedded 1,797 handwritten digits of scikit-learn: 8x8, 17 grey levels, classes "0" to "9"."""
     from PIL import Image
 
     with np.load(str(resources.files("cepdiff.data") / "embedded" / "digits.npz"), allow_pickle=False) as file:
         levels, labels = file["images"], file["labels"]
     rows = form.rows(len(levels))
-    grey = ((levels[rows].astype(np.uint16) * 255 + 8) // 16).astype(np.uint8)  # 0...16 -> 0...255, to the nearest
+    grey = ((levels[rows].astype(np.uint16) * 255 + 8) // 16).astype(np.uint8)  # 0...16 -> 0...255, rounded
     images = np.stack([to_pixels(Image.fromarray(digit), form) for digit in grey])
     return ImageSet(
         torch.from_numpy(images),
@@ -77,28 +77,28 @@ def read_digits(form: ImageFormat) -> ImageSet:
 
 
 def read_folder(folder: Path, form: ImageFormat) -> ImageSet:
-    """Images of a folder, in the order of their sorted paths.
+    """Read the images of a folder, sorted by path.
 
-    They lie in subfolders, at any depth, whose first names are the classes (sorted), or directly in the folder:
-    without labels. Hidden files, and files with a suffix that is none of an image, are passed over.
+    Either each top-level subfolder is a class (sorted by name, with images at any depth), or all images are directly
+    in the folder and unlabelled. Hidden files and files without an image suffix are ignored.
 
     Raises:
-        DataError: no images, both layouts at once, a subfolder without images; see also `read_images`.
+        DataError: no images, both layouts at once, or a subfolder without images; see also `read_images`.
     """
     classes = {name: _image_files(folder / name) for name in _subfolders(folder)}
     paths = sorted(path for path in folder.iterdir() if _is_image(path))
     labels: npt.NDArray[np.int64] | None = None
     if paths and any(classes.values()):
-        raise DataError(f"{folder} holds images both directly and in subfolders; expected one of the two")
+        raise DataError(f"{folder} has images both directly and in subfolders; expected only one of the two")
     if paths:
         classes = {}
     else:
         if not any(classes.values()):
             known = ", ".join(sorted(SUFFIXES))
-            raise DataError(f"{folder} holds no images; expected files ({known}) directly or in a subfolder a class")
+            raise DataError(f"{folder} has no images; expected files ({known}) directly or in one subfolder per class")
         empty = [name for name, found in classes.items() if not found]
         if empty:
-            raise DataError(f"{folder / empty[0]} holds no images; a subfolder is a class: remove it or fill it")
+            raise DataError(f"{folder / empty[0]} has no images; each subfolder is a class: add images or remove it")
         paths = [path for found in classes.values() for path in found]
         labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in classes.values()])
     rows = form.rows(len(paths))
@@ -113,33 +113,33 @@ def read_folder(folder: Path, form: ImageFormat) -> ImageSet:
 
 
 def read_hub(name: str, split: str, image_column: str | None, label_column: str | None, form: ImageFormat) -> ImageSet:
-    """Images of a Hugging Face dataset: a name on the hub, or a local folder that `datasets` can read.
+    """Read the images of a Hugging Face dataset: a name on the hub, or a local folder that `datasets` can read.
 
-    `image_column` and `label_column` default to the only column of images, and of class labels (none: no labels). A
-    column of integers or strings serves as labels too, if it is named; its sorted values are the classes.
+    `image_column` and `label_column` default to the only image column and the only class-label column (if none, there
+    are no labels). If named, a column of integers or strings also works as labels; its sorted values are the classes.
 
     Raises:
-        MissingExtraError: without the package `datasets`.
-        ConfigError: a column that is missing or of another kind.
-        DataError: a dataset or split that cannot be loaded, unlabelled rows; see also `read_images`.
+        MissingExtraError: the package `datasets` is not installed.
+        ConfigError: a column is missing or has the wrong type.
+        DataError: the dataset or split cannot be loaded, or has unlabelled rows; see also `read_images`.
     """
     dataset = open_hub(name, split)
     import datasets
 
     images = image_column or _only_column(dataset, datasets.Image, "image_column")
     if images is None:
-        raise ConfigError(f"{name}: none of its columns {', '.join(dataset.column_names)} holds images")
+        raise ConfigError(f"{name} has no image column; found {', '.join(dataset.column_names)}")
     label_column = label_column or _only_column(dataset, datasets.ClassLabel, "label_column")
     for key, column in (("image_column", images), ("label_column", label_column)):
         if column is not None and column not in dataset.column_names:
             known = dataset.column_names
             raise ConfigError(
-                f"data.{key}: {name} has no column '{column}', but {', '.join(known)}.{nearest(column, known)}"
+                f"data.{key}: {name} has no column '{column}'; expected one of {', '.join(known)}."
+                f"{nearest(column, known)}"
             )
     if not isinstance(dataset.features[images], datasets.Image):
-        raise ConfigError(
-            f"data.image_column: the column '{images}' of {name} is {dataset.features[images]}, no images"
-        )
+        kind = dataset.features[images]
+        raise ConfigError(f"data.image_column: the column '{images}' of {name} is {kind}; expected images")
     rows = form.rows(len(dataset))
     labels, names = (None, ()) if label_column is None else _hub_labels(dataset, name, label_column)
     encoded = dataset.select_columns([images]).cast_column(images, datasets.Image(decode=False))
@@ -153,7 +153,7 @@ def read_hub(name: str, split: str, image_column: str | None, label_column: str 
 
 
 def open_hub(name: str, split: str) -> Any:
-    """The `datasets.Dataset`, downloaded where it is not in the local cache."""
+    """Return the `datasets.Dataset`, downloaded unless it is in the local cache."""
     try:
         import datasets
     except ModuleNotFoundError:
@@ -164,13 +164,13 @@ def open_hub(name: str, split: str) -> Any:
         if not saved:
             return datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
         found = datasets.load_from_disk(str(folder))
-    except Exception as error:  # the library raises what its network, file and format layers raise
+    except Exception as error:  # the library lets errors of its network, file and format layers through
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"hub:{name}, split '{split}', cannot be loaded: {reason}") from error
+        raise DataError(f"hub:{name}, split '{split}' cannot be loaded: {reason}") from error
     if not isinstance(found, datasets.DatasetDict):
         return found
     if split not in found:
-        raise DataError(f"hub:{name} has no split '{split}', but {', '.join(found)}.{nearest(split, found)}")
+        raise DataError(f"hub:{name} has no split '{split}'; found {', '.join(found)}.{nearest(split, found)}")
     return found[split]
 
 
@@ -181,10 +181,10 @@ def read_images(
     class_names: tuple[str, ...],
     form: ImageFormat,
 ) -> ImageSet:
-    """Decodes the files `open_file(0)`, ... in threads, in their order; `titles` name them in messages.
+    """Decode the files `open_file(0)`, ... in threads, keeping their order; `titles` name them in messages.
 
     Raises:
-        DataError: a broken file (unless skipped), nothing but broken files, or several sizes without `image_size`.
+        DataError: a broken file (unless skipped), only broken files, or different sizes without `image_size`.
     """
     images: Pixels | None = None
     kept: list[int] = []
@@ -193,21 +193,21 @@ def read_images(
         if isinstance(found, Exception):
             broken.append(f"{titles[index]} ({_one_line(found)})")
             if not form.skip_broken:
-                raise DataError(f"the image {broken[0]} cannot be read; remove it, or set data.on_broken to 'skip'")
+                raise DataError(f"cannot read image {broken[0]}; remove it, or set data.on_broken to 'skip'")
             continue
         if images is None:
             images = np.empty((len(titles), *found.shape), np.uint8)
         elif found.shape != images.shape[1:]:
             raise DataError(
                 f"the image {titles[index]} is {_size(found)} pixels, {titles[kept[0]]} is {_size(images[0])}; "
-                "set data.image_size to bring all to one size"
+                "set data.image_size to resize all images"
             )
         images[len(kept)] = found
         kept.append(index)
     if images is None:
-        raise DataError(f"none of the {len(titles)} images can be read; the first is {broken[0]}")
+        raise DataError(f"cannot read any of the {len(titles)} images; the first is {broken[0]}")
     if broken:
-        text = f"{len(broken)} of {len(titles)} images cannot be read and are left out; the first is {broken[0]}"
+        text = f"skipped {len(broken)} of {len(titles)} images that cannot be read; the first is {broken[0]}"
         warnings.warn(text, stacklevel=2)
     return ImageSet(
         torch.from_numpy(images[: len(kept)]), None if labels is None else torch.from_numpy(labels[kept]), class_names
@@ -215,7 +215,7 @@ def read_images(
 
 
 def decode(file: File, form: ImageFormat) -> Pixels:
-    """One image (C, H, W): of an animation the first frame, upright by its EXIF note, then as `to_pixels` says."""
+    """Decode one image (C, H, W): first frame of an animation, EXIF orientation applied, then `to_pixels`."""
     from PIL import Image, ImageOps
 
     with Image.open(file, formats=_FORMATS) as image:
@@ -223,17 +223,17 @@ def decode(file: File, form: ImageFormat) -> Pixels:
 
 
 def to_pixels(image: Image.Image, form: ImageFormat) -> Pixels:
-    """(C, H, W) of any PIL image: 16 bits become 8, transparency is laid on white, colours become RGB or luma.
+    """Convert any PIL image to (C, H, W): 16 bits become 8, transparency goes on white, colours become RGB or luma.
 
-    With `image_size` the central square is resampled to it (bicubic, antialiased); a smaller image is enlarged.
-    Raises ValueError for pixels of 32 bits.
+    With `image_size`, the central square is resampled to it (bicubic, antialiased; upwards too).
+    Raises ValueError for 32-bit or floating-point pixels.
     """
     from PIL import Image
 
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits")
+        raise ValueError("its pixels are floating-point; expected 8 or 16 bits")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if form.channels == 1 else "RGB")
@@ -247,7 +247,7 @@ def to_pixels(image: Image.Image, form: ImageFormat) -> Pixels:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits, which PIL would clip at 255, to the nearest of 8."""
+    """Round 16-bit grey levels, which PIL would clip at 255, to 8 bits."""
     from PIL import Image
 
     levels = np.asarray(image).astype(np.int64)
@@ -257,7 +257,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _decoded(count: int, open_file: Callable[[int], File], form: ImageFormat) -> Iterator[Pixels | Exception]:
-    """The images in their order, or what their decoding raised."""
+    """Yield images in order; for each that cannot be decoded, the exception."""
     from tqdm import tqdm
 
     def read(index: int) -> Pixels | Exception:
@@ -282,7 +282,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """Images at any depth, sorted by path; a hidden folder's are not among them."""
+    """Images at any depth outside hidden folders, sorted by path."""
     here = sorted(path for path in folder.iterdir() if _is_image(path))
     return sorted([*here, *(path for name in _subfolders(folder) for path in _image_files(folder / name))])
 
@@ -292,10 +292,10 @@ def _is_image(path: Path) -> bool:
 
 
 def _only_column(dataset: Any, kind: type, key: str) -> str | None:
-    """The column of a kind of feature, None where there is none; ConfigError where one must be chosen."""
+    """The only column with this kind of feature, or None. Raises ConfigError if there are several."""
     columns = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
     if len(columns) > 1:
-        raise ConfigError(f"data.{key} must name one of the columns {', '.join(columns)}")
+        raise ConfigError(f"data.{key} is not set; choose one of the columns {', '.join(columns)}")
     return columns[0] if columns else None
 
 
@@ -305,8 +305,8 @@ def _hub_labels(dataset: Any, name: str, column: str) -> tuple[npt.NDArray[np.in
 
     values = list(dataset[column])
     known = dataset.features[column]
-    if any(value is None or value == -1 for value in values):  # -1 is the library's mark of a test set
-        raise DataError(f"hub:{name}: rows of the column '{column}' have no label")
+    if any(value is None or value == -1 for value in values):  # the library marks unlabelled test sets with -1
+        raise DataError(f"hub:{name}: the label column '{column}' has unlabelled rows")
     if isinstance(known, datasets.ClassLabel):
         return np.array(values, dtype=np.int64), tuple(known.names)
     if not all(isinstance(value, (int, str)) for value in values):

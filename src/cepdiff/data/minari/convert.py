@@ -1,11 +1,10 @@
-"""Conversion between files in D4RL's layout and Minari datasets, lossless both ways.
+"""Lossless conversion between files in D4RL's layout and Minari datasets.
 
-A file made from a Minari dataset holds every array with its own type, `next_observations` for all rows, D4RL's
-`metadata/`, and a group `minari` with what this layout has no room for: `metadata` (JSON, authors, spaces, the
-environment's spec), `episode_lengths` (E,), `open_episodes` (those which ended by neither flag; their last row
-becomes a timeout), `final_infos/` (the last of an episode's T + 1 infos), `episode_infos/<episode>/` (infos
-which are no arrays with a row each step) and `episodes/<episode>` (seed, options and other attributes). The
-other direction is told in `minari_write`.
+A file made from a Minari dataset has every array with its own type, `next_observations` for all rows, D4RL's
+`metadata/`, and a group `minari` for the rest: `metadata` (JSON: authors, spaces, environment spec),
+`episode_lengths` (E,), `open_episodes` (ended without a flag; their last row becomes a timeout), `final_infos/` (the
+last of an episode's T + 1 infos), `episode_infos/<episode>/` (infos that are not one row per step) and
+`episodes/<episode>` (seed, options and other attributes). See `write` for the other direction.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, DataError
 
 _SUFFIXES = (".hdf5", ".h5")
-# (env_id, env_kwargs, module to import first) -> the environment; None where it is not installed.
+# (env_id, env_kwargs, module to import first) -> the environment; None if it is not installed.
 DescribeEnvironment = Callable[[str, Mapping[str, Any], str | None], Environment | None]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was read and written: places, rows, episodes, sizes in bytes; `env_id` where the target names one, and
-    whether it is installed here, so that Minari can make it from the dataset."""
+    """Paths, rows, episodes and sizes in bytes of a conversion; `env_id` as the target names it. `env_installed`:
+    Minari can make the environment from the dataset."""
 
     source: str
     target: str
@@ -74,19 +73,19 @@ def convert(
     compress: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Conversion:
-    """Writes `source` (a task, a file, `minari:ID`) as `target` (`minari:ID`, or a file where the source is Minari's).
+    """Convert `source` (a task, a file or `minari:ID`) to `target` (`minari:ID` or, if the source is Minari's, a file).
 
-    `dataset_dir` is the folder of tasks and files, and the root of Minari's datasets; without it each has its own
-    default. `env_id` and `env_kwargs` serve where the source names no environment. The target appears when it is
-    complete. Raises `ConfigError` for a pair that cannot be converted or an environment beside the one that the
-    source names, `DataError` as the readers do, and where the target exists (unless `overwrite`) or cannot be written.
+    `dataset_dir` is the folder of tasks and files and the root of Minari's datasets; by default each has its own.
+    `env_id` and `env_kwargs` are for sources that do not name their environment. The target appears only when
+    complete. Raises `ConfigError` for a pair that cannot be converted, or if the source names another environment;
+    `DataError` like the readers, or if the target exists (unless `overwrite`) or cannot be written.
     """
     from_minari, to_minari = source.startswith(MINARI_PREFIX), target.startswith(MINARI_PREFIX)
     if from_minari == to_minari:
         raise ConfigError(
             "source and target are both Minari datasets; one of them must be a .hdf5 file"
             if from_minari
-            else f"source and target are both files; one of them must begin with '{MINARI_PREFIX}'"
+            else f"source and target are both files; one of them must start with '{MINARI_PREFIX}'"
         )
     if from_minari:
         given = {"env_id": env_id, "env_kwargs": None if env_kwargs is None else dict(env_kwargs)}
@@ -94,7 +93,7 @@ def convert(
     dataset_id = target.removeprefix(MINARI_PREFIX)
     import_minari()
     with minari_root(dataset_dir):
-        check_minari_target(dataset_id, overwrite)  # before a download of gigabytes, not after
+        check_minari_target(dataset_id, overwrite)  # before downloading gigabytes
     path = resolve(source, dataset_dir)
     facts, module = _facts(source, path, env_id, env_kwargs)
     known = {**facts, **read_header(path).metadata}
@@ -114,7 +113,7 @@ def convert(
 def _facts(
     source: str, path: Path, env_id: str | None, env_kwargs: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], str | None]:
-    """(what the task or the caller knows and the file does not say, the module which registers its environment)."""
+    """Return (facts from the task or caller that the file lacks, module that registers the environment)."""
     task = TASKS.get(source)
     facts: dict[str, Any] = {}
     if task is not None:
@@ -131,16 +130,16 @@ def _facts(
         facts["env_kwargs"] = dict(env_kwargs)
     stored = read_header(path).metadata
     _check_unnamed(source, stored.get("env_id"), env_id, env_kwargs)
-    if "env_id" in stored:  # its arguments belong to it, not those of another
+    if "env_id" in stored:  # its arguments are for this environment
         facts.pop("env_kwargs", None)
     module = task.env_module if task is not None and {**facts, **stored}["env_id"] == task.env_id else None
     return {k: v for k, v in facts.items() if v is not None and k not in stored}, module
 
 
 def _check_unnamed(source: str, named: Any, env_id: str | None, env_kwargs: Mapping[str, Any] | None) -> None:
-    """Raises `ConfigError` where an environment is given for a source that names its own."""
+    """Raise `ConfigError` if an environment is given for a source that already names one."""
     if named is not None and (env_kwargs is not None or env_id not in (None, named)):
-        raise ConfigError(f"{source} names its environment, '{named}': leave out --env_id and --env_kwargs")
+        raise ConfigError(f"{source} already names its environment '{named}': remove --env_id and --env_kwargs")
 
 
 def _to_file(
@@ -153,11 +152,11 @@ def _to_file(
     progress: Progress,
 ) -> Conversion:
     if path.suffix not in _SUFFIXES:
-        raise ConfigError(f"the target {path} is neither a {' or '.join(_SUFFIXES)} file nor {MINARI_PREFIX}ID")
+        raise ConfigError(f"the target is {path}; expected a {' or '.join(_SUFFIXES)} file or {MINARI_PREFIX}ID")
     if path.is_dir():
-        raise DataError(f"{path}: is a folder, expected the name of a file")
+        raise DataError(f"{path}: is a folder; expected a file")
     if path.exists() and not overwrite:
-        raise DataError(f"{path}: exists; choose another name, or add --overwrite to replace it")
+        raise DataError(f"{path}: already exists; choose another name, or add --overwrite")
     with open_minari(source.removeprefix(MINARI_PREFIX), root) as dataset, new_file(path) as file:
         writer = _FileWriter(file, dataset, source, compress, progress)
         writer.write()
@@ -174,7 +173,7 @@ def _to_file(
 
 
 def _copy_rest(layout_file: Path, file: h5py.File) -> None:
-    """Gives back what the conversion from D4RL's layout had set aside."""
+    """Restore what the conversion from D4RL's layout kept in the `LAYOUT_FILE`."""
     with open_file(layout_file) as layout:
         file.attrs.update(layout.attrs)
         for name, item in layout.items():
@@ -186,7 +185,7 @@ def _copy_rest(layout_file: Path, file: h5py.File) -> None:
 
 
 class _FileWriter:
-    """Rows of a Minari dataset, collected to blocks, and the group `minari`."""
+    """Writes the rows of a Minari dataset in blocks, and the group `minari`."""
 
     def __init__(self, file: h5py.File, dataset: Any, source: str, compress: bool, progress: Progress) -> None:
         self.file, self.dataset, self.source, self.progress = file, dataset, source, progress
@@ -202,7 +201,7 @@ class _FileWriter:
         self.done = self.waiting = 0
 
     def write(self) -> None:
-        """All episodes. Raises `DataError` for torn bytes, and for arrays whose types differ between episodes."""
+        """Write all episodes. Raises `DataError` for damaged data and for array types that differ between episodes."""
         episodes = iter(self.dataset.iterate_episodes())
         while (episode := self._next(episodes)) is not None:
             self._add(episode)
@@ -212,7 +211,7 @@ class _FileWriter:
             self._flush()
         if not self.lengths or self.done != self.dataset.total_steps:
             raise DataError(
-                f"{self.source}: its episodes hold {self.done} steps, its metadata say {self.dataset.total_steps}"
+                f"{self.source}: its episodes have {self.done} steps, its metadata say {self.dataset.total_steps}"
             )
         self._restore_layout()
         self._describe()
@@ -226,7 +225,7 @@ class _FileWriter:
     def _add(self, episode: Any) -> None:
         number, steps = len(self.lengths), len(episode.rewards)
         if steps == 0:
-            raise DataError(f"{self.source}: episode {number} has no steps, which a file has no row for")
+            raise DataError(f"{self.source}: episode {number} has no steps; a file cannot store empty episodes")
         observations = observation_vectors(episode.observations, self.parts)
         timeouts = np.array(episode.truncations)
         if not (timeouts[-1] or episode.terminations[-1]):
@@ -268,14 +267,14 @@ class _FileWriter:
             found = (array.dtype, array.shape[1:])
             if found != self.types.setdefault(name, found) or len(array) != steps:
                 raise DataError(
-                    f"{self.source}: '{name}' of episode {number} holds {array.dtype} of shape {array.shape}, "
+                    f"{self.source}: '{name}' of episode {number} is {array.dtype} of shape {array.shape}; "
                     f"expected {self.types[name][0]} of shape {(steps, *self.types[name][1])} as in episode 0"
                 )
 
     def _flush(self) -> None:
         total = self.dataset.total_steps
         if self.done + self.waiting > total:
-            raise DataError(f"{self.source}: its episodes hold more steps than the {total} of its metadata")
+            raise DataError(f"{self.source}: its episodes have more than the {total} steps in its metadata")
         for name, (dtype, shape) in self.types.items():
             if any(name not in rows for rows in self.pending):
                 raise DataError(f"{self.source}: '{name}' is missing in some episodes")
@@ -290,7 +289,7 @@ class _FileWriter:
         self.progress(self.done, total)
 
     def _restore_layout(self) -> None:
-        """Types, shapes and next observations which only the source of the Minari dataset had."""
+        """Restore the types, shapes and next observations of the file that the dataset was converted from."""
         if self.mark is None:
             return
         for name, (dtype, shape) in self.mark.types.items():
@@ -302,19 +301,19 @@ class _FileWriter:
         if self.mark.foreign_successors:
             rows, values = foreign_successors(Path(self.dataset.storage.data_path) / LAYOUT_FILE)
             target = self.file["next_observations"]
-            for start in range(0, len(target), BLOCK_ROWS):  # h5py's own selection of rows is slow
+            for start in range(0, len(target), BLOCK_ROWS):  # h5py's fancy indexing is slow
                 block = target[start : start + BLOCK_ROWS]
                 inside = (rows >= start) & (rows < start + BLOCK_ROWS)
                 block[rows[inside] - start] = values[inside]
                 target[start : start + BLOCK_ROWS] = block
 
     def _describe(self) -> None:
-        """The rest of the group `minari`."""
+        """Write the rest of the group `minari`."""
         from minari.dataset.minari_storage import MinariStorage
 
         storage, group = self.dataset.storage, self.group
         stored = MinariStorage.read_raw_metadata(storage.data_path)
-        for name in ("author", "author_email"):  # sets, which Minari writes in any order
+        for name in ("author", "author_email"):  # sets, which Minari writes in arbitrary order
             if name in stored:
                 stored[name] = sorted(stored[name])
         group["metadata"] = json.dumps({k: v for k, v in stored.items() if k not in OWN_METADATA}, sort_keys=True)
@@ -324,7 +323,7 @@ class _FileWriter:
             if len(values) == len(self.lengths):
                 group.create_dataset(f"final_infos/{name}", data=np.stack(values), **self.options)
             elif values:
-                raise DataError(f"{self.source}: 'infos/{name}' has a row more than steps in some episodes only")
+                raise DataError(f"{self.source}: 'infos/{name}' has T + 1 rows in only some episodes")
         for number, attributes in enumerate(storage.get_episode_metadata(range(len(self.lengths)))):
             own = {k: v for k, v in _flat_attributes(attributes).items() if k not in ("id", "total_steps")}
             if own:

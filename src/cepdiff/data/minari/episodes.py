@@ -1,4 +1,4 @@
-"""Episodes of a file in D4RL's layout as Minari holds them: T steps, T + 1 observations, infos as a tree."""
+"""Convert the rows of a D4RL file to Minari episodes: T steps, T + 1 observations, nested infos."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cepdiff.data.rl.arrays import BLOCK_ROWS, BoolArray
 from cepdiff.data.rl.hdf5 import COMPRESSION, read_flags, row_arrays, stored_metadata, torn
 from cepdiff.errors import DataError
 
-# Group of a converted file: what only Minari's layout has (`convert` says what it holds).
+# Group of a converted file for what only Minari stores; see `convert`.
 MINARI_GROUP = "minari"
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class EpisodeSource:
-    """An open file: its row arrays, infos by path, flags, and the lengths of its episodes."""
+    """An open file with its row arrays, infos by path, flags and episode lengths."""
 
     path: Path
     file: h5py.File
@@ -42,7 +42,7 @@ class EpisodeSource:
         arrays = row_arrays(file, path)
         for name in ("observations", "actions"):
             if arrays[name].dtype.kind != "f":
-                raise DataError(f"{path}: '{name}' holds {arrays[name].dtype}, expected floating-point numbers")
+                raise DataError(f"{path}: '{name}' has type {arrays[name].dtype}; expected floating-point numbers")
         rows = arrays["observations"].shape[0]
         flags = {name: read_flags(arrays[name], path).reshape(-1) for name in ("terminals", "timeouts")}
         own = file.get(MINARI_GROUP)
@@ -56,10 +56,10 @@ class EpisodeSource:
             described = json.loads(own["metadata"][()])
             if lengths.sum() != rows:
                 raise DataError(
-                    f"{path}: the episodes of its group '{MINARI_GROUP}' hold {lengths.sum()} rows, its arrays {rows}; "
+                    f"{path}: the episodes in its group '{MINARI_GROUP}' have {lengths.sum()} rows, its arrays {rows}; "
                     "delete the group if the rows were changed"
                 )
-            # An episode which ended by neither flag had to get one, or it would run on into the next one.
+            # The conversion added a timeout to episodes that ended without a flag; remove it again.
             flags["timeouts"][np.cumsum(lengths)[own["open_episodes"][()]] - 1] = False
         infos = _row_infos(file, rows)
         return cls(path, file, arrays, infos, flags["terminals"], flags["timeouts"], lengths, facts, own, described)
@@ -87,7 +87,7 @@ def _row_infos(file: h5py.File, rows: int) -> dict[str, h5py.Dataset]:
 
 
 class EpisodeWriter:
-    """Minari's episode buffers from blocks of rows, and what they have no room for."""
+    """Yields Minari episode buffers from blocks of rows, and stores what does not fit into them in `layout`."""
 
     def __init__(self, source: EpisodeSource, layout: h5py.File, progress: Progress) -> None:
         self.source, self.progress = source, progress
@@ -103,7 +103,7 @@ class EpisodeWriter:
         self.parts = _parts(source)
 
     def mark(self) -> LayoutMark:
-        """To be asked once all episodes are written."""
+        """Return the mark; call after all episodes are written."""
         arrays = self.source.arrays
         end = not (self.source.terminals[-1] or self.source.timeouts[-1])
         own = self.source.own
@@ -118,7 +118,7 @@ class EpisodeWriter:
         return LayoutMark(self.source.rows, "next_observations" not in arrays, end and not opened, self.foreign, odd)
 
     def episodes(self) -> Iterator[Any]:
-        """One `EpisodeBuffer` an episode. Raises `DataError` for torn bytes."""
+        """Yield one `EpisodeBuffer` per episode. Raises `DataError` for a damaged file."""
         from minari.data_collector import EpisodeBuffer
 
         stops = np.cumsum(self.source.lengths)
@@ -181,7 +181,7 @@ class EpisodeWriter:
         return found
 
     def _observations(self, vectors: Array, infos: dict[str, Any]) -> Any:
-        """The vectors, or the dictionary they were joined from; its other parts leave the infos."""
+        """The vectors, or the dictionary they came from; its other parts move out of `infos`."""
         if not self.parts:
             return vectors
         joined = [(name, size, dtype) for name, size, dtype, in_vector in self.parts if in_vector]
@@ -191,7 +191,7 @@ class EpisodeWriter:
 
 
 def _parts(source: EpisodeSource) -> list[tuple[str, int, str, bool]]:
-    """(name, size, dtype, in the vector) of a dictionary of observations, those of the vector in its order."""
+    """(name, size, dtype, is in the vector) of each part of a dictionary observation, in vector order."""
     space = json.loads(source.described.get("observation_space", '{"type": "Box"}'))
     if space["type"] != "Dict":
         return []
@@ -218,5 +218,5 @@ def _nested(infos: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_bits(array: Array) -> Array:
-    """Rows as bytes, for which -0 is not 0 and NaN is NaN."""
+    """Rows as bytes, so that -0 differs from 0 and NaN equals NaN."""
     return np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)

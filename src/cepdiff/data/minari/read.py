@@ -1,4 +1,4 @@
-"""Reading of Minari datasets, through the `minari` package."""
+"""Read Minari datasets with the `minari` package."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.hdf5 import open_file, stored_metadata
 from cepdiff.errors import DataError, MissingExtraError, nearest
 
-# Under this key of metadata.json stands what a dataset converted from D4RL's layout is not to be taken for.
+# Key in metadata.json for the `LayoutMark` of a dataset converted from D4RL's layout.
 MARK = "d4rl_layout"
-# Beside the episodes: what Minari's layout has no room for (metadata group, next observations of their own).
+# Stored next to the episodes: what does not fit Minari's layout (metadata group, separate next observations).
 LAYOUT_FILE = "d4rl_layout.hdf5"
-# Gymnasium-Robotics' mazes observe a dictionary. These parts, in this order, are the vector of D4RL's maze:
+# Gymnasium-Robotics' mazes observe a dictionary. These parts, in this order, make up D4RL's observation vector:
 # 29 = position (2) and the rest of the ant (27), 4 = position and velocity of the ball.
 VECTOR_PARTS = {"AntMaze": ("achieved_goal", "observation"), "PointMaze": ("observation",)}
 
@@ -32,12 +32,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class LayoutMark:
-    """What a conversion from D4RL's layout notes in a Minari dataset, so that nothing read from it is wrong.
+    """Notes in a Minari dataset on its conversion from D4RL's layout, needed to read it back correctly.
 
-    `rows`: steps at the conversion. `unknown_final_observations`: the last of an episode's T + 1 observations
-    only repeats the one before, because the source did not know it. `cut_last_episode`: the data end within the
-    last episode, which is no time limit. `foreign_successors`: next observations which are not the following
-    row's, kept in `LAYOUT_FILE`. `types`: array -> [dtype, shape of a row], where Minari holds it in another.
+    `rows`: number of steps when converted. `unknown_final_observations`: the last of an episode's T + 1 observations
+    is unknown and repeats the one before. `cut_last_episode`: the data end within the last episode, not at a time
+    limit. `foreign_successors`: number of next observations that differ from the following row, kept in
+    `LAYOUT_FILE`. `types`: array -> [dtype, row shape], for arrays that Minari stores differently.
     """
 
     rows: int
@@ -50,18 +50,17 @@ class LayoutMark:
 def read_minari(
     dataset_id: str, root: str | Path | None = None, *, allow_download: bool = True, infos: bool = False
 ) -> RawArrays:
-    """All steps of a Minari dataset such as "mujoco/walker2d/medium-v0".
+    """Read all steps of a Minari dataset such as "mujoco/walker2d/medium-v0".
 
-    It is looked up in `root` (default: Minari's own folder, $MINARI_DATASETS_PATH or ~/.minari/datasets) and
-    only downloaded if it is not there. An episode of T steps holds T + 1 observations, so every next observation
-    is known. An episode which ends by neither flag is cut there: a time limit. Both do not hold for a dataset
-    that was converted from a file which knew less: its `LayoutMark` is honoured. The metadata take the
-    environment, its action bounds, and the reference returns where the dataset has them. Of AntMaze's and
-    PointMaze's dictionaries of observations the `VECTOR_PARTS` are joined. With `infos`, the numeric arrays with
-    T or T + 1 rows in every episode too, as they are; the last of T + 1 is left out.
+    It is looked up in `root` (default: $MINARI_DATASETS_PATH or ~/.minari/datasets) and downloaded if missing. An
+    episode of T steps has T + 1 observations, so every next observation is known; an episode that ends without a
+    flag gets a timeout. For converted datasets, the `LayoutMark` overrides both. The metadata contain the
+    environment, its action bounds and, if available, the reference returns. The `VECTOR_PARTS` of AntMaze's and
+    PointMaze's dictionary observations are concatenated. `infos` adds the numeric arrays with T or T + 1 rows in
+    every episode, unchanged except that the last of T + 1 rows is dropped.
 
-    Raises `MissingExtraError` without the package, `DataError` where the dataset is unknown, out of reach, or
-    its observations or actions are not plain vectors.
+    Raises `MissingExtraError` without the package, `DataError` if the dataset is unknown or cannot be downloaded, or
+    if its observations or actions are not plain vectors.
     """
     with open_minari(dataset_id, root, allow_download=allow_download) as dataset:
         source = f"minari:{dataset_id}"
@@ -78,7 +77,7 @@ def read_minari(
 
 @contextmanager
 def open_minari(dataset_id: str, root: str | Path | None = None, *, allow_download: bool = True) -> Iterator[Any]:
-    """The `MinariDataset`, downloaded where it is absent. Raises as `read_minari`, also while it is open."""
+    """Open the `MinariDataset`, downloading it if missing. Raises like `read_minari`, also while it is open."""
     minari = import_minari()
     with minari_root(root):
         _ensure_local(minari, dataset_id, allow_download)
@@ -89,7 +88,7 @@ def open_minari(dataset_id: str, root: str | Path | None = None, *, allow_downlo
 
 
 def import_minari() -> Any:
-    """The package `minari`. Raises `MissingExtraError` without it."""
+    """Import the package `minari`. Raises `MissingExtraError` without it."""
     try:
         import minari
     except ImportError as error:
@@ -98,7 +97,7 @@ def import_minari() -> Any:
 
 
 def parse_id(dataset_id: str) -> str | None:
-    """The namespace of an id. Raises `DataError` for what is no id, or lacks its version."""
+    """Return the namespace of an id. Raises `DataError` if the id is malformed or has no version."""
     from minari.dataset.minari_dataset import parse_dataset_id
 
     try:
@@ -112,29 +111,29 @@ def parse_id(dataset_id: str) -> str | None:
 
 
 def layout_mark(dataset: Any, source: str) -> LayoutMark | None:
-    """The mark of a converted dataset. Raises `DataError` where its file is gone or it no longer fits the data."""
+    """Return the mark of a converted dataset. Raises `DataError` if its file is missing or the data changed."""
     stored = dataset.storage.metadata.get(MARK)
     if stored is None:
         return None
     mark = LayoutMark(**stored)
     if mark.rows != dataset.total_steps:
         raise DataError(
-            f"{source}: was changed after its conversion ({mark.rows} steps then, {dataset.total_steps} now); "
+            f"{source}: changed since it was converted ({mark.rows} steps then, {dataset.total_steps} now); "
             "convert it again from its source"
         )
     if not (Path(dataset.storage.data_path) / LAYOUT_FILE).is_file():
-        raise DataError(f"{source}: its file {LAYOUT_FILE} is missing; copy the whole folder, or convert it again")
+        raise DataError(f"{source}: the file {LAYOUT_FILE} is missing; copy the whole folder, or convert it again")
     return mark
 
 
 def foreign_successors(path: Path) -> tuple[npt.NDArray[np.int64], Array]:
-    """(rows (M,), next observations (M, S)) of a `LAYOUT_FILE`: those which are not the following row's."""
+    """Read (rows (M,), next observations (M, S)) that differ from the following row from a `LAYOUT_FILE`."""
     with open_file(path) as file:
         return file["successors/rows"][()], file["successors/values"][()]
 
 
 def vector_parts(dataset: Any, source: str) -> tuple[str, ...]:
-    """Names of the parts whose join is the observation vector; empty where observations are vectors already.
+    """Return the parts to concatenate into the observation vector; empty if observations are already vectors.
 
     Raises `DataError` for any other spaces.
     """
@@ -152,13 +151,13 @@ def vector_parts(dataset: Any, source: str) -> tuple[str, ...]:
 
 
 def observation_vectors(observations: Any, parts: tuple[str, ...]) -> Array:
-    """(T + 1, S): an episode's observations, or the join of the `parts` of its dictionary."""
+    """Observations (T + 1, S) of an episode; the `parts` of a dictionary are concatenated."""
     joined: Array = np.concatenate([observations[part] for part in parts], axis=1) if parts else observations
     return joined
 
 
 def episode_infos(episode: Any, parts: tuple[str, ...]) -> dict[str, Any]:
-    """Infos of an episode by path ("a/b"), with the parts of its observations that are not in the vector."""
+    """Infos of an episode by path ("a/b"), plus the observation parts that are not in the vector."""
     found = dict(_flat(episode.infos or {}))
     for name, value in episode.observations.items() if parts else ():
         if name not in parts:
@@ -169,7 +168,7 @@ def episode_infos(episode: Any, parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def minari_metadata(dataset: Any) -> dict[str, Any]:
-    """What the package reads of a dataset's own metadata: environment, bounds, reference returns."""
+    """Metadata that Minari stores itself: environment, action bounds and reference returns."""
     stored, space, env = dataset.storage.metadata, dataset.action_space, dataset.env_spec
     found = {
         "env_id": None if env is None else env.id,
@@ -184,14 +183,14 @@ def minari_metadata(dataset: Any) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """Kind and first line of an error."""
+    """Type and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager
 def minari_root(root: str | Path | None) -> Iterator[None]:
-    """Minari takes its folder from the environment alone; absolute, as it cannot size a dataset at a relative path."""
+    """Set Minari's root in the environment, as an absolute path: Minari cannot size datasets at relative ones."""
     before = os.environ.get(_ROOT_VARIABLE)
     if root is not None:
         os.environ[_ROOT_VARIABLE] = str(Path(root).expanduser().absolute())
@@ -212,14 +211,14 @@ def _ensure_local(minari: Any, dataset_id: str, allow_download: bool) -> None:
     folder = get_dataset_path(dataset_id)
     if (folder / "data").exists():
         return
-    advice = f"download it where there is a network (minari download {dataset_id}) and put it into {folder}"
+    advice = f"run minari download {dataset_id} on a machine with network access and copy it to {folder}"
     if not allow_download:
         raise DataError(
             f"minari:{dataset_id}: not in {folder.parent}; {advice}.{nearest(dataset_id, minari.list_local_datasets())}"
         )
     try:
         minari.download_dataset(dataset_id)
-    except Exception as error:  # each of Minari's stores raises errors of its own
+    except Exception as error:  # each of Minari's storage backends has its own errors
         raise DataError(f"minari:{dataset_id}: cannot be downloaded ({reason(error)}); {advice}") from error
 
 
@@ -262,7 +261,7 @@ def _fill(raw: RawArrays, dataset: Any, parts: tuple[str, ...]) -> None:
         raw.timeouts[stop - 1] |= not raw.terminals[stop - 1]
         start = stop
     if start != len(raw):
-        raise ValueError(f"its episodes hold {start} steps, its metadata say {len(raw)}")
+        raise ValueError(f"its episodes have {start} steps, its metadata say {len(raw)}")
 
 
 def _infos(dataset: Any, parts: tuple[str, ...], rows: int) -> dict[str, Array]:
@@ -277,7 +276,7 @@ def _infos(dataset: Any, parts: tuple[str, ...], rows: int) -> dict[str, Array]:
 
 
 def is_row_array(value: Any, steps: int) -> bool:
-    """Whether an info is a numeric array with a row for each of T steps or T + 1 observations."""
+    """True if an info is a numeric array with one row for each of T steps or T + 1 observations."""
     numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.ndim > 0
     return numeric and len(value) in (steps, steps + 1)
 

@@ -1,9 +1,9 @@
-"""Writing of a file in D4RL's layout as a Minari dataset, with nothing lost.
+"""Lossless conversion of a file in D4RL's layout to a Minari dataset.
 
-Minari holds episodes of T steps and T + 1 observations, a file of D4RL's one row a step. What an episode has no
-room for (next observations which are not the following row's, the metadata group, unusual types) goes into
-`LAYOUT_FILE` beside the episodes, and a `LayoutMark` in the dataset's metadata says that it is there. What only
-Minari has (seeds and options, authors, last infos) a converted file holds in its group `minari`, see `convert`.
+Minari stores episodes of T steps and T + 1 observations; a D4RL file has one row per step. What does not fit into an
+episode (next observations that differ from the following row, the metadata group, unusual types) goes into
+`LAYOUT_FILE` next to the episodes, announced by a `LayoutMark` in the metadata. What only Minari has (seeds, options,
+authors, last infos) comes from the file's group `minari`, see `convert`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cepdiff.data.rl.arrays import BLOCK_ROWS, OPTIONAL, REQUIRED
 from cepdiff.data.rl.hdf5 import open_file, stored_metadata, write_metadata
 from cepdiff.errors import DataError
 
-# Metadata which Minari or the new name decide, not the source.
+# Metadata set by Minari or the new name instead of the source.
 OWN_METADATA = (
     "dataset_id",
     "total_episodes",
@@ -41,7 +41,7 @@ OWN_METADATA = (
 
 @dataclass(frozen=True)
 class Environment:
-    """A Gymnasium environment as Minari stores it: its spec as JSON, and the bounds of its actions if it was made."""
+    """A Gymnasium environment as Minari stores it: its spec as JSON and, if it could be made, its action bounds."""
 
     spec: str
     action_low: tuple[float, ...] | None = None
@@ -49,7 +49,7 @@ class Environment:
 
 
 def bare_environment(env_id: str, env_kwargs: Mapping[str, Any], horizon: int | None) -> Environment:
-    """An environment that is not installed here: named, but Minari cannot make it from this."""
+    """An environment that is not installed: it has a name, but Minari cannot make it."""
     return Environment(
         json.dumps(
             {
@@ -78,11 +78,11 @@ def write_minari(
     overwrite: bool,
     progress: Progress,
 ) -> tuple[int, int, Path]:
-    """(rows, episodes, folder) of the dataset that the file `path` becomes; `facts` complete its metadata.
+    """Write the file `path` as a dataset and return its (rows, episodes, folder); `facts` are added to its metadata.
 
-    The dataset is built in a hidden folder of the same root and renamed. `progress` is called with rows done and
-    all rows. Raises `DataError` where the target exists (unless `overwrite`) or cannot be written, the file is
-    torn, or its actions lie beyond [-1, 1] while neither metadata nor environment say the bounds.
+    The dataset is built in a hidden folder of the same root and then renamed. `progress` is called with rows done and
+    total rows. Raises `DataError` if the target exists (unless `overwrite`) or cannot be written, if the file is
+    damaged, or if actions exceed [-1, 1] and neither metadata nor environment have bounds.
     """
     minari = import_minari()
     with minari_root(root), open_file(path) as file:
@@ -106,16 +106,16 @@ def write_minari(
 
 
 def check_minari_target(dataset_id: str, overwrite: bool) -> Path:
-    """The folder of a dataset to write. Raises `DataError` where it may not be written, or is none of Minari's."""
+    """Return the folder of a dataset to write. Raises `DataError` if it must not be replaced."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
     parse_id(dataset_id)
     folder: Path = get_dataset_path(dataset_id).absolute()
     if folder.exists():
         if not (folder / "data").is_dir():
-            raise DataError(f"{folder}: exists and is no Minari dataset; choose another name or remove it")
+            raise DataError(f"{folder}: exists but is not a Minari dataset; choose another name or remove it")
         if not overwrite:
-            raise DataError(f"{folder}: exists; choose another name or version, or add --overwrite to replace it")
+            raise DataError(f"{folder}: already exists; choose another name or version, or add --overwrite")
     return folder
 
 
@@ -140,7 +140,7 @@ def _observation_space(source: EpisodeSource, environment: Environment | None) -
 
 
 def _action_space(source: EpisodeSource, environment: Environment | None) -> str:
-    """Bounds of the metadata; without them [-1, 1] as everywhere here, or the environment's if actions lie beyond."""
+    """Bounds of the metadata, else [-1, 1], or the environment's if actions exceed that."""
     item, known = source.arrays["actions"], source.metadata
     low, high = known.get("action_low"), known.get("action_high")
     if low is None or high is None:
@@ -149,7 +149,7 @@ def _action_space(source: EpisodeSource, environment: Environment | None) -> str
         if max(float(np.abs(item[i : i + BLOCK_ROWS]).max()) for i in starts) > 1 + 1e-6:
             if environment is None or environment.action_low is None or environment.action_high is None:
                 raise DataError(
-                    f"{source.path}: actions lie beyond [-1, 1] and nothing says their bounds; "
+                    f"{source.path}: actions exceed [-1, 1] and their bounds are unknown; "
                     "name an installed environment with --env_id"
                 )
             low, high = environment.action_low, environment.action_high
@@ -164,7 +164,7 @@ def _box(item: h5py.Dataset, low: list[float], high: list[float]) -> str:
 
 
 def _described(source: EpisodeSource, dataset_id: str, environment: Environment | None, version: str) -> dict[str, Any]:
-    """What the new dataset says about itself: the file's group `minari`, else what its metadata know."""
+    """Metadata of the new dataset: from the file's group `minari`, else from its own metadata."""
     known = source.metadata
     found = {k: v for k, v in source.described.items() if k not in (*OWN_METADATA, MARK) and not k.endswith("_space")}
     if not source.described:
@@ -179,7 +179,7 @@ def _described(source: EpisodeSource, dataset_id: str, environment: Environment 
     found |= {"dataset_id": dataset_id, "minari_version": version}
     for name in ("author", "author_email"):
         if name in found:
-            found[name] = set(found[name])  # what Minari's checks want; it writes a list
+            found[name] = set(found[name])  # Minari checks for a set, but writes a list
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -191,7 +191,7 @@ def _restore_attributes(storage: Any, source: EpisodeSource) -> None:
 
 
 def _write_rest(layout: h5py.File, source: EpisodeSource, derived: Mapping[str, Any]) -> bool:
-    """Copies what are no row arrays; whether a conversion back needs any of it, `derived` being known without."""
+    """Copy all but the row arrays. True if converting back needs it, given that `derived` is known anyway."""
     layout.attrs.update(source.file.attrs)
     rest = bool(len(source.file.attrs))
     rows = {*REQUIRED, *OPTIONAL, MINARI_GROUP, "metadata", "infos"}
@@ -226,7 +226,7 @@ def _other(others: list[str], name: str, item: Any, known: Mapping[str, Any]) ->
 
 @contextmanager
 def _new_dataset(dataset_id: str, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """(its hidden data folder, its folder once the block has ended without an error)."""
+    """Yield (hidden data folder, final folder); moved into place if the block ends without an error."""
     from minari.namespace import create_namespace, list_local_namespaces
     from minari.storage.datasets_root_dir import get_dataset_path
 
@@ -234,7 +234,7 @@ def _new_dataset(dataset_id: str, overwrite: bool) -> Iterator[tuple[Path, Path]
     try:
         aside = Path(tempfile.mkdtemp(dir=get_dataset_path().absolute(), prefix=f".{folder.name}."))
         try:
-            aside.chmod(0o755)  # mkdtemp's own mode would hide the dataset from every other user
+            aside.chmod(0o755)  # mkdtemp makes it private to this user
             yield aside / "data", folder
             for written in (aside / "data").iterdir():
                 with written.open("rb+") as file:
@@ -245,12 +245,12 @@ def _new_dataset(dataset_id: str, overwrite: bool) -> Iterator[tuple[Path, Path]
             _move(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:  # Minari has no own kind
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:  # raised by Minari
         raise DataError(f"minari:{dataset_id}: cannot be written to {folder} ({reason(error)})") from error
 
 
 def _move(aside: Path, folder: Path) -> None:
-    """Puts `aside` in the place of `folder`, whose old content goes only when the new one stands."""
+    """Replace `folder` by `aside`; old content is deleted only after the new one is in place."""
     old = aside.with_name(f"{aside.name}.old")
     with suppress(FileNotFoundError):
         folder.rename(old)

@@ -1,4 +1,4 @@
-"""A dataset as it lies in a file: plain NumPy arrays, checked, with nothing interpreted yet."""
+"""The raw arrays of a dataset: validated NumPy arrays, not interpreted yet."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ BoolArray = npt.NDArray[np.bool_]
 REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
 OPTIONAL = ("next_observations",)
 WIDE = ("observations", "actions", "next_observations")  # (N, size); the others are (N,)
-# Work on large arrays goes block by block, so that no temporary is ever as large as the data.
+# Large arrays are processed in blocks, so that temporaries stay small.
 BLOCK_ROWS = 65536
 
 
 @dataclass
 class RawArrays:
     """D4RL's arrays: observations (N, S), actions (N, A) in the environment's units, rewards (N,), terminals
-    and timeouts (N,), and next_observations (N, S) where the source holds them.
+    and timeouts (N,), and next_observations (N, S) if the source has them.
 
-    `metadata` holds plain values; the keys this package reads are `env_id`, `env_kwargs`, `horizon`, `action_low`,
-    `action_high`, `reference_min` and `reference_max`. `infos` are further arrays with N rows (`qpos`, `qvel`), which
-    are read where they are asked for and keep their types. `source` names the dataset in messages. Numbers of any width
-    are converted to float32 and bool, and (N, 1) to (N,); what fits already is not copied.
+    `metadata` has plain values; this package reads `env_id`, `env_kwargs`, `horizon`, `action_low`, `action_high`,
+    `reference_min` and `reference_max`. `infos` are optional further arrays with N rows (`qpos`, `qvel`) of any type.
+    `source` names the dataset in messages. Arrays are converted to float32 or bool, and from (N, 1) to (N,), without
+    a copy if possible.
     """
 
     observations: FloatArray
@@ -55,12 +55,12 @@ class RawArrays:
 
     @property
     def fields(self) -> dict[str, npt.NDArray[Any]]:
-        """The arrays by name, without `next_observations` where there is none."""
+        """The arrays by name, without `next_observations` if it is None."""
         arrays = {name: getattr(self, name) for name in (*REQUIRED, *OPTIONAL)}
         return {name: array for name, array in arrays.items() if array is not None}
 
     def validate(self) -> RawArrays:
-        """Itself. Raises `DataError` as `check_shapes` does, and where a row is NaN or infinite."""
+        """Return self. Raises `DataError` like `check_shapes`, or if a row is NaN or infinite."""
         check_shapes({name: array.shape for name, array in self.fields.items()}, self.source)
         for name, array in self.fields.items():
             if array.dtype != np.bool_:
@@ -69,7 +69,7 @@ class RawArrays:
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raises `DataError` where an array is missing, empty, of the wrong dimensionality or of another length."""
+    """Raise `DataError` if an array is missing, empty, or has the wrong number of axes or rows."""
     for name in REQUIRED:
         if name not in shapes:
             there = ", ".join(sorted(shapes)) or "nothing"
@@ -83,13 +83,13 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
         wide = name in WIDE
         fits = len(shape) == 2 if wide else len(shape) == 1 or shape[1:] == (1,)
         if not fits:
-            raise DataError(f"{source}: '{name}' has shape {shape}, expected {'(rows, size)' if wide else '(rows,)'}")
+            raise DataError(f"{source}: '{name}' has shape {shape}; expected {'(rows, size)' if wide else '(rows,)'}")
         if shape[0] != rows:
             raise DataError(f"{source}: '{name}' has {shape[0]} rows, but 'observations' has {rows}")
         if wide and shape[1] == 0:
-            raise DataError(f"{source}: '{name}' has shape {shape}: its rows are empty")
+            raise DataError(f"{source}: '{name}' has shape {shape}; expected at least one column")
     if rows == 0:
-        raise DataError(f"{source}: holds no rows")
+        raise DataError(f"{source}: has no rows")
     expected = shapes["observations"]
     if shapes.get("next_observations", expected) != expected:
         raise DataError(
@@ -98,12 +98,12 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
 
 
 def blocks(rows: int) -> Iterator[slice]:
-    """Slices which cover `rows` rows."""
+    """Slices that cover `rows` rows."""
     return (slice(i, min(i + BLOCK_ROWS, rows)) for i in range(0, rows, BLOCK_ROWS))
 
 
 def first_rows(bad: npt.NDArray[np.int64]) -> str:
-    """`"3 rows: 5, 6, 9"`; at most five are named."""
+    """Format as `"3 rows: 5, 6, 9"`, listing at most five."""
     names = ", ".join(str(row) for row in bad[:5])
     return f"{len(bad)} row{'s' * (len(bad) != 1)}: {names}{', ...' * (len(bad) > 5)}"
 

@@ -1,17 +1,17 @@
-"""The transition buffer: a dataset as tensors, with its episodes and successors worked out once.
+"""The transition buffer: a dataset as tensors, with its episodes and successors computed once.
 
 "An episode ends here" and "do not bootstrap here" are two different things:
 
-- An episode ends at `terminals | timeouts`, and at the last row. Returns are summed over these episodes.
-- `terminals` alone stop bootstrapping. A time limit cuts an episode, but the state after it still has a value.
+- An episode ends at `terminals | timeouts` and at the last row. Returns are summed over these episodes.
+- Only `terminals` stop bootstrapping. A time limit ends an episode, but the state after it still has a value.
 
-A row's successor s' is an index into `states`, -1 where it is unknown:
+A row's successor s' is an index into `states`, -1 if unknown:
 
-- Without `next_observations`, s' is the observation of the following row of the same episode. At a time limit
-  and at the last row it is unknown, so that row trains the behavior model only.
-- With `next_observations`, s' is the following row's observation where the two are equal and the row does not
-  end an episode; every other next observation is appended to `states`.
-- A terminal row without a known s' points at itself: its successor is never bootstrapped from.
+- Without `next_observations`, s' is the observation of the following row of the same episode. It is unknown at a time
+  limit and at the last row, so those rows only train the behavior model.
+- With `next_observations`, s' is the following row's observation if the two are equal and the row does not end an
+  episode; every other next observation is appended to `states`.
+- A terminal row without a known s' points at itself, since its successor is never bootstrapped from.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from cepdiff.types import DataSpec
 
 IntArray = npt.NDArray[np.int64]
 Bounds = float | Sequence[float]
-# Rounding to float32 moves an action by 6e-8 of its bound; this far beyond it is still rounding.
+# Relative to the bound; float32 rounding is 6e-8.
 _BOUND_TOLERANCE = 1e-6
-# Below this an observation counts as constant, and is not divided by its spread.
+# Observations with a smaller deviation count as constant and are not divided by it.
 _MIN_STD = 1e-6
 
 
 class EpisodeReturns(NamedTuple):
-    """Undiscounted returns (E,) in float64, and which episodes (E,) ended by a terminal or a time limit."""
+    """Undiscounted returns (E,) in float64, and a mask (E,) of episodes ended by a terminal or a time limit."""
 
     returns: Tensor
     complete: Tensor
@@ -50,10 +50,10 @@ class EpisodeReturns(NamedTuple):
 class TransitionBuffer:
     """N rows in E episodes, U >= N states; all tensors on one device.
 
-    states (U, S): the observations of the N rows, then the next observations which no following row holds.
-    next_index (N,): row of s' in `states`, -1 where unknown. actions (N, A) in [-1, 1]. rewards (N,), raw.
-    terminals, timeouts (N,). episode_index (N,): the episode of each row, which are the rows from
-    episode_starts (E,) up to, not including, episode_ends (E,). content_hash names the data and its bounds.
+    states (U, S): the observations of the N rows, then the next observations that are not the following row's.
+    next_index (N,): row of s' in `states`, -1 if unknown. actions (N, A) in [-1, 1]. rewards (N,), raw. terminals,
+    timeouts (N,). episode_index (N,): episode of each row. episode_starts, episode_ends (E,): first row and one past
+    the last. content_hash: of the data and the bounds.
     """
 
     states: Tensor
@@ -73,18 +73,17 @@ class TransitionBuffer:
     def from_arrays(
         cls, raw: RawArrays, action_low: Bounds | None = None, action_high: Bounds | None = None
     ) -> TransitionBuffer:
-        """The buffer of `raw`, sharing its memory where nothing has to change (so leave `raw` as it is).
+        """Build a buffer from `raw`, sharing memory where possible: do not modify `raw` afterwards.
 
-        Bounds are the arguments (one number or one an action), else the metadata's, else [-1, 1]. Raises
-        `DataError` where an action lies beyond them by more than rounding.
+        Bounds are as for `action_bounds`. Raises `DataError` if an action exceeds them by more than rounding.
         """
         low, high = action_bounds(raw, action_low, action_high)
         beyond = rows_beyond(raw.actions, low, high)
         if len(beyond):
             found_low, found_high = float(raw.actions.min()), float(raw.actions.max())
             raise DataError(
-                f"{raw.source}: actions lie outside [{low.min():g}, {high.max():g}] in {first_rows(beyond)} "
-                f"(found {found_low:g} to {found_high:g}); give the environment's bounds with "
+                f"{raw.source}: actions are outside [{low.min():g}, {high.max():g}] in {first_rows(beyond)} "
+                f"(found {found_low:g} to {found_high:g}); set the environment's bounds with "
                 "--data.action_low and --data.action_high"
             )
         ends = raw.terminals | raw.timeouts
@@ -122,20 +121,20 @@ class TransitionBuffer:
 
     @property
     def transitions(self) -> Tensor:
-        """Ascending rows a critic may train on: the successor is known, or the row is terminal."""
+        """Ascending rows a critic can train on: terminal, or with a known successor."""
         return torch.nonzero(self.next_index >= 0).squeeze(-1)
 
     def episode_returns(self) -> EpisodeReturns:
-        """Return of each episode, and whether it was recorded to its end."""
+        """Return of each episode, and a mask of the complete ones."""
         sums = torch.zeros(self.num_episodes, dtype=torch.float64)
         sums.index_add_(0, self.episode_index.cpu(), self.rewards.cpu().double())
         last = self.episode_ends - 1
         return EpisodeReturns(sums, (self.terminals[last] | self.timeouts[last]).cpu())
 
     def spec(self, normalize: bool = False) -> DataSpec:
-        """Sizes and action bounds; with `normalize`, mean and standard deviation of the N observations too.
+        """Sizes and action bounds; with `normalize`, also mean and standard deviation of the N observations.
 
-        A constant observation has the standard deviation 1, so that it normalises to 0.
+        Constant observations get a standard deviation of 1, so they normalise to 0.
         """
         mean, std = self._moments() if normalize else (None, None)
         return DataSpec(
@@ -148,7 +147,7 @@ class TransitionBuffer:
         )
 
     def to(self, device: torch.device | str) -> TransitionBuffer:
-        """The same buffer on `device`."""
+        """Return the same buffer on `device`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
@@ -164,15 +163,15 @@ class TransitionBuffer:
 
 
 def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -> Tensor:
-    """Ascending rows of whole episodes, drawn in an order that `seed` fixes, about `max_rows` of them.
+    """Ascending rows of randomly chosen whole episodes, about `max_rows` in total, on the buffer's device.
 
-    At least one episode; all rows where `max_rows` is None or not below N. On the buffer's device.
+    At least one episode; all rows if `max_rows` is None or at least N.
     """
     device = buffer.next_index.device
     if max_rows is None or max_rows >= len(buffer):
         return torch.arange(len(buffer), device=device)
     if max_rows < 1:
-        raise ConfigError(f"max_rows is {max_rows}, expected at least 1 (or null for all rows)")
+        raise ConfigError(f"max_rows is {max_rows}; expected at least 1, or null for all rows")
     order = torch.randperm(buffer.num_episodes, generator=generator(seed, "episodes"))
     totals = (buffer.episode_ends - buffer.episode_starts).cpu()[order].cumsum(0)
     count = int((totals - max_rows).abs().argmin()) + 1  # the total nearest to max_rows
@@ -184,16 +183,17 @@ def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -
 def action_bounds(
     raw: RawArrays, action_low: Bounds | None = None, action_high: Bounds | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """(low (A,), high (A,)): the arguments, else the metadata's, else [-1, 1]. Raises `DataError` for bounds
-    that are not finite, not ascending or of another number than A."""
+    """(low (A,), high (A,)): the arguments (a number or A of them), else the metadata's, else [-1, 1].
+
+    Raises `DataError` unless they are finite, low < high, and there are 1 or A of them."""
     size = raw.actions.shape[1]
     found = []
     for name, given, default in (("action_low", action_low, -1.0), ("action_high", action_high, 1.0)):
         value = np.asarray(given if given is not None else raw.metadata.get(name, default), dtype=np.float32)
         if value.ndim > 1 or value.size not in (1, size) or not np.isfinite(value).all():
             raise DataError(
-                f"{raw.source}: {name} is {value.tolist()}, expected one finite number or {size}; "
-                f"give it with --data.{name}"
+                f"{raw.source}: {name} is {value.tolist()}; expected one finite number or {size}; "
+                f"set it with --data.{name}"
             )
         found.append(np.broadcast_to(value.reshape(-1), (size,)))
     low, high = found
@@ -203,7 +203,7 @@ def action_bounds(
 
 
 def rows_beyond(actions: FloatArray, low: FloatArray, high: FloatArray) -> IntArray:
-    """Rows of actions (N, A) that lie outside [low, high] by more than float32's rounding."""
+    """Rows of actions (N, A) outside [low, high] by more than float32 rounding."""
     slack = _BOUND_TOLERANCE * np.maximum(high - low, np.maximum(np.abs(low), np.abs(high)))
     found = [
         np.flatnonzero(((actions[part] < low - slack) | (actions[part] > high + slack)).any(axis=1)) + part.start
@@ -213,7 +213,7 @@ def rows_beyond(actions: FloatArray, low: FloatArray, high: FloatArray) -> IntAr
 
 
 def equal_rows(a: FloatArray, b: FloatArray) -> BoolArray:
-    """(N,): whether row i of `a` (N, S) equals row i of `b` exactly."""
+    """Mask (N,) of rows of `a` (N, S) that exactly equal those of `b`."""
     equal = np.empty(len(a), dtype=np.bool_)
     for part in blocks(len(a)):
         equal[part] = (a[part] == b[part]).all(axis=1)
@@ -228,7 +228,7 @@ def _successors(raw: RawArrays, ends: BoolArray) -> tuple[FloatArray, IntArray]:
         own = np.flatnonzero(raw.terminals)
         next_index[own] = own
         return raw.observations, next_index
-    held = ~ends  # the last row is an end, so every held row has a following one
+    held = ~ends  # the last row is an end, so every held row has a next row
     held[:-1] &= equal_rows(raw.next_observations[:-1], raw.observations[1:])
     foreign = np.flatnonzero(~held)
     next_index[foreign] = rows + np.arange(len(foreign))
@@ -239,7 +239,7 @@ def _successors(raw: RawArrays, ends: BoolArray) -> tuple[FloatArray, IntArray]:
 
 
 def _unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
-    """Actions (N, A) scaled from [low, high] to [-1, 1] and clipped; the same array if that changes nothing."""
+    """Scale actions (N, A) from [low, high] to [-1, 1] and clip them; no copy if nothing changes."""
     if (low == -1).all() and (high == 1).all():
         if actions.min() >= -1 and actions.max() <= 1:
             return actions

@@ -1,8 +1,8 @@
-"""D4RL's tasks (Fu et al. 2020, arXiv 2004.07219): one function a family, newest version of a task first.
+"""D4RL's tasks (Fu et al. 2020, arXiv 2004.07219): one function per family, newest version of a task first.
 
-File names, reference returns, horizons and what is deprecated are those of D4RL 1.1 (`d4rl/infos.py` and the
-families' registrations). K and the guidance scales of locomotion and AntMaze are those of Lu et al. 2023; the
-other families are not in that paper: see each function for what was chosen, and why.
+File names, reference returns, horizons and deprecations are those of D4RL 1.1 (`d4rl/infos.py` and the families'
+registrations). K and the guidance scales of locomotion and AntMaze are those of Lu et al. 2023; for families not in
+that paper, each function explains its choices.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ ENV_MODULE = "cepdiff.envs"
 
 LOCOMOTION_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)
 ANTMAZE_SCALES = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-# Adroit and Kitchen: narrow data of people and experts, which large scales leave quickly.
+# Adroit and Kitchen: narrow human and expert data, which large scales soon leave.
 MANIPULATION_SCALES = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
 
 
 def locomotion_tasks() -> Iterator[Task]:
-    """Gymnasium's `-v4` environments have the same model files and rewards, but today's MuJoCo gives them other masses
-    and contacts than D4RL's data were recorded with; `cepdiff.envs.locomotion` has those."""
+    """Gymnasium's `-v4` environments have the same model files and rewards, but with current MuJoCo versions their
+    masses and contacts differ from those of D4RL's data; `cepdiff.envs.locomotion` restores them."""
     references = {
         "halfcheetah": ("HalfCheetah-v2", -280.178953, 12135.0),
         "hopper": ("Hopper-v2", -20.272305, 3234.3),
@@ -68,14 +68,14 @@ def _locomotion_kinds(robot: str) -> Iterator[tuple[str, str]]:
 
 
 def _first_name(robot: str, kind: str) -> str:
-    """A v0 file's stem: replay buffers are called "mixed" there, and one robot has another name."""
+    """Stem of a v0 file, where replay buffers are called "mixed" and walker2d's is called "walker"."""
     if kind == "medium-replay":
         return f"{'walker' if robot == 'walker2d' else robot}_mixed"
     return f"{robot}_{kind.replace('-', '_')}"
 
 
 def antmaze_tasks() -> Iterator[Task]:
-    """An ant in a maze, reward 1 at the goal: Lu et al. 2023 train on r - 1, K = 32, 100 episodes a scale."""
+    """An ant in a maze, reward 1 at the goal: Lu et al. 2023 train on r - 1, K = 32, 100 episodes per scale."""
     mazes = {  # name: (the maze's name in v0 and v2 files, in v1 files, many starts, many goals, horizon)
         "umaze": ("u-maze", "umaze", False, False, 700),
         "umaze-diverse": ("u-maze", "umaze", True, True, 700),
@@ -91,7 +91,7 @@ def antmaze_tasks() -> Iterator[Task]:
         yield _antmaze(f"antmaze-{maze}-v1", f"ant_maze_v1/Ant_maze_{plain}_{variant}.hdf5", horizon, replaced)
         late = "; its timeouts are not where the episodes end (D4RL issue 77)"
         yield _antmaze(f"antmaze-{maze}-v0", f"ant_maze_new/Ant_maze_{title}_{variant}.hdf5", horizon, replaced + late)
-    # Mirrored mazes. In the medium and large ones D4RL gives "play" the file with many goals, and "diverse" the other.
+    # Mirrored mazes. For medium and large, D4RL swaps the files: "play" has many goals, "diverse" one.
     for maze, goals in {
         "umaze": False,
         "umaze-diverse": True,
@@ -101,7 +101,7 @@ def antmaze_tasks() -> Iterator[Task]:
         "large-diverse": False,
     }.items():
         size = maze.partition("-")[0]
-        swapped = "D4RL gives the files of -play and -diverse to each other here" if size != "umaze" else ""
+        swapped = "D4RL swaps the files of -play and -diverse here" if size != "umaze" else ""
         file = f"ant_maze_new/Ant_maze_{size}_eval_noisy_multistart_True_multigoal_{goals}_sparse.hdf5"
         yield _antmaze(f"antmaze-eval-{maze}-v0", file, mazes[maze][-1], swapped)
 
@@ -127,12 +127,11 @@ def _antmaze(name: str, file: str, horizon: int, note: str = "") -> Task:
 
 
 def maze2d_tasks() -> Iterator[Task]:
-    """A point in a maze, reward in [0, 1] a step, no end at the goal.
+    """A point in a maze, reward in [0, 1] per step; episodes do not end at the goal.
 
-    Raw rewards ("none"): they put values on the scale that "return_range" gives locomotion, about 1 a step, while
-    ranges of returns mean little here, since D4RL splits one long walk at every waypoint (D4RL issue 85). Minus
-    one, the rule of AntMaze, would shift all values alike, because no episode terminates. 100 episodes, since
-    start cells are drawn anew for each.
+    Raw rewards ("none"): about 1 per step, like locomotion with "return_range", whereas ranges of returns mean little
+    here because D4RL splits one long walk at every waypoint (D4RL issue 85). AntMaze's "minus_one" would only shift
+    all values by a constant, because no episode terminates. 100 episodes, because start cells are random.
     """
     references = {  # name: (reference_min, reference_max, horizon)
         "open-v0": (0.01, 20.66, 150),
@@ -156,7 +155,7 @@ def maze2d_tasks() -> Iterator[Task]:
         "medium-dense-v0": (19.47762, 96.03474232952358, 250),
         "large-dense-v0": (27.38831, 215.09965671563742, 600),
     }
-    goals = {  # row and column of the goal's cell, which is its position too
+    goals = {  # row and column of the goal's cell, also its position
         "open": (2.0, 3.0),
         "umaze": (1.0, 1.0),
         "medium": (6.0, 6.0),
@@ -181,7 +180,7 @@ def maze2d_tasks() -> Iterator[Task]:
             num_support_actions=16,
             evaluation_scales=LOCOMOTION_SCALES,
             evaluation_episodes=100,
-            max_move=0.5,  # half a cell of the maze; a step lasts 0.01 s at a speed of 5 at the most
+            max_move=0.5,  # half a cell of the maze; a step lasts 0.01 s at a speed of at most 5
             goal_radius=None if maze.endswith("-dense") else 0.5,
             goal=goals[maze.removesuffix("-dense")],
             note="timeouts mark the waypoints of one long walk (D4RL issue 85)",
@@ -189,10 +188,10 @@ def maze2d_tasks() -> Iterator[Task]:
 
 
 def adroit_tasks() -> Iterator[Task]:
-    """A hand of 24 joints. 100 episodes: targets and objects are placed anew for each.
+    """A hand with 24 joints. 100 episodes, because targets and objects are placed at random.
 
-    "return_range", as for locomotion: raw rewards reach 60 a step in hammer and 20 in relocate, and the weight
-    exp(beta Q) is not indifferent to their scale. Implicit Q-learning (Kostrikov et al. 2021) trains on raw ones.
+    "return_range", as for locomotion: raw rewards reach 60 per step in hammer and 20 in relocate, and exp(beta Q)
+    depends on their scale. Implicit Q-learning (Kostrikov et al. 2021) trains on raw rewards.
     """
     references = {  # hand: (reference_min, reference_max, horizon)
         "pen": (96.262799, 3076.8331017826877, 100),
@@ -224,10 +223,10 @@ def adroit_tasks() -> Iterator[Task]:
 
 
 def kitchen_tasks() -> Iterator[Task]:
-    """A Franka arm in a kitchen with four things to do, 1 for each; the return scores 25 a thing.
+    """A Franka arm in a kitchen with four subtasks, each worth a reward of 1 and a score of 25.
 
-    Raw rewards ("none"), as in Implicit Q-learning: they are counts up to 4 already. 20 episodes, since a step
-    simulates 80 ms and is slow.
+    Raw rewards ("none"), as in Implicit Q-learning: they count up to 4. Only 20 episodes, because a step simulates
+    80 ms and is slow.
     """
     files = {
         "complete": "mini_kitchen_microwave_kettle_light_slider",

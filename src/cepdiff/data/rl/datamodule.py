@@ -1,4 +1,4 @@
-"""The data of offline RL: a buffer on the device, with its support actions once they are drawn."""
+"""Offline RL data: a buffer on the device, with support actions once they are drawn."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from cepdiff.types import Batch, DataSpec
 
 
 class OfflineDataModule(StageDataModule):
-    """D4RL tasks, own HDF5 files and Minari datasets for every stage.
+    """D4RL tasks, your own HDF5 files and Minari datasets, for every stage.
 
     To serve other data, subclass and override `load_buffer` or `rewards`.
 
     Args:
-        dataset: a D4RL task ("hopper-medium-v2"), a path to an HDF5 file in D4RL's layout, a file's name inside
+        dataset: a D4RL task ("hopper-medium-v2"), a path to an HDF5 file in D4RL's layout, the name of a file in
             `dataset_dir`, or "minari:" and a Minari dataset id.
-        env_id: Gymnasium id of the environment to evaluate in; default: the task's, or the file's own note of it.
+        env_id: Gymnasium id of the environment to evaluate in; default: from the task or the file's metadata.
         env_kwargs: keyword arguments of the environment.
-        dataset_dir: folder of D4RL's files; default $D4RL_DATASET_DIR or ~/.d4rl/datasets.
+        dataset_dir: dataset folder; default: $D4RL_DATASET_DIR or ~/.d4rl/datasets.
         reward_rule: "return_range" (r * 1000 / (max return - min return)), "minus_one" (r - 1) or "none"; default:
             the task's, else "return_range".
-        normalize_observations: standardise observations by the buffer's mean and deviation.
-        action_low: lower bound of the actions (a number or A of them); default: the file's own note, else -1.
-        action_high: upper bound, likewise; default +1.
-        block_size: minibatches handed to one `training_step`.
-        seed: of the order of rows.
+        normalize_observations: standardise observations by the buffer's mean and standard deviation.
+        action_low: lower bound of the actions (a number or A of them); default: from the file's metadata, else -1.
+        action_high: upper bound of the actions; default: from the file's metadata, else +1.
+        block_size: minibatches per `training_step`.
+        seed: of the row order.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class OfflineDataModule(StageDataModule):
         self.normalize_observations = normalize_observations
         self.action_low = action_low
         self.action_high = action_high
-        self.metadata: dict[str, Any] = {}  # the file's own notes, once it is read
-        self.findings: list[Finding] = []  # of `cepdiff data check`, once it is read
+        self.metadata: dict[str, Any] = {}  # of the file; set by setup()
+        self.findings: list[Finding] = []  # as in `cepdiff data check`; set by setup()
         self._buffer: TransitionBuffer | None = None
         self._spec: DataSpec | None = None
         self._rewards: Tensor | None = None
@@ -74,26 +74,24 @@ class OfflineDataModule(StageDataModule):
 
     @property
     def task(self) -> Task | None:
-        """The registry's entry, or None for own files."""
+        """The registered task, or None for other datasets."""
         return TASKS.get(self.dataset)
 
     @property
     def dataset_name(self) -> str:
-        """Short name of the dataset, for folders and tables."""
         if self.dataset.startswith("minari:"):
             return self.dataset.removeprefix("minari:").replace("/", "-")
         return self.dataset if self.task else Path(self.dataset).stem
 
     @property
     def buffer(self) -> TransitionBuffer:
-        """The transitions; loaded by `setup`."""
+        """The transitions, loaded by `setup`."""
         if self._buffer is None:
-            raise DataError("the data module holds no buffer yet: call prepare_data() and setup() first")
+            raise DataError("the buffer is not loaded yet: call prepare_data() and setup() first")
         return self._buffer
 
     @property
     def spec(self) -> DataSpec:
-        """Sizes, action bounds and observation statistics of the buffer."""
         if self._spec is None:  # statistics take a pass over the buffer
             self._spec = self.buffer.spec(normalize=self.normalize_observations)
         return self._spec
@@ -103,33 +101,33 @@ class OfflineDataModule(StageDataModule):
         return self.buffer.content_hash
 
     def prepare_data(self) -> None:
-        """Downloads what is missing; Lightning calls it on one process a node."""
+        """Download a missing file; Lightning calls this on one process per node."""
         own_data = type(self).load_buffer is not OfflineDataModule.load_buffer
         if not own_data and not self.dataset.startswith("minari:"):
             resolve(self.dataset, self.dataset_dir, allow_download=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the buffer once."""
+        """Load the buffer and its rewards; only once."""
         if self._buffer is None:
             self._buffer = self.load_buffer()
-            self._rewards = self.rewards()  # here, so that a rule that does not fit is known before any training
+            self._rewards = self.rewards()  # fail before training if the rule does not fit
 
     def load_buffer(self) -> TransitionBuffer:
-        """Reads and validates the dataset; override it to serve other data."""
+        """Read and validate the dataset; override it to serve other data."""
         raw = load_dataset(self.dataset, self.dataset_dir)
         self.metadata = raw.metadata
         self.findings = findings_of(raw, self.task, self.action_low, self.action_high)
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
 
     def rewards(self) -> Tensor:
-        """Rewards (N,) after the task's rule."""
+        """Return the scaled rewards (N,)."""
         rule = self.reward_rule or (self.task.reward_rule if self.task else "return_range")
         return apply_rule(rule, self.buffer)
 
     def with_support(self, support: SupportCache, energies: Tensor | None = None) -> OfflineDataModule:
-        """This data module (sharing its buffer) with support actions, and the energies (M, K) of each.
+        """Return a copy (sharing the buffer) with support actions and, if given, their energies (M, K).
 
-        Stages after the support stage draw from the rows whose states the cache covers.
+        Stages after the support stage draw from the rows whose states are in the cache.
         """
         module = copy.copy(self)
         module._support = support
@@ -137,7 +135,6 @@ class OfflineDataModule(StageDataModule):
         return module
 
     def rows(self, fields: Sequence[str]) -> Tensor:
-        """Rows (R,) of the buffer that can give all of `fields`."""
         buffer = self.buffer
         rows = torch.arange(len(buffer.actions))
         if "next_observations" in fields:
@@ -149,7 +146,6 @@ class OfflineDataModule(StageDataModule):
         return rows
 
     def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
-        """A function that gathers `fields` at row numbers of any shape (...), from tensors held on `device`."""
         buffer = self.buffer
         states = self.normalize(buffer.states).to(device)
         next_index = buffer.next_index.to(device)
@@ -172,10 +168,10 @@ class OfflineDataModule(StageDataModule):
                 tables[field] = actions, slots if field == "support_actions" else slots[next_index]
             elif field == "energies":
                 if self._energies is None:
-                    raise DataError("energies of the support actions are missing: pass them to with_support()")
+                    raise DataError("no energies of the support actions: pass them to with_support()")
                 tables[field] = self._energies.to(device), self._slots().to(device)
             else:
-                raise ConfigError(f"a module asks for the batch field '{field}', which this data module does not have")
+                raise ConfigError(f"the module needs the batch field '{field}', which this data module does not have")
         return lambda rows: {
             field: table[rows if index is None else index[rows]] for field, (table, index) in tables.items()
         }
@@ -189,7 +185,7 @@ class OfflineDataModule(StageDataModule):
 
     def _cache(self) -> SupportCache:
         if self._support is None:
-            raise DataError("this stage trains on support actions: draw them first and pass them to with_support()")
+            raise DataError("this stage needs support actions: draw them first and pass them to with_support()")
         return self._support
 
     def _slots(self) -> Tensor:

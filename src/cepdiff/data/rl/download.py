@@ -1,4 +1,4 @@
-"""Download of one file: resumed, retried, checked, written aside and renamed."""
+"""Download a file: resumable, with retries, size checks and an atomic rename."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cepdiff.errors import DataError
 _CHUNK_BYTES = 1 << 20
 _MAX_WAIT = 60.0
 _NETWORK_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError)
-# Answers of a server which is busy or ill, not of one that does not hold the file.
+# Temporary failures of the server.
 _RETRIED_STATUS = (408, 416, 425, 429, *range(500, 600))
 
 
@@ -36,14 +36,13 @@ def download(
     timeout: float = 30.0,
     backoff: float = 1.0,
 ) -> Path:
-    """Fetches `url` to `target` and returns `target`, which only ever exists complete.
+    """Download `url` to `target` and return `target`, which only exists once complete.
 
-    Bytes arrive in `target.part`, and a later call goes on where an earlier one stopped, unless the file on the
-    server has changed since. Failures are retried after `backoff` * 1, 2, 4, ... seconds, at most `retries` times
-    in a row without a new byte. `timeout` is in seconds without an answer.
+    Bytes go to `target.part`; a later call resumes there unless the server's file has changed. Failures are retried
+    after `backoff` * 1, 2, 4, ... seconds, at most `retries` times without a new byte. `timeout` is in seconds.
 
-    Raises `DataError` where the server cannot be reached, refuses (4xx), or sends another size than it announced
-    or than `expected_size`.
+    Raises `DataError` if the server cannot be reached, refuses (4xx), or sends a size other than announced or
+    `expected_size`.
     """
     fetch = _Fetch(url, Path(target), progress, expected_size, timeout)
     by_hand = f"download it by hand to {fetch.target}"
@@ -63,7 +62,7 @@ def download(
         except (urllib.error.URLError, http.client.HTTPException, *_NETWORK_ERRORS) as error:
             cause = getattr(error, "reason", error)
             reason = str(cause) or type(error).__name__
-            if isinstance(cause, socket.gaierror):  # no network, or no such server: waiting does not help
+            if isinstance(cause, socket.gaierror):  # no network or no such server: retrying does not help
                 failures = retries
         except OSError as error:
             raise DataError(f"{fetch.target}: cannot be written ({error.strerror or error})") from error
@@ -73,14 +72,14 @@ def download(
             raise DataError(f"{url}: cannot be downloaded ({reason}); {by_hand}")
         wait = min(backoff * 2**failures, _MAX_WAIT)
         if progress:
-            print(f"{fetch.target.name}: {reason}; trying again in {wait:g} s", file=sys.stderr)
+            print(f"{fetch.target.name}: {reason}; retrying in {wait:g} s", file=sys.stderr)
         time.sleep(wait)
         failures += 1
 
 
 @dataclass
 class _Fetch:
-    """One target's attempts; the part file and the note beside it carry the state from one to the next."""
+    """Attempts to download one target; their state is in the part file and its note."""
 
     url: str
     target: Path
@@ -94,7 +93,7 @@ class _Fetch:
 
     @property
     def note(self) -> Path:
-        """Which version of the server's file the part belongs to."""
+        """Records which version of the server's file the part belongs to."""
         return self.target.with_name(self.target.name + ".part.json")
 
     @property
@@ -102,7 +101,7 @@ class _Fetch:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self) -> None:
-        """One attempt, from where the part ends to the renamed target."""
+        """Make one attempt: resume the part and rename it to the target."""
         before, offset = self._read_note(), self.received
         if before is None or offset == 0:
             before, offset = {}, 0
@@ -114,7 +113,7 @@ class _Fetch:
         try:
             response = urllib.request.urlopen(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is not shorter than the file: begin again
+            if error.code == 416:  # the part is not shorter than the file: start over
                 self.discard()
             raise
         with response:
@@ -124,7 +123,7 @@ class _Fetch:
                 self.discard()
                 raise DataError(
                     f"{self.url}: the server's file has {total} bytes, expected {self.expected_size}; "
-                    "it has changed, or a proxy answered in its place"
+                    "it has changed, or a proxy answered instead"
                 )
             if start and (start != offset or now != before):
                 self.discard()
@@ -140,7 +139,7 @@ class _Fetch:
         self.note.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Forgets what has been received."""
+        """Delete what has been received."""
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
@@ -167,18 +166,18 @@ class _Fetch:
 
 
 def _extent(response: Any) -> tuple[int, int | None]:
-    """(offset of the first byte sent, size of the whole file or None)."""
+    """Return (offset of the first byte sent, size of the whole file or None)."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None:
-            raise ConnectionError("the server sent a part of the file without saying which")
+            raise ConnectionError("the server sent part of the file without a valid Content-Range")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length")
     return 0, None if length is None else int(length)
 
 
 def _validator(response: Any) -> str | None:
-    """What names the version of the file: its strong ETag, else its date."""
+    """Return the version of the file: its strong ETag, else its date."""
     etag, date = response.headers.get("ETag"), response.headers.get("Last-Modified")
     name = etag if etag and not etag.startswith("W/") else date
     return None if name is None else str(name)

@@ -1,4 +1,4 @@
-"""Reading and writing of D4RL's flat HDF5 layout: one array a field, one row a step, `metadata/` beside them."""
+"""Read and write D4RL's flat HDF5 layout: one array per field, one row per step, and a group `metadata`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, BoolArray, FloatArray, Ra
 from cepdiff.errors import DataError
 
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-# Longer arrays in a file's metadata are network weights, not facts about the data.
+# Longer arrays in the metadata are network weights.
 _MAX_METADATA_VALUES = 256
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself without its arrays being read: N, S, A and the metadata."""
+    """N, S, A and metadata of a file, without its arrays."""
 
     rows: int
     observation_size: int
@@ -34,7 +34,7 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Sizes and metadata of a file, in milliseconds. Raises `DataError` as `read_arrays` does, values aside."""
+    """Read sizes and metadata of a file, in milliseconds. Raises `DataError` like `read_arrays`, values aside."""
     with open_file(Path(path)) as file:
         datasets = row_arrays(file, Path(path))
         rows, observation_size = datasets["observations"].shape
@@ -42,13 +42,13 @@ def read_header(path: str | Path) -> Header:
 
 
 def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = None) -> RawArrays:
-    """All rows of a file; numbers of any width become float32, flags of any type bool.
+    """Read all rows of a file; numbers become float32, flags bool.
 
-    With `infos`, the numeric arrays of the group `infos` too, as they are. With `horizon`, a file without timeouts (as
-    D4RL's oldest) is read too: episodes are cut after so many steps, as D4RL does, and the metadata say so.
+    With `infos`, also the numeric arrays of the group `infos`, unchanged. With `horizon`, a file may lack timeouts
+    (like D4RL's oldest): episodes are cut after that many steps, like in D4RL, and the metadata note it.
 
-    Raises `DataError` where the file is missing, torn or no HDF5, and where an array is missing, empty, of the wrong
-    shape, or NaN or infinite in some row.
+    Raises `DataError` if the file is missing, damaged or not HDF5, or if an array is missing, empty, has the wrong
+    shape, or is NaN or infinite in any row.
     """
     path = Path(path)
     with open_file(path) as file:
@@ -76,7 +76,7 @@ def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = 
 
 
 def timeouts_at(horizon: int, terminals: BoolArray) -> BoolArray:
-    """(N,): where an episode that no terminal ended has lasted `horizon` steps."""
+    """Flags (N,) at every `horizon` steps since the last terminal."""
     rows = np.arange(len(terminals))
     starts = np.where(np.concatenate(([True], terminals[:-1])), rows, 0)
     since = rows - np.maximum.accumulate(starts)  # steps since the last terminal
@@ -87,10 +87,9 @@ def timeouts_at(horizon: int, terminals: BoolArray) -> BoolArray:
 def write_arrays(
     path: str | Path, arrays: RawArrays, metadata: Mapping[str, Any] | None = None, *, compress: bool = True
 ) -> None:
-    """Writes `arrays` to `path` in one piece: aside in the same folder, then renamed, so that no reader ever
-    sees a torn file. `metadata` is added to the arrays' own; its None values are left out.
+    """Write `arrays` to `path` atomically. `metadata` is added to the arrays' own, without None values.
 
-    Raises `DataError` where the arrays would not be readable again or the folder cannot be written.
+    Raises `DataError` if the arrays are invalid or the folder is not writable.
     """
     arrays.validate()
     options = COMPRESSION if compress else {}
@@ -103,7 +102,7 @@ def write_arrays(
 
 
 def write_metadata(file: h5py.File, metadata: Mapping[str, Any]) -> None:
-    """Adds plain values to the group `metadata`: dictionaries as JSON, None left out."""
+    """Add plain values to the group `metadata`: dictionaries as JSON, None values skipped."""
     for key, value in metadata.items():
         if value is not None:
             file[f"metadata/{key}"] = json.dumps(value) if isinstance(value, dict) else value
@@ -111,9 +110,9 @@ def write_metadata(file: h5py.File, metadata: Mapping[str, Any]) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """A file to fill, which takes the place of `path` when the block ends without an error, and vanishes with one.
+    """Yield a temporary file that is renamed to `path` when the block ends, or deleted on an error.
 
-    Raises `DataError` where the folder cannot be written.
+    Raises `DataError` if the folder is not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +124,7 @@ def new_file(path: Path) -> Iterator[h5py.File]:
                 yield file
             with aside.open("rb+") as written:
                 os.fsync(written.fileno())
-            aside.chmod(0o644)  # mkstemp's own mode would hide the file from every other user
+            aside.chmod(0o644)  # mkstemp makes it private to this user
             aside.replace(path)
         finally:
             with suppress(FileNotFoundError):
@@ -136,29 +135,23 @@ def new_file(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """An existing file. Raises `DataError` where it is missing or no HDF5, and for torn bytes met while it is open."""
+    """Open an existing file. Raises `DataError` if it is missing, not HDF5, or found damaged while open."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
-        raise DataError(f"{path}: is a folder, expected an HDF5 file")
+        raise DataError(f"{path}: is a folder; expected an HDF5 file")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read it") from error
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # h5py raises any of them where it meets torn bytes
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py, for damaged bytes
         raise torn(path, error) from error
 
 
 def torn(path: Path, error: Exception) -> DataError:
-    """What to raise for an error which h5py met in a file's bytes."""
-    return DataError(f"{path}: not an HDF5 file, or truncated; download or write it again ({_reason(error)})")
+    """Return the error to raise when h5py cannot read a file's bytes."""
+    return DataError(f"{path}: not an HDF5 file, or truncated ({_reason(error)}); download or write it again")
 
 
 def _reason(error: Exception) -> str:
@@ -166,7 +159,7 @@ def _reason(error: Exception) -> str:
 
 
 def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -> dict[str, h5py.Dataset]:
-    """The top-level arrays, unread. Raises `DataError` for shapes or types that no buffer can be made of."""
+    """Return the top-level datasets, unread. Raises `DataError` for unusable shapes or types."""
     datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
     shapes = {name: item.shape or () for name, item in datasets.items()}
     if not timeouts_required and "terminals" in shapes:
@@ -174,13 +167,13 @@ def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -
     check_shapes(shapes, str(path))
     for name in (*REQUIRED, *OPTIONAL):
         if name in datasets and datasets[name].dtype.kind not in "fiub":
-            raise DataError(f"{path}: '{name}' holds {datasets[name].dtype}, expected numbers")
+            raise DataError(f"{path}: '{name}' has type {datasets[name].dtype}; expected numbers")
     return datasets
 
 
 def _floats(dataset: h5py.Dataset) -> FloatArray:
     array = np.empty(dataset.shape, dtype=np.float32)
-    if dataset.dtype.kind == "b":  # HDF5 does not convert its enumerations to numbers
+    if dataset.dtype.kind == "b":  # HDF5 does not convert enumerations to numbers
         array[:] = dataset[()]
     else:
         dataset.read_direct(array)
@@ -188,14 +181,14 @@ def _floats(dataset: h5py.Dataset) -> FloatArray:
 
 
 def read_flags(dataset: h5py.Dataset, path: Path) -> BoolArray:
-    """Flags of any type as bool, in their own shape. Raises `DataError` for other values than 0 and 1."""
+    """Read flags of any type and shape as bool. Raises `DataError` for values other than 0 and 1."""
     values: npt.NDArray[Any] = dataset[()]
     if values.dtype == np.bool_:
         return values
     strange = (values != 0) & (values != 1)
     if strange.any():
         name = dataset.name.lstrip("/")
-        raise DataError(f"{path}: '{name}' holds {values[strange][0]}, expected only 0 and 1")
+        raise DataError(f"{path}: '{name}' contains {values[strange][0]}; expected only 0 and 1")
     return values.astype(np.bool_)
 
 
@@ -213,9 +206,9 @@ def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]
 
 
 def stored_metadata(file: h5py.File) -> dict[str, Any]:
-    """Attributes and `metadata/` of a file as plain values, without arrays of network weights.
+    """Read attributes and `metadata/` of a file as plain values, without network weights.
 
-    Raises `DataError` for an environment's name that is no text, or arguments that are no JSON object.
+    Raises `DataError` unless `env_id` is text and `env_kwargs` a JSON object.
     """
     found: dict[str, Any] = dict(file.attrs)
     group = file.get("metadata")
@@ -231,12 +224,12 @@ def stored_metadata(file: h5py.File) -> dict[str, Any]:
     facts = {name: value for name, value in plain.items() if value is not None}
     for name, kind, expected in (("env_id", str, "text"), ("env_kwargs", dict, "a JSON object")):
         if not isinstance(facts.get(name, kind()), kind):
-            raise DataError(f"{file.filename}: metadata '{name}' is {facts[name]!r}, expected {expected}")
+            raise DataError(f"{file.filename}: metadata '{name}' is {facts[name]!r}; expected {expected}")
     return facts
 
 
 def _plain(value: Any) -> Any:
-    """A Python number, string or tuple; None for what is neither."""
+    """Convert to a Python number, string or tuple; None for anything else."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""Reward rules: how a task's rewards are scaled before a critic sees them (Lu et al. 2023, appendix)."""
+"""Reward rules: how rewards are scaled for the critic (Lu et al. 2023, appendix)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cepdiff.errors import ConfigError, DataError, nearest
 def apply_rule(rule: str, buffer: TransitionBuffer) -> Tensor:
     """Scaled rewards (N,) in float32.
 
-    - "return_range": r * 1000 / (max return - min return) over the complete episodes (over all of them where
-      fewer than two are complete). Raises `DataError` where all returns are equal.
+    - "return_range": r * 1000 / (max return - min return) over the complete episodes (or all episodes if fewer than
+      two are complete). Raises `DataError` if all returns are equal.
     - "minus_one": r - 1.
     - "none": r.
 
@@ -25,7 +25,7 @@ def apply_rule(rule: str, buffer: TransitionBuffer) -> Tensor:
         return buffer.rewards - 1
     if rule == "none":
         return buffer.rewards
-    raise ConfigError(f"unknown reward rule '{rule}', expected {', '.join(REWARD_RULES)}.{nearest(rule, REWARD_RULES)}")
+    raise ConfigError(f"unknown reward rule '{rule}'; expected {', '.join(REWARD_RULES)}.{nearest(rule, REWARD_RULES)}")
 
 
 def _range_factor(buffer: TransitionBuffer) -> float:

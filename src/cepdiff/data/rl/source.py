@@ -1,4 +1,4 @@
-"""From what a user calls a dataset to its arrays: a task, a file, a name in the dataset folder, a Minari id."""
+"""Find and load a dataset by name: a task, a path, a file in the dataset folder or a Minari id."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SUFFIXES = (".hdf5", ".h5")
 
 
 def dataset_folder(dataset_dir: str | Path | None = None) -> Path:
-    """The dataset folder: `dataset_dir`, else $D4RL_DATASET_DIR, else ~/.d4rl/datasets, as D4RL itself."""
+    """The dataset folder: `dataset_dir`, else $D4RL_DATASET_DIR, else ~/.d4rl/datasets, like D4RL."""
     return Path(dataset_dir or os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
 
 
 def task_path(task: Task, dataset_dir: str | Path | None = None) -> Path:
-    """Where a task's file is or would be downloaded to; D4RL uses the same names."""
+    """Path of a task's file, downloaded or not; same names as D4RL."""
     if task.embedded is not None:
         return Path(str(resources.files("cepdiff.data") / "embedded" / task.embedded))
     if task.url is None:
@@ -29,10 +29,10 @@ def task_path(task: Task, dataset_dir: str | Path | None = None) -> Path:
 
 
 def resolve(dataset: str, dataset_dir: str | Path | None = None, *, allow_download: bool = True) -> Path:
-    """The file of a dataset, downloaded where it is a task's, absent, and `allow_download`.
+    """Return the path of a dataset; a task's missing file is downloaded if `allow_download`.
 
-    `dataset` is a task's name, a path, or the name or stem of a file in the dataset folder. Raises `DataError`
-    where the file is absent or out of reach, `ConfigError` for a name that is nothing known.
+    `dataset` is a task name, a path, or the name or stem of a file in the dataset folder. Raises `DataError` if the
+    file is missing or cannot be downloaded, `ConfigError` for an unknown name.
     """
     if dataset in TASKS:
         return _task_file(TASKS[dataset], dataset_dir, allow_download)
@@ -43,20 +43,20 @@ def resolve(dataset: str, dataset_dir: str | Path | None = None, *, allow_downlo
             return candidate
     files = sorted(f.name for f in home.iterdir() if f.suffix in _SUFFIXES) if home.is_dir() else []
     if path.is_dir():
-        raise DataError(f"{path}: is a folder, expected an HDF5 file")
+        raise DataError(f"{path}: is a folder; expected an HDF5 file")
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
-        raise DataError(f"{path}: no such file, neither here nor in {home}.{nearest(path.name, files)}")
+        raise DataError(f"{path}: no such file, here or in {home}.{nearest(path.name, files)}")
     known = [*TASKS, *(Path(name).stem for name in files)]
-    raise ConfigError(f"unknown dataset '{dataset}': no task, no file, nothing in {home}.{nearest(dataset, known)}")
+    raise ConfigError(f"unknown dataset '{dataset}': not a task, a file or in {home}.{nearest(dataset, known)}")
 
 
 def load_dataset(
     dataset: str, dataset_dir: str | Path | None = None, *, allow_download: bool = True, infos: bool = False
 ) -> RawArrays:
-    """The arrays of a dataset, with `infos` those too: `minari:ID`, or whatever `resolve` finds.
+    """Load the arrays of `minari:ID` or of any dataset that `resolve` finds, optionally with its `infos`.
 
-    `dataset_dir` is the dataset folder, for Minari its own. The environment of a task is added to the metadata of a
-    file that does not name one; a task's file without timeouts is cut at the task's horizon.
+    `dataset_dir` is the dataset folder, or Minari's root. For tasks, the environment is added to metadata without one,
+    and files without timeouts are cut at the horizon.
     """
     if dataset.startswith(MINARI_PREFIX):
         from cepdiff.data.minari.read import read_minari
@@ -77,7 +77,7 @@ def _task_file(task: Task, dataset_dir: str | Path | None, allow_download: bool)
     if path.is_file():
         return path
     if task.url is None:
-        raise DataError(f"{path}: the file of the task {task.name} is missing; install cepdiff again")
+        raise DataError(f"{path}: the file of task {task.name} is missing; reinstall cepdiff")
     if not allow_download:
         raise DataError(f"{path}: not downloaded yet; run cepdiff data download {task.name}")
     from cepdiff.data.rl.download import download

@@ -1,8 +1,8 @@
-"""The cache of support actions: K samples of the behavior policy at every state that later stages ask for.
+"""Cache of support actions: K samples of the behavior policy at every state that later stages need.
 
-States are named by their row in `TransitionBuffer.states`; s' of a row is s of the next wherever that is the same
-state, so it is drawn once. The cache is one memory-mapped array in a folder, filled chunk by chunk in any order by any
-number of processes; a chunk counts once its data are on disk.
+A state's id is its row in `TransitionBuffer.states`, so states shared by s' and the next row's s are drawn once. The
+cache is a memory-mapped array in a folder. Any number of processes fill its chunks in any order; a chunk is marked as
+drawn once its data are on disk.
 """
 
 from __future__ import annotations
@@ -22,21 +22,18 @@ from cepdiff.errors import RunError
 from cepdiff.files import write_text, written_aside
 from cepdiff.randomness import generator
 
-MARKS = "drawn-{}.txt"  # the chunks that a process has drawn, a line each
-NOISE_CHUNK = 1024  # states that share a noise stream; part of the definition of the numbers, not a setting
+MARKS = "drawn-{}.txt"  # chunks drawn by one process, one per line
+NOISE_CHUNK = 1024  # states per noise stream; changing it changes the samples
 
 
 def states_of_rows(buffer: TransitionBuffer, rows: Tensor) -> Tensor:
-    """The ids of all states that transitions of `rows` (R,) touch: s and, where it is known, s'. Sorted, unique."""
+    """Sorted, unique ids of the states s and, if known, s' of `rows` (R,)."""
     successors = buffer.next_index[rows]
     return torch.unique(torch.cat([rows, successors[successors >= 0]]))  # type: ignore[no-any-return]
 
 
 def support_noise(seed: int, state_ids: Tensor, num_actions: int, action_size: int) -> Tensor:
-    """Standard normal noise (M, K, A) for the states (M,), sorted: a function of seed and state id alone.
-
-    Ids are served by streams of `NOISE_CHUNK` neighbours, so which other states are drawn makes no difference.
-    """
+    """Standard normal noise (M, K, A) for sorted states (M,), which depends only on the seed and each state's id."""
     noise = torch.empty(len(state_ids), num_actions, action_size)
     streams = state_ids // NOISE_CHUNK
     for stream in sorted(set(streams.tolist())):
@@ -49,7 +46,7 @@ def support_noise(seed: int, state_ids: Tensor, num_actions: int, action_size: i
 class SupportCache:
     """Support actions (M, K, A) in [-1, 1] of M states, on disk.
 
-    `state_ids` (M,) are sorted; `slots` (U,) leads from a state id to its place in `actions`, -1 where not drawn.
+    `state_ids` (M,) are sorted; `slots` (U,) maps a state id to its index in `actions`, -1 if it has none.
     """
 
     def __init__(self, folder: Path, num_states: int) -> None:
@@ -72,7 +69,7 @@ class SupportCache:
 
     @classmethod
     def create(cls, folder: Path, state_ids: Tensor, num_actions: int, action_size: int, chunk_size: int) -> None:
-        """Lays out an empty cache for sorted `state_ids`; call on one process."""
+        """Create an empty cache for sorted `state_ids`; call on one process only."""
         folder.mkdir(parents=True, exist_ok=True)
         for marks in folder.glob(MARKS.format("*")):
             marks.unlink()
@@ -84,7 +81,7 @@ class SupportCache:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether `create` has finished in this folder (it writes the state ids last)."""
+        """True if `create` has finished in this folder; it writes the state ids last."""
         return (folder / "state_ids.npy").is_file()
 
     @property
@@ -94,11 +91,11 @@ class SupportCache:
 
     @property
     def complete(self) -> bool:
-        """Whether every chunk has been drawn."""
+        """True if every chunk has been drawn."""
         return not self.pending()
 
     def pending(self, rank: int = 0, world: int = 1) -> list[int]:
-        """Chunks that are still to be drawn, those of this rank."""
+        """Chunks that this rank still has to draw."""
         drawn = set[int]()
         for marks in self.folder.glob(MARKS.format("*")):
             drawn.update(int(mark) for mark in re.findall(r"<(\d+)>", marks.read_text()))
@@ -110,9 +107,9 @@ class SupportCache:
         return self.state_ids[self._span(chunk)]
 
     def write(self, chunk: int, actions: Tensor, rank: int = 0) -> None:
-        """Stores a chunk's actions (M', K, A), then marks it: a kill in between draws it again.
+        """Store a chunk's actions (M', K, A), then mark it; if killed in between, it is drawn again.
 
-        Plain writes at a position and a file of marks for each process: they do not meet on a shared file system.
+        Each process writes its own byte range and its own file of marks, which is safe on shared file systems.
         """
         row_bytes = self.actions[:1].nbytes
         with (self.folder / "actions.npy").open("r+b") as file:
@@ -127,14 +124,8 @@ class SupportCache:
         return slice(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self.state_ids)))
 
 
-def fill(
-    cache: SupportCache,
-    draw: Callable[[Tensor], Tensor],
-    *,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[int]:
-    """Draws what is missing of this rank's chunks; `draw(state_ids)` gives (M', K, A). Yields states done at a time."""
+def fill(cache: SupportCache, draw: Callable[[Tensor], Tensor], *, rank: int = 0, world: int = 1) -> Iterator[int]:
+    """Draw this rank's missing chunks with `draw(state_ids)` -> (M', K, A); yields the number of states per chunk."""
     for chunk in cache.pending(rank, world):
         state_ids = cache.chunk_ids(chunk)
         cache.write(chunk, draw(state_ids), rank)

@@ -1,4 +1,4 @@
-"""What the registry knows of one task."""
+"""An entry of the task registry."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ REWARD_RULES = ("return_range", "minus_one", "none")
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset, the environment it was recorded in, and the settings which go with both.
+    """A dataset, the environment it was recorded in, and the settings for both.
 
-    `url` and `embedded` (a file in this package's `data/embedded`) say where the data are; `env_module` is
-    imported before `gymnasium.make(env_id, **env_kwargs)` so that it registers its environments. `horizon` is
-    the episode limit in steps; `reference_min` and `reference_max` are the returns which score 0 and 100;
-    `reward_rule` is one of `REWARD_RULES`; `num_support_actions` is K; `file_size` is in bytes where known.
-    In a maze the first two observations are a position: `max_move` is farther than one step can lead,
-    `goal_radius` the distance from the goal within which a sparse reward is 1, `goal` its place where it is the
-    same in all episodes (all in the maze's units of length).
+    The data are at `url`, or in `embedded`, a file in this package's `data/embedded`. `env_module` is imported before
+    `gymnasium.make(env_id, **env_kwargs)` to register the environment. `horizon` is the episode limit in steps;
+    `reference_min` and `reference_max` are the returns that score 0 and 100; `reward_rule` is one of `REWARD_RULES`;
+    `num_support_actions` is K; `file_size` is in bytes. Only for mazes, whose first two observations are a position,
+    and in the maze's units: `max_move` is more than one step can move, `goal_radius` the distance from the goal within
+    which a sparse reward is 1, `goal` its position if it is the same in all episodes.
     """
 
     name: str

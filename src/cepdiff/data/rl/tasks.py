@@ -1,6 +1,6 @@
-"""The task registry: every number that differs from task to task, and nothing else.
+"""The task registry: all settings that differ between tasks.
 
-A family of tasks is one function which yields its tasks; a new family is one more function in `TASKS`.
+Each family is a function that yields its tasks; to add a family, add a function to `TASKS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cepdiff.errors import ConfigError, nearest
 
 
 class EnvReference(NamedTuple):
-    """Returns which score 0 and 100, and the episode limit, of an environment."""
+    """Returns that score 0 and 100, and the episode limit of an environment."""
 
     reference_min: float
     reference_max: float
@@ -48,12 +48,12 @@ FAMILIES = tuple(dict.fromkeys(task.family for task in TASKS.values()))
 
 
 def env_references(tasks: Iterable[Task]) -> dict[str, EnvReference]:
-    """References by environment id, for those on which all tasks agree."""
+    """References by environment id, only for environments on which all tasks agree."""
     found: dict[str, set[EnvReference]] = {}
     for task in tasks:
         entry = EnvReference(task.reference_min, task.reference_max, task.horizon)
         found.setdefault(task.env_id, set()).add(entry)
-        if task.family == "locomotion":  # Gymnasium's own have the same rewards up to -v4; in -v5 they changed
+        if task.family == "locomotion":  # Gymnasium's own have the same rewards up to -v4, but not in -v5
             stem = task.env_id.removeprefix("cepdiff/").removesuffix("-v2")
             for version in ("v2", "v3", "v4"):
                 found.setdefault(f"{stem}-{version}", set()).add(entry)
@@ -64,29 +64,29 @@ ENV_REFERENCE: dict[str, EnvReference] = env_references(TASKS.values())
 
 
 def find_task(name: str) -> Task:
-    """The task called `name`. Raises `ConfigError` with the nearest names."""
+    """Return the task called `name`. Raises `ConfigError` with suggestions."""
     if name not in TASKS:
         raise ConfigError(f"unknown task '{name}'.{nearest(name, TASKS)} All tasks: cepdiff data list")
     return TASKS[name]
 
 
 def task_for_env(env_id: str) -> Task | None:
-    """The task whose own environment `env_id` is, as every maze and kitchen has one; None for all others."""
+    """Return the task with its own environment `env_id` (mazes and kitchens); None for other environments."""
     return TASKS.get(env_id.removeprefix("cepdiff/")) if env_id.startswith("cepdiff/") else None
 
 
 def references_for_env(env_id: str) -> tuple[float, float] | None:
-    """(reference_min, reference_max) of a Gymnasium environment, None where unknown."""
+    """(reference_min, reference_max) of a Gymnasium environment; None if unknown."""
     entry = ENV_REFERENCE.get(env_id)
     return None if entry is None else (entry.reference_min, entry.reference_max)
 
 
 def horizon_for_env(env_id: str) -> int | None:
-    """Episode limit of a Gymnasium environment in steps, None where unknown."""
+    """Episode limit of a Gymnasium environment in steps; None if unknown."""
     entry = ENV_REFERENCE.get(env_id)
     return None if entry is None else entry.horizon
 
 
 def normalized_score(episode_return: float, reference_min: float, reference_max: float) -> float:
-    """100 (R - min) / (max - min): 0 is the reference's random policy, 100 its expert (Fu et al. 2020)."""
+    """100 (R - min) / (max - min): a random policy scores 0, an expert 100 (Fu et al. 2020)."""
     return 100 * (episode_return - reference_min) / (reference_max - reference_min)
