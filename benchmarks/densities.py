@@ -1,10 +1,10 @@
-"""The paper's six densities with every objective: trains what is missing, then collects figures and tables.
+"""The paper's six densities with every objective: train what is missing, then collect figures and tables.
 
-    python benchmarks/densities.py                                  # CEP at beta 3, 10, 20: the project's claim
+    python benchmarks/densities.py                                  # CEP at beta 3, 10, 20
     python benchmarks/densities.py --methods CEP ExponentialMSE MSE DPS
 
-A density's prior is trained once and reused by all its runs. Densities run side by side, one thread each. What is
-finished is skipped, so the second line goes on from the first. Prints wall clock and one report.
+A density's prior is trained once and reused by all its runs. Densities run in parallel, one thread each. Finished
+stages are skipped, so the second command continues from the first. Prints wall clock and one report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = ("CEP", "ExponentialMSE", "MSE", "DPS")
 
 
 def run_density(density: str, args: argparse.Namespace) -> list[Path]:
-    """All runs of one density, one after the other; returns their folders."""
+    """Run everything for one density, one after the other; return the folders."""
     folders: list[Path] = []
     for method in args.methods:
         for beta in args.betas:
@@ -51,7 +51,7 @@ def run_density(density: str, args: argparse.Namespace) -> list[Path]:
 
 
 def training_seconds(folders: Iterable[Path]) -> float:
-    """Seconds of all trained stages; a reused prior counts once a density."""
+    """Seconds of all trained stages; a reused prior counts once per density."""
     priors: dict[str, float] = {}
     guidance = 0.0
     for folder in folders:
@@ -62,13 +62,13 @@ def training_seconds(folders: Iterable[Path]) -> float:
 
 
 def main() -> None:
-    """Runs everything that is asked for."""
+    """Run everything requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--densities", nargs="+", choices=list(DENSITIES), default=list(DENSITIES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["CEP"])
     parser.add_argument("--betas", nargs="+", type=float, default=[3.0, 10.0, 20.0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="densities side by side")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="densities run in parallel")
     parser.add_argument("--runs", type=Path, default=Path("runs/densities"))
     parser.add_argument("--output", type=Path, default=Path("report"))
     args, overrides = parser.parse_known_args()

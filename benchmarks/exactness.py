@@ -1,12 +1,12 @@
-"""Guidance and solver against a density whose guidance is known in closed form (a Gaussian mixture, quadratic energy).
+"""Errors of guidance and solver on a density with closed-form guidance (Gaussian mixture, quadratic energy).
 
-    python benchmarks/exactness.py solver                     # exact score and guidance: the solver's error alone
-    python benchmarks/exactness.py guidance --dims 2 8        # what each objective learns, same network, same budget
+    python benchmarks/exactness.py solver                     # exact score and guidance: only the solver's error
+    python benchmarks/exactness.py guidance --dims 2 8        # error of each objective, same network, same budget
 
-`guidance` trains on samples of q with their energies, nothing else, and measures the relative error of the gradient
-over t at points of p_t, as one number weighted as the sampler uses it: Σ sigma_t |g - g*| / Σ sigma_t |g*| over the
-solver's log-SNR grid. Samples are drawn with the exact score, so that their distance to exact ones is the guidance's
-alone. Tables are printed, and written with everything else to --output.
+`guidance` trains only on samples of q with their energies, and measures the relative error of the gradient over t at
+points of p_t, and as one number weighted as the sampler uses it: Σ sigma_t |g - g*| / Σ sigma_t |g*| over the solver's
+log-SNR grid. Samples are drawn with the exact score, so that their distance to exact ones comes only from guidance.
+Tables are printed, and written with everything else to --output.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cepdiff.files import write_json
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.randomness import generator
-from cepdiff.stages.training import quieten
+from cepdiff.runs.stage import quieten
 from cepdiff.types import Batch, DataSpec, EnergyLogits
 
 GRID = 25
@@ -74,11 +74,11 @@ class MixtureData(StageDataModule):
     def __init__(self, exact: ClosedForm, seed: int) -> None:
         super().__init__(seed=seed)
         points, component = exact.prior.sample(1_000_000, generator(seed, "points"))
-        self.fields = {"actions": points.float(), "energies": exact.energy(points, component).float()}
+        self.fields = {"samples": points.float(), "energies": exact.energy(points, component).float()}
 
     @property
     def spec(self) -> DataSpec:
-        size = self.fields["actions"].shape[1]
+        size = self.fields["samples"].shape[1]
         return DataSpec(0, size, (-1.0,) * size, (1.0,) * size)
 
     def rows(self, fields: Sequence[str]) -> Tensor:
@@ -91,8 +91,8 @@ class MixtureData(StageDataModule):
 def train(
     exact: ClosedForm, data: MixtureData | None, method: str, args: argparse.Namespace
 ) -> tuple[EnergyLogits, float]:
-    """The logits that a method learns from `data`, and the CPU seconds it took; DPS needs none."""
-    if method == "DPS":  # the exact energy at the exact prediction of x_0: the best that it can be
+    """Logits that a method learns from `data`, and the CPU seconds it took; DPS needs no training."""
+    if method == "DPS":  # at its best: the exact energy at the exact prediction of x_0
         clean: EnergyLogits = lambda x, t, condition: -exact.inverse_temperature * exact.clean_energy(x)  # noqa: E731
         return predicted_data_logits(clean, exact.noise, exact.schedule), 0.0
     size = exact.prior.size
@@ -117,7 +117,7 @@ def train(
     started = time.process_time()
     trainer.fit(module, datamodule=data)
     seconds = time.process_time() - started
-    torch.set_float32_matmul_precision("high")  # everything is measured with the same
+    torch.set_float32_matmul_precision("high")  # all measurements use the same precision
     network = module.sampling_net.eval().requires_grad_(False)
 
     def logits(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -155,7 +155,7 @@ def sample(exact: ClosedForm, logits: EnergyLogits, solver: DPMSolver, noise: Te
 
 
 def exact_draws(exact: ClosedForm, samples: int) -> Callable[[int], Tensor]:
-    """The i-th independent sample of the target."""
+    """A function that draws the i-th independent sample of the target."""
 
     @functools.cache
     def draw(index: int) -> Tensor:
@@ -165,7 +165,7 @@ def exact_draws(exact: ClosedForm, samples: int) -> Callable[[int], Tensor]:
 
 
 def guidance(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A record a dimension, beta and method."""
+    """One record per dimension, beta and method."""
     for size in args.dims:
         for beta in args.betas:
             exact = problem(size, beta)
@@ -188,7 +188,7 @@ def guidance(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def solver(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A record a dimension, method and order: error against the solution of 1,000 third-order steps, by NFE."""
+    """One record per dimension, method and order: error by NFE, relative to 1,000 third-order steps."""
     for size in args.dims:
         exact = problem(size, args.betas[0])
         draw = exact_draws(exact, args.samples)
@@ -214,7 +214,7 @@ def solver(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def plot(records: Sequence[dict[str, Any]], path: Path, kind: str) -> None:
-    """A panel a dimension (and beta): error over t, or over NFE."""
+    """Draw one panel per dimension (and beta): error over t, or over NFE."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -249,7 +249,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path, kind: str) -> None:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Runs one part and writes `exactness-<part>.json` and `.png`."""
+    """Run one part and write `exactness-<part>.json` and `.png`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["solver", "guidance"])
     parser.add_argument("--dims", nargs="+", type=int, help="default: 1 2 8 32 for the solver, 2 8 for guidance")
@@ -258,7 +258,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--nfe", nargs="+", type=int, default=[6, 9, 15, 25, 50, 100, 200])
     parser.add_argument("--steps", type=int, default=20_000, help="optimiser steps of every method")
     parser.add_argument("--batch_size", type=int, default=256, help="K, the contrastive set")
-    parser.add_argument("--times", type=int, default=4, help="diffusion times a step")
+    parser.add_argument("--times", type=int, default=4, help="diffusion times per step")
     parser.add_argument("--learning_rate", type=float, help="default: 3e-3 up to 2-D, 1e-3 beyond")
     parser.add_argument(
         "--matmul_precision", choices=["highest", "high", "medium"], default="high", help="of training (%(default)s)"
@@ -267,8 +267,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
         "--precision", choices=["32-true", "bf16-mixed"], default="32-true", help="of training (%(default)s)"
     )
     parser.add_argument("--num_solver_steps", type=int, default=50)
-    parser.add_argument("--samples", type=int, default=10_000, help="samples that are held against exact ones")
-    parser.add_argument("--seed", type=int, default=0, help="of training; problems and exact samples stay")
+    parser.add_argument("--samples", type=int, default=10_000, help="samples compared with exact ones")
+    parser.add_argument("--seed", type=int, default=0, help="seed of training; problems and exact samples are fixed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("report"))
     args = parser.parse_args(None if arguments is None else list(arguments))
@@ -285,7 +285,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     records: list[dict[str, Any]] = []
     for record in solver(args) if args.part == "solver" else guidance(args):
         records.append(record)
-        write_json(target, {"settings": settings, "records": records})  # at each, so that a long run leaves what it has
+        write_json(target, {"settings": settings, "records": records})  # after each, in case a run is stopped
     plot(records, target.with_suffix(".png"), args.part)
     print(f"written {target} and {target.with_suffix('.png')}")
 

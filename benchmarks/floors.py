@@ -1,7 +1,7 @@
-"""The least time that each stage could take here: its FLOPs and bytes over the machine's own measured rates.
+"""Lower bound on each stage's time: its FLOPs and bytes over the machine's measured rates.
 
-FLOPs are those of the recipe's linear layers with all work shared that can be shared; activations, their traffic and
-everything outside of the networks count as free, so that a floor is below what any program reaches.
+FLOPs are those of the recipe's linear layers, with all work shared that can be; activations, their traffic and
+everything outside the networks count as free, so no program reaches a floor.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s of matrix products at the chosen precision, bytes/s of copies (read and written), the best seen."""
+    """Best measured FLOP/s of matrix products at the chosen precision, and bytes/s of copies (read and written)."""
 
     matmul: float
     copy: float
 
     def seconds(self, flops: float, traffic: float) -> float:
-        """The longer one of computing and moving."""
+        """The longer of computing and moving."""
         return max(flops / self.matmul, traffic / self.copy)
 
 
 def best_seconds(run: Callable[[], object], device: torch.device, budget: float = 0.3) -> float:
-    """The shortest of as many runs as fit into `budget` seconds, at least three."""
+    """Shortest of as many runs as fit into `budget` seconds, at least three."""
     found: list[float] = []
     while len(found) < 3 or sum(found) < budget:
         synchronise(device)
@@ -47,7 +47,7 @@ def best_seconds(run: Callable[[], object], device: torch.device, budget: float 
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits for the device."""
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -62,7 +62,7 @@ def measured_rates(device: torch.device, precision: str) -> Rates:
         out = torch.empty_like(a)
         flops.append(2.0 * size**3 / best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device))  # type: ignore[misc]
     copies = []
-    for megabytes in (1, 16, 256):  # the networks fit into caches, so their rate counts too
+    for megabytes in (1, 16, 256):  # networks fit into caches, so the caches' rates count too
         source = torch.ones(megabytes * 2**20, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         seconds = best_seconds(lambda s=source, t=target: t.copy_(s), device)  # type: ignore[misc]
@@ -71,7 +71,7 @@ def measured_rates(device: torch.device, precision: str) -> Rates:
 
 
 def machine(device: torch.device) -> str:
-    """The machine in words."""
+    """Describe the machine in words."""
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
@@ -83,7 +83,7 @@ def machine(device: torch.device) -> str:
 
 
 def macs(*modules: nn.Module) -> int:
-    """Multiplications of the linear layers for one row."""
+    """Multiplications of the linear layers per row."""
     linears = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
     return sum(layer.in_features * layer.out_features for layer in linears)
 
@@ -103,7 +103,7 @@ class Floors:
         self.critic = TwinQ(observation_size, action_size)
         self.sizes = observation_size, action_size
         blocks: list[Any] = [*self.score.down, self.score.bottom, *self.score.up]
-        # What the K actions of a state share at one time: the joint embedding in every block.
+        # Shared by the K actions of a state at one time: the joint embedding in every block.
         self.shared = macs(
             self.score.embedding, *(block.embed for block in blocks if isinstance(block.embed, nn.Module))
         )
@@ -122,7 +122,7 @@ class Floors:
 
     def critic_step(self, batch_size: int) -> float:
         """Targets at K actions of s', forward and backward at the row's own action."""
-        first = 2 * self.sizes[0] * 256  # of the states, which the K actions share
+        first = 2 * self.sizes[0] * 256  # for the states, which the K actions share
         target = 2 * (self.num_actions * (macs(self.critic) - first) + first)
         flops = batch_size * (target + 6 * macs(self.critic))
         return self.rates.seconds(flops, optimiser_traffic(self.critic) + 2 * weights(self.critic) * FLOAT)
@@ -139,11 +139,11 @@ class Floors:
         return self.rates.seconds(flops, optimiser_traffic(self.energy))
 
     def act(self, batch_size: int, guided: float = 1.0, num_steps: int = 15) -> float:
-        """Actions for `batch_size` observations, of which a share of `guided` needs the energy's gradient."""
+        """Actions for `batch_size` observations, a share `guided` of which needs the energy's gradient."""
         flops = num_steps * batch_size * (2 * (self.own + self.shared) + 4 * guided * macs(self.energy.net))
         return self.rates.seconds(flops, num_steps * FLOAT * (weights(self.score) + 2 * weights(self.energy)))
 
 
 def optimiser_traffic(module: nn.Module) -> int:
-    """Bytes of a step: weights read forward and backward, then Adam reads four arrays and writes three."""
+    """Bytes per step: weights read forward and backward, then Adam reads four arrays and writes three."""
     return weights(module) * 9 * FLOAT

@@ -1,11 +1,11 @@
-"""How costs grow: with the buffer, with K, with solver steps, and with the number of environments.
+"""Growth of costs with the buffer, with K, with solver steps, and with the number of environments.
 
     python benchmarks/growth.py                                  # all, a figure of six panels and the numbers
     python benchmarks/growth.py --parts rows --rows 10000 2000000
 
-Every buffer size runs in a process of its own, so that its peak memory can be told: what it takes beyond a run on two
-thousand rows, as a multiple of the bytes of the file's arrays and of the support cache. Everything is driven as
-`benchmarks/speed.py` does, without the reference.
+Each buffer size runs in its own process to measure its peak memory: what it takes beyond a run on two thousand rows,
+as a multiple of the bytes of the file's arrays and the support cache. Everything runs as in `benchmarks/speed.py`,
+without the reference.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ import numpy as np
 import torch
 
 from cepdiff.data.rl.hdf5 import write_arrays
+from cepdiff.data.rl.support import SupportCache
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.files import write_json
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.problems.offline.settings import SupportSettings
+from cepdiff.problems.offline.support import draw_support
 from cepdiff.rollout.evaluation import evaluate
-from cepdiff.stages.settings import SupportSettings, TrainerSettings
-from cepdiff.stages.support import draw_support
-from cepdiff.stages.training import quieten
+from cepdiff.runs.processes import TrainerSettings
+from cepdiff.runs.stage import quieten
 from floors import machine
 from sides import QUICK, Bench, Record, Sizes, synthetic_arrays
 from speed_stages import guided_policy, limited, random_support, stage_folder
@@ -43,10 +45,10 @@ from speed_stages import guided_policy, limited, random_support, stage_folder
 BASELINE_ROWS = 2000
 # The panels: part, key of the y axis, title.
 PANELS = (
-    ("rows", ("behavior", "critic"), "seconds a training step"),
+    ("rows", ("behavior", "critic"), "seconds per training step"),
     ("rows", ("memory_multiple",), "peak memory / (arrays + support cache)"),
     ("rows", ("start_up",), "start-up [s]"),
-    ("actions", ("critic", "guidance"), "seconds a training step"),
+    ("actions", ("critic", "guidance"), "seconds per training step"),
     ("solver", ("actions_per_second",), "support actions/s"),
     ("environments", ("steps_per_second",), "environment steps/s"),
 )
@@ -54,7 +56,7 @@ LABELS = {"rows": "rows", "actions": "K", "solver": "solver steps", "environment
 
 
 def make_bench(args: argparse.Namespace, folder: Path, dataset: str | None = None, **changes: Any) -> Bench:
-    """A bench at the asked sizes."""
+    """A bench with the requested sizes."""
     settings = TrainerSettings(
         accelerator="gpu" if args.device == "cuda" else "cpu", precision=args.precision,
         matmul_precision=args.matmul_precision, num_threads=args.threads, progress_bar=False,
@@ -70,7 +72,7 @@ def peak_bytes() -> int:
 
 
 def trained(bench: Bench) -> Record:
-    """Seconds a step of behavior and critic on the bench's buffer, and of the start; the memory that arrays take."""
+    """Seconds per step of behavior and critic on the bench's buffer, start-up seconds and support bytes."""
     cache = random_support(bench)
     sizes = bench.sizes
     started = time.perf_counter()
@@ -82,7 +84,7 @@ def trained(bench: Bench) -> Record:
     critic, critic_start = bench.train(
         SoftmaxQCritic(*data.sizes, batch_size=sizes.batch), data.with_support(cache), sizes.block
     )
-    # A stage's start-up holds its first block of steps.
+    # A stage's start-up includes its first block of steps.
     first_blocks = sizes.behavior_block * min(behavior.ours) + sizes.block * min(critic.ours)
     return {
         "behavior": float(np.median(behavior.ours)),
@@ -95,8 +97,8 @@ def trained(bench: Bench) -> Record:
 
 
 def child(args: argparse.Namespace, folder: Path) -> None:
-    """One buffer, in a process of its own; prints a record."""
-    for index in range(2):  # the second time takes a little more than the first, and so on no further
+    """Measure one buffer in this process and print the record."""
+    for index in range(2):  # memory grows a little in the second run, and then no more
         own = folder / f"baseline-{index}"
         own.mkdir()
         trained(make_bench(args, own, rows=BASELINE_ROWS, rounds=1))
@@ -106,7 +108,7 @@ def child(args: argparse.Namespace, folder: Path) -> None:
 
 
 def rows(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    """A record a buffer size."""
+    """One record per buffer size."""
     for size in args.rows:
         arrays = synthetic_arrays(size)
         array_bytes = sum(array.nbytes for array in arrays.fields.values())
@@ -128,7 +130,7 @@ def rows(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
 
 
 def actions(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    """A record a number K of support actions."""
+    """One record per number K of support actions."""
     for num_actions in args.actions:
         own = folder / f"actions-{num_actions}"
         own.mkdir()
@@ -146,7 +148,7 @@ def actions(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
 
 
 def solver(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    """A record a number of solver steps."""
+    """One record per number of solver steps."""
     bench = make_bench(args, folder)
     states = min(bench.sizes.support_states, 512 if args.device == "cpu" else 16_384)
     settings = SupportSettings(max_rows=states)
@@ -155,17 +157,18 @@ def solver(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
 
         def draw(solving: DPMSolver = solving, drawn: list[int] = drawn) -> None:
             target = stage_folder(bench, "support")
-            cache = draw_support(bench.behavior, solving, bench.data, target, settings, bench.K, 0, bench.processes)
+            draw_support(bench.sampler(solving), bench.data, target, settings, bench.K, 0, bench.processes)
+            cache = SupportCache(target.path, len(bench.data.buffer.states))
             drawn.append(cache.actions.shape[0] * bench.K)
 
         if steps == args.solver[0]:
-            draw()  # warms up
+            draw()  # warm-up
         seconds = bench.seconds(draw)
         yield {"solver": steps, "actions_per_second": drawn[-1] / seconds}
 
 
 def environments(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    """A record a number of environments side by side, at guidance scale 1."""
+    """One record per number of parallel environments, at guidance scale 1."""
     bench = make_bench(args, folder)
     policy = guided_policy(bench)
     short, long = bench.sizes.env_steps
@@ -192,7 +195,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Record]]] = {
 
 
 def plot(found: dict[str, list[Record]], path: Path) -> None:
-    """A panel for each cost that was measured."""
+    """Draw one panel per measured cost."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -219,7 +222,7 @@ def plot(found: dict[str, list[Record]], path: Path) -> None:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Measures the parts and writes `growth.json` and `growth.png`."""
+    """Measure the parts and write `growth.json` and `growth.png`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rows", nargs="+", type=int, default=[10_000, 100_000, 500_000, 2_000_000])
@@ -229,10 +232,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", default="32-true", help="Lightning's, e.g. bf16-mixed (%(default)s)")
     parser.add_argument("--matmul_precision", choices=["highest", "high", "medium"], default="highest")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, not how fast")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to check that it runs")
     parser.add_argument("--output", type=Path, default=Path("report"))
-    parser.add_argument("--child", help=argparse.SUPPRESS)  # the file of one buffer size, in a process of its own
+    parser.add_argument("--child", help=argparse.SUPPRESS)  # the file of one buffer size, in its own process
     args = parser.parse_args(None if arguments is None else list(arguments))
     quieten()
     gymnasium.logger.min_level = gymnasium.logger.ERROR

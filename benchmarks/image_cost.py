@@ -1,12 +1,12 @@
-"""What the networks of images cost: seconds and memory of an optimiser step, images a second of guided sampling.
+"""Cost of the image networks: seconds and memory of an optimiser step, images per second of guided sampling.
 
     python benchmarks/image_cost.py --sizes 8 32 --batch_size 8                   # two cores
-    python benchmarks/image_cost.py --device cuda --matmul_precision high         # the five sizes, 32 images a step
+    python benchmarks/image_cost.py --device cuda --matmul_precision high         # all five sizes, 32 images per step
 
-The networks of the recipes in `configs/images` at the side of their images, on random images, with weights that are
-random too (a prior that a recipe downloads has its published architecture). Each row runs in a process of its own, so
-that its peak memory can be told: resident memory beyond what the process held before the network was built, on a GPU
-what PyTorch allocated there. Steps are those of `cepdiff fit` on one device, without micro-batches.
+Runs the networks of the recipes in `configs/images` on random images of their size, with random weights (a prior that
+a recipe downloads has its published architecture). Each row runs in its own process to measure its peak memory: the
+resident memory added since before the network was built, or what PyTorch allocated on a GPU. Steps are those of
+`cepdiff fit` on one device, without micro-batches.
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ from cepdiff.data.images.files import ImageSet
 from cepdiff.files import write_json
 from cepdiff.modules.base import StageModule
 from cepdiff.policy.images import ImageSampler
-from cepdiff.stages.config import Config, load_config
-from cepdiff.stages.images import ImageFit
-from cepdiff.stages.processes import Processes
-from cepdiff.stages.settings import TrainerSettings
-from cepdiff.stages.training import quieten
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.runs.config import Config, load_config
+from cepdiff.runs.processes import Processes, TrainerSettings
+from cepdiff.runs.stage import quieten
 from floors import machine, synchronise, weights
 
 Record: TypeAlias = "dict[str, Any]"
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "images"
-# Side of the images: recipe, channels, classes.
+# Side of the images -> recipe, channels, classes.
 RECIPES = {
     8: ("digits_class", 1, 10),
     32: ("cifar10_class", 3, 10),
@@ -48,7 +47,7 @@ RECIPES = {
     128: ("imagenet128_class", 3, 1000),
     256: ("imagenet256_class", 3, 1000),
 }
-# Of google/ddpm-cifar10-32, which the recipe downloads.
+# Architecture of google/ddpm-cifar10-32, which the recipe downloads.
 DOWNLOADED = {
     "block_out_channels": [128, 256, 256, 256],
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
@@ -59,10 +58,10 @@ DOWNLOADED = {
     "flip_sin_to_cos": False,
     "freq_shift": 1,
 }
-NETWORKS = {"prior": "behavior", "energy": "guidance"}  # trained ones, and their stages
+NETWORKS = {"prior": "behavior", "energy": "guidance"}  # trained networks -> their stages
 SAMPLING = "sampling"
 CHECKPOINTING, CHANNELS_LAST, BF16 = "gradient_checkpointing", "channels_last", "bf16"
-# What is switched on in a row; precision and checkpointing are no matter of sampling, which `fit` does in float32.
+# Options switched on per row; precision and checkpointing do not affect sampling, which `fit` does in float32.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "checkpointing": (CHECKPOINTING,),
@@ -75,7 +74,7 @@ WARM_BLOCKS = 1
 
 
 class RandomImages(ImageDataModule):
-    """One image of random bytes a class."""
+    """One image of random bytes per class."""
 
     def __init__(self, side: int, channels: int, classes: int, block_size: int) -> None:
         super().__init__(channels=channels, energy="labels", holdout=0.0, block_size=block_size)
@@ -106,7 +105,7 @@ class BlockTimes(Callback):
 
 
 def settings_of(args: argparse.Namespace, variant: str) -> TrainerSettings:
-    """The Trainer of a row."""
+    """Trainer settings of a row."""
     return TrainerSettings(
         accelerator="gpu" if args.device == "cuda" else "cpu",
         precision="bf16-mixed" if BF16 in VARIANTS[variant] else "32-true",
@@ -117,7 +116,7 @@ def settings_of(args: argparse.Namespace, variant: str) -> TrainerSettings:
 
 
 def recipe(side: int, variant: str, batch_size: int, data: ImageDataModule) -> Config:
-    """The recipe for this side, with what the row changes."""
+    """The recipe for this side, with the row's changes."""
     given = [f"{stage}.batch_size={batch_size}" for stage in NETWORKS.values()]
     for option in (CHECKPOINTING, CHANNELS_LAST):
         value = str(option in VARIANTS[variant]).lower()
@@ -129,19 +128,20 @@ def recipe(side: int, variant: str, batch_size: int, data: ImageDataModule) -> C
         own = {"pretrained": None, "config": DOWNLOADED, "scheduler": scheduler}
         given += [f"behavior.net.{name}={json.dumps(value)}" for name, value in own.items()]
         config = load_config([path], [*given, "behavior.micro_batch_size=null"])
-    return ImageFit.complete(config, data)
+    return config.supplied(config.problem.network_arguments(data, config.values))
 
 
 def module_of(config: Config, stage: str, data: ImageDataModule) -> StageModule:
     """A stage's module, with the same random weights in every process."""
     torch.manual_seed(0)
-    return config.module(stage, data.sizes, schedule=config.build("schedule"))
+    module: StageModule = config.components[stage](*data.sizes, schedule=config.components["schedule"]())
+    return module
 
 
 def memory_bytes(device: torch.device, peak: bool) -> int:
-    """Memory on the device now, or at its peak: allocated on a GPU, resident on a CPU (there the peak alone on macOS).
+    """Memory on the device now, or at its peak: allocated on a GPU, resident on a CPU (on macOS always the peak).
 
-    Linux tells the peak of this program in `status`: `getrusage` begins with that of the process that started it.
+    Linux reports this program's peak in `status`; `getrusage` starts from that of the parent process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
@@ -153,7 +153,7 @@ def memory_bytes(device: torch.device, peak: bool) -> int:
 
 
 def trained(module: StageModule, data: ImageDataModule, processes: Processes, blocks: int) -> Record:
-    """Seconds of an optimiser step, the first block's apart: there kernels are chosen, and graphs captured."""
+    """Seconds per optimiser step, without the first block, where kernels are chosen and graphs captured."""
     times = BlockTimes()
     trainer = Trainer(
         **processes.trainer_arguments(),
@@ -172,18 +172,20 @@ def trained(module: StageModule, data: ImageDataModule, processes: Processes, bl
 
 
 def sampled(config: Config, data: ImageDataModule, processes: Processes, num_steps: int | None, count: int) -> Record:
-    """Images a second of the prior alone and of guidance at scale 1, `count` at a time."""
+    """Images per second of the prior and of guidance at scale 1, `count` at a time."""
     behavior, guidance = (module_of(config, stage, data) for stage in NETWORKS.values())
-    solver = config.build("solver")
+    solver, schedule = config.components["solver"](), config.components["schedule"]()
     solver.num_steps = num_steps or solver.num_steps
-    sampler = ImageSampler(
-        data.image_shape, data.head_names, behavior.sampling_net, config.build("schedule"), solver,
-        guidance.sampling_net, config.arguments["guidance"]["objective"], processes.device,
-    )  # fmt: skip
+    networks = {
+        "behavior": behavior.sampling_net.to(processes.device), "energy": guidance.sampling_net.to(processes.device)
+    }  # fmt: skip
+    objective = config.components["guidance"].arguments["objective"]
+    parts = SamplerParts(data.sizes[1], networks, schedule, solver, objective, headed=True)
+    sampler = ImageSampler(data.image_shape, data.head_names, GuidedSampler(parts))
     found: Record = {"num_steps": solver.num_steps, "parameters": weights(behavior.net, guidance.net)}
     for name, scale in (("prior_images_per_second", 0.0), ("images_per_second", 1.0)):
         if processes.device.type == "cuda":
-            sampler.sample(count, 0, scale, batch_size=count)  # kernels are chosen
+            sampler.sample(count, 0, scale, batch_size=count)  # warm-up: kernels are chosen
         started = time.perf_counter()
         sampler.sample(count, 0, scale, batch_size=count)  # ends on the CPU
         found[name] = count / (time.perf_counter() - started)
@@ -191,7 +193,7 @@ def sampled(config: Config, data: ImageDataModule, processes: Processes, num_ste
 
 
 def measure(args: argparse.Namespace, side: int, network: str, variant: str) -> Record:
-    """The record of one row; its memory is the process's, so that it must be the process's only one."""
+    """Record of one row; memory is the whole process's, so measure only one row per process."""
     processes = Processes(settings_of(args, variant))
     data = RandomImages(side, *RECIPES[side][1:], block_size=args.block_size)
     data.setup()
@@ -205,7 +207,7 @@ def measure(args: argparse.Namespace, side: int, network: str, variant: str) -> 
 
 
 def row(side: int, network: str, variant: str, options: Sequence[str]) -> Record:
-    """`measure` in a process of its own; where memory does not suffice, the record says so."""
+    """Run `measure` in its own process; the record says so if memory runs out."""
     known = {"side": side, "recipe": RECIPES[side][0], "network": network, "variant": variant}
     command = [sys.executable, __file__, *options, "--child", str(side), network, variant]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -224,26 +226,26 @@ def line(record: Mapping[str, Any]) -> str:
         return f"{words} {record['failed']}"
     size = f"{record['parameters'] / 1e6:7.1f} M  {record['memory'] / 2**20:8,.0f} MiB"
     if record["network"] == SAMPLING:
-        speeds = f"{record['images_per_second']:.3g} images/s, {record['prior_images_per_second']:.3g} of the prior"
+        speeds = f"{record['images_per_second']:.3g} images/s, prior only {record['prior_images_per_second']:.3g}"
         return f"{words} {size}  {speeds} ({record['num_steps']} evaluations)"
-    return f"{words} {size}  {record['seconds']:9.4g} s a step"
+    return f"{words} {size}  {record['seconds']:9.4g} s per step"
 
 
 def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--sizes", nargs="+", type=int, choices=list(RECIPES), default=list(RECIPES), help="sides")
-    parser.add_argument("--batch_size", type=int, default=32, help="images a step, and sampled at a time (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per step and sampling batch (%(default)s)")
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS, SAMPLING], default=[*NETWORKS, SAMPLING])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--block_size", type=int, default=2, help="optimiser steps timed together (%(default)s)")
-    parser.add_argument("--blocks", type=int, default=3, help="timed ones (%(default)s)")
-    parser.add_argument("--solver_steps", type=int, help="evaluations of sampling; the recipe's where left out")
+    parser.add_argument("--blocks", type=int, default=3, help="timed blocks (%(default)s)")
+    parser.add_argument("--solver_steps", type=int, help="network evaluations of sampling; default: the recipe's")
     parser.add_argument("--matmul_precision", choices=["highest", "high", "medium"], default="highest")
-    parser.add_argument("--threads", type=int, help="of PyTorch; its own choice where left out")
-    parser.add_argument("--quick", action="store_true", help="few steps of few images: that it runs, not how fast")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; default: its own choice")
+    parser.add_argument("--quick", action="store_true", help="few steps of few images, only to check that it runs")
     parser.add_argument("--output", type=Path, default=Path("report"))
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # one row, in a process of its own
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # one row, in its own process
     args = parser.parse_args(None if arguments is None else list(arguments))
     if args.batch_size < 2:
         parser.error("--batch_size must be 2 or more: energies are contrasted over the batch")
@@ -253,7 +255,7 @@ def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Prints the table and writes `image_cost.json`."""
+    """Print the table and write `image_cost.json`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     args = parse(given)
     quieten()

@@ -1,12 +1,11 @@
-"""Guidance of images by class and by colour, CEP beside its baselines: trains what is missing, then one report.
+"""Guidance of images by class and colour with CEP and its baselines: train what is missing, then write one report.
 
     python benchmarks/images.py                                     # digits: both energies, every method
     python benchmarks/images.py --energies class --methods CEP NoisyClassifier
 
-The prior of an energy is trained once, by the run of its first method, and reused by the others. Energies run side by
-side, one thread each. What is finished is skipped. `DPS-analytic` guides by the energy itself and trains nothing.
-Options that are not named here go to every run: --seed 1, --stages.guidance.max_steps 1000. Prints wall clock and one
-report.
+The prior of an energy is trained once, in the run of its first method, and reused by the others. Energies run in
+parallel, one thread each. Finished stages are skipped. `DPS-analytic` guides by the energy itself and trains nothing.
+Other options go to every run, e.g. --stages.guidance.max_steps 1000. Prints wall clock and one report.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import yaml
 CONFIGS = Path(__file__).parent.parent / "configs" / "images"
 MARK = "-analytic"
 ANALYTIC = f"DPS{MARK}"
-# What applies: a classifier is none of colours, energies of labels are infinite and no function of the image.
+# Methods that apply: classifiers need classes; energies of labels are infinite and not a function of the image.
 METHODS = {
     "class": ("CEP", "NoisyClassifier", "ExponentialMSE", "DPSClassifier"),
     "colour": ("CEP", "ExponentialMSE", "MSE", "DPS", ANALYTIC),
@@ -34,7 +33,7 @@ KNOWN = tuple(dict.fromkeys(method for methods in METHODS.values() for method in
 
 
 def run_energy(energy: str, args: argparse.Namespace) -> list[Path]:
-    """All runs of one energy, one after the other; returns their folders."""
+    """Run all methods of one energy, one after the other; return their folders."""
     methods = [method for method in args.methods or DEFAULT[energy] if method in METHODS[energy]]
     folders: list[Path] = []
     for method in methods:
@@ -42,7 +41,7 @@ def run_energy(energy: str, args: argparse.Namespace) -> list[Path]:
         command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(CONFIGS / f"digits_{energy}.yaml")]
         command += ["--run_dir", str(folder), "--seed", str(args.seed), "--trainer.progress_bar", "false"]
         command += ["--trainer.num_threads", "1", "--guidance.objective", method.removesuffix(MARK)]
-        if not method.endswith("Classifier"):  # whose beta is 1; another class forgets the arguments of the config's
+        if not method.endswith("Classifier"):  # which has beta 1; for another class the config's arguments are dropped
             command += ["--guidance.objective.inverse_temperature", str(inverse_temperature(energy))]
         command += args.overrides
         if method == ANALYTIC:
@@ -65,24 +64,24 @@ def inverse_temperature(energy: str) -> float:
 
 
 def find_prior(folder: Path, runs: Path, energy: str, seed: int) -> Path | None:
-    """A run of another method whose prior is trained, None where there is none."""
+    """Return a run of another method whose prior is trained, or None."""
     others = [runs / f"{energy}-{method}-seed{seed}" for method in METHODS[energy]]
     return next((run for run in others if run != folder and (run / "behavior" / "final.ckpt").exists()), None)
 
 
 def main() -> None:
-    """Runs everything that is asked for."""
+    """Run everything requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--energies", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--methods", nargs="+", choices=KNOWN, help="those that an energy knows not are left out")
+    parser.add_argument("--methods", nargs="+", choices=KNOWN, help="skipped for energies they do not apply to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="energies side by side")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="energies run in parallel")
     parser.add_argument("--runs", type=Path, default=Path("runs/images"))
     parser.add_argument("--output", type=Path, default=Path("report"))
     args, overrides = parser.parse_known_args()
     args.overrides = overrides
     if args.methods and (lost := [e for e in args.energies if not set(args.methods) & set(METHODS[e])]):
-        parser.error(f"none of the methods {', '.join(args.methods)} is one of the energy {lost[0]}")
+        parser.error(f"none of the methods {', '.join(args.methods)} applies to the energy {lost[0]}")
     started = time.monotonic()
     with ThreadPoolExecutor(args.workers) as pool:
         folders = [folder for done in pool.map(lambda name: run_energy(name, args), args.energies) for folder in done]

@@ -1,12 +1,12 @@
-"""AntMaze and Maze2D side by side with D4RL's own model files: compiled fields and trajectories of 1,000 steps.
+"""AntMaze and Maze2D compared with D4RL's own model files: compiled fields and trajectories of 1,000 steps.
 
-    pip download d4rl==1.1 --no-deps && unzip d4rl-1.1-py3-none-any.whl   # d4rl itself cannot be imported, nor need it
+    pip download d4rl==1.1 --no-deps && unzip d4rl-1.1-py3-none-any.whl   # d4rl is not imported
     python benchmarks/maze_physics.py --d4rl d4rl --output report/maze-physics.json
 
-Each of D4RL's models is built by D4RL's own files and stepped by the rules of its environments; each of `cepdiff.envs`
-is stepped through `step`. Both have the capsules, margins and contact softness of the MuJoCo that recorded the data;
-beside is reported what one step of D4RL's file changes if today's MuJoCo takes it as it is. `--golden FOLDER` writes
-the numbers that the tests hold, `--models FOLDER` what `maze_recorder.py` steps under an older MuJoCo.
+D4RL's models are built by D4RL's own files and stepped by the rules of its environments; those of `cepdiff.envs` are
+stepped through `step`. Both have the capsules, margins and contact softness of the MuJoCo that recorded the data; how
+much one step changes if current MuJoCo takes D4RL's file unchanged is reported too. `--golden FOLDER` writes the
+numbers that the tests use, `--models FOLDER` the models that `maze_recorder.py` steps under an older MuJoCo.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cepdiff.envs.maze2d import Maze2D
 Array = NDArray[np.float64]
 
 STEPS = 1000
-# D4RL's names of the layouts that its environments are registered with.
+# D4RL's names of the layouts of its registered environments.
 ANTMAZE_NAMES = {
     "umaze": "U_MAZE_TEST",
     "medium": "BIG_MAZE_TEST",
@@ -53,7 +53,7 @@ MAZE2D_NAMES = {
 }
 _DYNAMICS = ("qpos", "body_", "jnt_", "dof_", "geom_", "pair_", "exclude_", "eq_", "tendon_", "actuator_")
 _LOOKS = ("_rgba", "_matid", "_group", "_user")
-# What model files set, by names that all versions of MuJoCo know: the fields that the golden numbers hold.
+# Fields that model files set, with names known to all versions of MuJoCo: those of the golden numbers.
 # fmt: off
 GOLDEN_FIELDS = (
     "opt.timestep", "opt.gravity", "opt.integrator", "opt.iterations",
@@ -82,7 +82,7 @@ class Case(NamedTuple):
 
 
 def definitions(file: Path, **known: Any) -> dict[str, Any]:
-    """What the assignments and functions at the top of a source file define, without its imports and classes."""
+    """Names defined by the top-level assignments and functions of a source file, without imports and classes."""
     statements = ast.parse(file.read_text()).body
     kept: list[ast.stmt] = [node for node in statements if isinstance(node, ast.Assign | ast.FunctionDef)]
     exec(compile(ast.Module(kept, []), str(file), "exec"), known)
@@ -106,7 +106,7 @@ def their_antmaze_xml(folder: Path, layout: str) -> str:
 
 
 def their_maze2d_xml(folder: Path, layout: str) -> str:
-    """What D4RL's own builder of Maze2D models writes."""
+    """XML from D4RL's own builder of Maze2D models."""
     spec = importlib.util.spec_from_file_location("dynamic_mjc", folder / "pointmaze" / "dynamic_mjc.py")
     assert spec is not None
     assert spec.loader is not None
@@ -118,7 +118,7 @@ def their_maze2d_xml(folder: Path, layout: str) -> str:
 
 
 def recorded_model(xml: str) -> mujoco.MjModel:
-    """A model of D4RL's with the physics of the MuJoCo that recorded its data."""
+    """Compile a model of D4RL with the physics of the MuJoCo that recorded its data."""
     model = compile_with_cylindrical_capsules(mujoco.MjSpec.from_string(xml))
     if margins_add():
         model.geom_margin /= 2
@@ -129,7 +129,7 @@ def recorded_model(xml: str) -> mujoco.MjModel:
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """All layouts. The ant starts with two feet at the walls of its first cell, the ball in the goal's cell."""
+    """All layouts. The ant starts with two feet at the walls of its first cell, the ball in the goal cell."""
     for layout in ANTMAZE_LAYOUTS:
         ant = AntMaze(layout)
         start = np.concatenate([ant.init_qpos, ant.init_qvel])
@@ -149,14 +149,14 @@ def field(model: mujoco.MjModel, name: str) -> Array:
 
 
 def driving_fields(model: mujoco.MjModel) -> list[str]:
-    """Every field and option that can bear on the dynamics: all of bodies, joints, geoms, actuators but their looks."""
+    """Options and fields that can affect the dynamics: bodies, joints, geoms and actuators, but not their looks."""
     options = [f"opt.{name}" for name in dir(model.opt) if not name.startswith("_")]
     arrays = [name for name in dir(model) if name.startswith(_DYNAMICS) and not name.endswith(_LOOKS)]
     return options + arrays
 
 
 def field_differences(theirs: mujoco.MjModel, ours: mujoco.MjModel) -> dict[str, float]:
-    """Largest absolute difference of each driving field; infinite where the sizes differ."""
+    """Largest absolute difference of each driving field; infinite if the sizes differ."""
     found = {}
     for name in driving_fields(theirs):
         left, right = field(theirs, name), field(ours, name)
@@ -172,9 +172,9 @@ def actions_of(name: str, size: int) -> NDArray[np.float32]:
 
 
 def their_step(model: mujoco.MjModel, data: mujoco.MjData, action: NDArray[np.float32]) -> None:
-    """One step by the rules of D4RL's environment of this model."""
+    """One step by the rules of D4RL's environment for this model."""
     if model.nu == 8:
-        # From [-1, 1] to the torques' range in this order of operations: other roundings grow to 1 in 1,000 steps.
+        # Scaled to torques in this order of operations: other roundings grow to 1 in 1,000 steps.
         data.ctrl[:] = np.clip((action + 1) * 0.5 * 60 - 30, -30, 30)
         for _ in range(5):
             mujoco.mj_step(model, data)
@@ -186,7 +186,7 @@ def their_step(model: mujoco.MjModel, data: mujoco.MjData, action: NDArray[np.fl
 
 
 def their_trajectory(case: Case, actions: NDArray[np.float32]) -> tuple[Array, int]:
-    """States (1001, nq + nv), and how many steps ended with a wall in contact."""
+    """States (1001, nq + nv), and the number of steps that end in contact with a wall."""
     model, data = case.theirs, mujoco.MjData(case.theirs)
     data.qpos[:], data.qvel[:] = np.split(case.start, [model.nq])
     mujoco.mj_forward(model, data)
@@ -195,16 +195,16 @@ def their_trajectory(case: Case, actions: NDArray[np.float32]) -> tuple[Array, i
         their_step(model, data, action)
         states.append(np.concatenate([data.qpos, data.qvel]))
         geoms = data.contact.geom.reshape(-1)
-        # Of the world's own geoms the first is the floor, the others are walls.
+        # The world's first geom is the floor, its others are walls.
         touching += bool(((model.geom_bodyid[geoms] == 0) & (geoms > 0)).any())
     return np.array(states), touching
 
 
 def our_trajectory(case: Case, actions: NDArray[np.float32]) -> Array:
-    """The same through the environment's `step`."""
+    """States (1001, nq + nv) from the environment's `step`."""
     env = case.env
     env.reset(seed=0)
-    mujoco.mj_resetData(env.model, env.data)  # the solver starts from its last result: forget that of the reset
+    mujoco.mj_resetData(env.model, env.data)  # the solver warm-starts: forget the reset's result
     env.set_state(*np.split(case.start, [env.model.nq]))
     states = [case.start]
     for action in actions:
@@ -223,7 +223,7 @@ def one_step(model: mujoco.MjModel, state: Array, action: NDArray[np.float32]) -
 
 
 def effect_of_versions(case: Case, states: Array, actions: NDArray[np.float32]) -> Array:
-    """Largest deviation of one step from each of `states` where today's MuJoCo takes D4RL's file as it is, (T,)."""
+    """Largest deviation (T,) of one step from each of `states` if current MuJoCo takes D4RL's file unchanged."""
     today = mujoco.MjModel.from_xml_string(case.xml)
     return np.array(
         [
@@ -234,7 +234,7 @@ def effect_of_versions(case: Case, states: Array, actions: NDArray[np.float32]) 
 
 
 def compare(case: Case) -> dict[str, Any]:
-    """All comparisons of one layout."""
+    """All comparisons for one layout."""
     differences = field_differences(case.theirs, case.env.model)
     actions = actions_of(case.name, case.env.model.nu)
     theirs, touching = their_trajectory(case, actions)
@@ -251,7 +251,7 @@ def compare(case: Case) -> dict[str, Any]:
 
 
 def write_golden(folder: Path, compared: list[Case]) -> None:
-    """Fields and every 100th state of D4RL's own models, one file for each family."""
+    """Fields and every 100th state of D4RL's own models, one file per family."""
     for family in ("antmaze", "maze2d"):
         numbers: dict[str, Any] = {"fields": np.array(GOLDEN_FIELDS), "mujoco": np.array(mujoco.__version__)}
         for case in compared:
@@ -265,7 +265,7 @@ def write_golden(folder: Path, compared: list[Case]) -> None:
 
 
 def write_models(folder: Path, compared: list[Case]) -> None:
-    """Of each layout D4RL's file, with its bodies' recorded inertias written out, start and actions."""
+    """Write per layout D4RL's file, with its bodies' recorded inertias, and the start and actions."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in compared:
         root = ET.fromstring(case.xml)
@@ -282,19 +282,19 @@ def write_models(folder: Path, compared: list[Case]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compares all layouts, prints a table and writes JSON."""
+    """Compare all layouts, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d4rl", type=Path, required=True, help="D4RL 1.1's package: holds locomotion/, pointmaze/")
     parser.add_argument("--output", type=Path, default=Path("report/maze-physics.json"))
-    parser.add_argument("--golden", type=Path, help="folder for the numbers that the tests hold")
-    parser.add_argument("--models", type=Path, help="folder for what maze_recorder.py steps")
+    parser.add_argument("--golden", type=Path, help="folder for the numbers that the tests use")
+    parser.add_argument("--models", type=Path, help="folder for the models that maze_recorder.py steps")
     args = parser.parse_args(arguments)
     if not (args.d4rl / "locomotion" / "assets" / "ant.xml").exists():
         parser.error(f"{args.d4rl} holds no locomotion/assets/ant.xml: expected the folder of D4RL's package")
     compared = list(cases(args.d4rl))
     found = {}
     head = f"max difference over {STEPS} steps"
-    print(f"{'layout':20} fields unequal  {head}   way  steps at walls  today: median, max")
+    print(f"{'layout':20} fields unequal  {head}  path  steps at walls  versions: median, max")
     for case in compared:
         found[case.name] = row = compare(case)
         print(f"{case.name:20} {row['fields']:6} {len(row['unequal_fields']):7} {row['trajectory_difference']:32.1e} "

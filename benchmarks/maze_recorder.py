@@ -1,4 +1,4 @@
-"""D4RL's mazes under an older MuJoCo: steps what `maze_physics.py --models FOLDER` wrote; needs numpy and mujoco alone.
+"""D4RL's mazes under an older MuJoCo: steps the models of `maze_physics.py --models`; only needs numpy and mujoco.
 
 python3.10 -m venv old && old/bin/pip install mujoco==2.2.0 "numpy<2"    # the oldest version on the package index
 old/bin/python benchmarks/maze_recorder.py models tests/envs/golden/maze-mujoco-2.2.0.npz
@@ -17,7 +17,7 @@ LAYOUTS = ("antmaze-eval-umaze", "maze2d-umaze")
 
 
 def main(models: Path, output: Path) -> None:
-    """Writes every tenth state, the action that follows, and the state after it."""
+    """Write every tenth state, the action that follows, and the state after it."""
     numbers: dict[str, Any] = {"mujoco": np.array(mujoco.__version__)}
     for name in LAYOUTS:
         model = mujoco.MjModel.from_xml_path(str(models / f"{name}.xml"))

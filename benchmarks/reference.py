@@ -1,13 +1,13 @@
-"""The recipe of Lu et al. (2023) as plain eager PyTorch: what `benchmarks/speed.py` holds this package against.
+"""The recipe of Lu et al. (2023) in plain eager PyTorch, the baseline of `benchmarks/speed.py`.
 
-Written straight from the recipe, with the habits of its official code: items are loaded one at a time, inputs are
-expanded and concatenated (a state is embedded once for each of its K actions), the schedule is computed anew in every
-solver step and row, actions are drawn at s and s' of each row though s' is the next row's s, the guidance gradient is
-computed at scale 0 too, the guidance step asks the critic again for what it thinks of the support actions, Adam is
-unfused, and each scale is rolled out by itself in environments of its own.
+Written from the recipe, with the habits of its official code: items are loaded one at a time, inputs are expanded and
+concatenated (a state is embedded once for each of its K actions), the schedule is recomputed in every solver step and
+row, actions are drawn at s and s' of each row although s' is the next row's s, the guidance gradient is computed at
+scale 0 too, the guidance step evaluates the critic again at the support actions, Adam is not fused, and each scale is
+rolled out separately in its own environments.
 
-The numbers are those of cepdiff. Parameters have the names and shapes of `ResidualUNet`, `QEnsemble` and `EnergyMLP`,
-so that `load_state_dict` goes both ways and outputs can be compared.
+The results are those of cepdiff. Parameters have the names and shapes of `ResidualUNet`, `QEnsemble` and `EnergyMLP`,
+so that `load_state_dict` works both ways and outputs can be compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 BETA_MIN, BETA_MAX, T_MIN = 0.1, 20.0, 1e-3
-SUPPORT_STATES = 256  # states whose K actions are drawn at a time
+SUPPORT_STATES = 256  # states per batch of support actions
 Items = dict[str, Tensor]
 
 
@@ -130,7 +130,7 @@ class EnergyNet(nn.Module):
 
 
 def load(path: Path) -> Items:
-    """Transitions of an HDF5 file, row by row as D4RL makes them; the rows at time limits are left out."""
+    """Transitions of an HDF5 file, row by row as in D4RL; rows at time limits are left out."""
     with h5py.File(path, "r") as file:
         arrays = {name: file[name][:] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
     names = ("observations", "actions", "rewards", "terminals", "next_observations")
@@ -145,7 +145,7 @@ def load(path: Path) -> Items:
 
 
 class Transitions(Dataset[Items]):
-    """Rows of a buffer, handed out one at a time."""
+    """Rows of a buffer, returned one at a time."""
 
     def __init__(self, arrays: Mapping[str, Tensor]) -> None:
         self.arrays = dict(arrays)
@@ -158,7 +158,7 @@ class Transitions(Dataset[Items]):
 
 
 def batches(dataset: Transitions, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Items]:
-    """Shuffled batches without end, collated item by item."""
+    """Endless shuffled batches, collated item by item."""
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=True)
     while True:
         for items in loader:
@@ -178,7 +178,7 @@ def marginal(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def solver_times(num_steps: int) -> Tensor:
-    """The `num_steps + 1` times from 1 to T_MIN that are equally far apart in lambda_t."""
+    """The `num_steps + 1` times from 1 to T_MIN, evenly spaced in lambda_t."""
     ends = marginal(torch.tensor([1.0, T_MIN], dtype=torch.float64))[2]
     lam = torch.linspace(float(ends[0]), float(ends[1]), num_steps + 1, dtype=torch.float64)
     double = F.softplus(-2.0 * lam)  # -2 log alpha_t
@@ -188,7 +188,7 @@ def solver_times(num_steps: int) -> Tensor:
 def data_prediction(
     score_net: ScoreNet, energy_net: EnergyNet | None, scale: float, x: Tensor, t: Tensor, states: Tensor
 ) -> Tensor:
-    """x0_pred (R, A) within [-1, 1], guided where there is an energy network, whatever the scale."""
+    """x0_pred (R, A) within [-1, 1], guided at any scale if there is an energy network."""
     alpha, sigma, _ = (values[:, None] for values in marginal(t))
     eps = score_net(x, t, states)
     if energy_net is not None:
@@ -227,7 +227,7 @@ def sample(
 
 
 def support_actions(score_net: ScoreNet, states: Tensor, num_actions: int, num_steps: int = 15) -> Tensor:
-    """K actions of the behavior policy at each state, (R, S) -> (R, K, A), a chunk of states at a time."""
+    """K actions of the behavior policy at each state, (R, S) -> (R, K, A), in chunks of states."""
     drawn = []
     action_size = score_net.output.out_features
     for start in range(0, len(states), SUPPORT_STATES):
@@ -240,13 +240,13 @@ def support_actions(score_net: ScoreNet, states: Tensor, num_actions: int, num_s
 
 
 def draw_support(score_net: ScoreNet, rows: Mapping[str, Tensor], num_actions: int) -> tuple[Tensor, Tensor]:
-    """Support actions (R, K, A) at s and at s' of each row, drawn apart."""
+    """Support actions (R, K, A) at s and at s' of each row, drawn separately."""
     here = support_actions(score_net, rows["observations"], num_actions)
     return here, support_actions(score_net, rows["next_observations"], num_actions)
 
 
 def adam(net: nn.Module, learning_rate: float) -> torch.optim.Adam:
-    """Adam as torch makes it where nothing else is asked for, which is not the fused one."""
+    """PyTorch's default Adam, which is not fused."""
     return torch.optim.Adam(net.parameters(), lr=learning_rate)
 
 
@@ -259,7 +259,7 @@ def behavior_loss(net: ScoreNet, batch: Items, t: Tensor, eps: Tensor) -> Tensor
 
 
 def minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One optimiser step; returns the loss, as it is logged at every step."""
+    """One optimiser step; returns the loss, which is logged at every step."""
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -281,7 +281,7 @@ def expanded_q(critic: TwinQ, states: Tensor, actions: Tensor) -> Tensor:
 
 
 class QLearning:
-    """Critic and guidance, trained side by side as the official code does in the first half of its steps."""
+    """Critic and guidance, trained together as the official code does in the first half of its steps."""
 
     def __init__(self, critic: TwinQ, energy_net: EnergyNet, discount: float = 0.99, beta: float = 3.0) -> None:
         self.critic, self.target, self.energy_net = critic, copy.deepcopy(critic), energy_net
@@ -342,7 +342,7 @@ def evaluate(
     scales: Sequence[float],
     episodes: int,
 ) -> list[list[float]]:
-    """Episode returns a scale: one scale after the other, an environment an episode, one batch of actions a step."""
+    """Episode returns per scale: one scale after another, one environment per episode, one batch per step."""
     returns = []
     for scale in scales:
         envs = [make_env() for _ in range(episodes)]

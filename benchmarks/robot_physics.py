@@ -1,18 +1,18 @@
-"""Adroit and Kitchen side by side with D4RL's own model files: compiled fields and trajectories of 200 steps.
+"""Adroit and Kitchen compared with D4RL's own model files: compiled fields and trajectories of 200 steps.
 
-    pip download d4rl==1.1 --no-deps && unzip d4rl-1.1-py3-none-any.whl   # d4rl itself cannot be imported, nor need it
+    pip download d4rl==1.1 --no-deps && unzip d4rl-1.1-py3-none-any.whl   # d4rl is not imported
     python benchmarks/robot_physics.py --d4rl d4rl --output report/robot-physics.json
 
-What the environments here would do with D4RL's files and with gymnasium-robotics' files, both in today's MuJoCo. An old
-MuJoCo reads D4RL's files as they are; its trajectories show what changed between it and today:
+Compares D4RL's files and gymnasium-robotics' files under these environments' control, both in current MuJoCo. An old
+MuJoCo reads D4RL's files unchanged; its trajectories show what has changed since:
 
     python3.8 -m pip install mujoco==2.2.0 numpy
-    python3.8 benchmarks/robot_physics.py --d4rl d4rl --record recorded.json    # needs nothing of cepdiff
+    python3.8 benchmarks/robot_physics.py --d4rl d4rl --record recorded.json    # without cepdiff
     python benchmarks/robot_physics.py --d4rl d4rl --recorded recorded.json
 
-Actions are sines of many periods, positions start at the model's own. Today's MuJoCo reads D4RL's files after two
-changes, made in a copy: Adroit without the attribute `apirate` (of a removed programming interface), Kitchen with the
-kettle's defaults below a default of the top level, as today's syntax wants it.
+Actions are sines of different periods; positions start at the model's own. Current MuJoCo reads D4RL's files after two
+changes, made in a copy: Adroit without the attribute `apirate` (of a removed API), Kitchen with the kettle's defaults
+inside a top-level default, as current syntax requires.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 MOMENTS = (1, 2, 5, 10, 20, 50, 100, 200)
 ADROIT = ("pen", "door", "hammer", "relocate")
 KITCHEN = "kitchen/adept_envs/franka/assets/franka_kitchen_jntpos_act_ab.xml"
-# D4RL's start of Kitchen and limits of its controller; here again, for the old Python that cannot import cepdiff.
+# D4RL's start and controller limits of Kitchen, repeated because an old Python cannot import cepdiff.
 # fmt: off
 KITCHEN_START = [
     1.48388023e-01, -1.76848573e+00, 1.84390296e+00, -2.47685760e+00, 2.60252026e-01, 7.12533105e-01, 1.59515394e+00,
@@ -50,7 +50,7 @@ _LOOKS = ("_rgba", "_matid", "_group", "_user", "adr", "id", "_sameframe", "_bvh
 
 
 def actions(step: int, size: int) -> Array:
-    """(size,) in [-0.9, 0.9]."""
+    """Actions (size,) in [-0.9, 0.9] at a step."""
     joint = np.arange(size)
     return 0.9 * np.sin(0.11 * step * (1 + joint / size) + joint)
 
@@ -83,7 +83,7 @@ def model_of(package: Path, task: str) -> Path:
 
 
 def soften(model: Any) -> Any:
-    """D4RL's change of the wrist's and the fingers' actuators."""
+    """Change the wrist and finger actuators as D4RL does."""
     names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, i) for i in range(model.nu)]
     for first, last, stiffness in (("A_WRJ1", "A_WRJ0", 10.0), ("A_FFJ3", "A_THJ0", 1.0)):
         group = slice(names.index(first), names.index(last) + 1)
@@ -93,13 +93,13 @@ def soften(model: Any) -> Any:
 
 
 def plain(path: Path, task: str) -> Any:
-    """A file as this MuJoCo compiles it, with D4RL's actuators."""
+    """Compile a file with this MuJoCo and D4RL's actuators."""
     model = mujoco.MjModel.from_xml_path(str(path))
     return model if task == "kitchen" else soften(model)
 
 
 def readable_copy(package: Path, folder: Path) -> Path:
-    """A copy of D4RL's files that today's MuJoCo reads."""
+    """Copy D4RL's files, changed so that current MuJoCo reads them."""
     for part in ("hand_manipulation_suite", "kitchen"):
         shutil.copytree(package / part, folder / part)
     hand = folder / "hand_manipulation_suite/assets/DAPG_assets.xml"
@@ -112,7 +112,7 @@ def readable_copy(package: Path, folder: Path) -> Path:
 
 
 def differences(ours: Any, theirs: Any) -> Iterator[dict[str, Any]]:
-    """The fields that drive the dynamics and are not equal to the last bit: name, largest difference, how many."""
+    """Fields that affect the dynamics and are not bitwise equal: name, largest difference, count."""
     names = [n for n in dir(theirs) if n.startswith(_DYNAMICS) and not n.endswith(_LOOKS)]
     pairs = [(name, getattr(ours, name), getattr(theirs, name)) for name in names]
     options = [n for n in dir(theirs.opt) if not n.startswith("_")]
@@ -140,7 +140,7 @@ def without_tracker(path: Path) -> Any:
 
 
 def compare(package: Path, recorded: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A record a task: fields and trajectories of D4RL's files against gymnasium-robotics' ones."""
+    """One record per task: fields and trajectories of D4RL's and gymnasium-robotics' files."""
     from cepdiff.envs.adroit import adroit_model
     from cepdiff.envs.kitchen import kitchen_model
     from cepdiff.envs.robots import model_file
@@ -166,12 +166,12 @@ def compare(package: Path, recorded: dict[str, Any]) -> Iterator[dict[str, Any]]
 
 
 def deviation(one: Array, other: Array) -> dict[int, float]:
-    """Largest deviation of any coordinate of qpos, by steps."""
+    """Largest deviation of any coordinate of qpos, by number of steps."""
     return dict(zip(MOMENTS, np.abs(one - other).max(axis=1).tolist()))  # noqa: B905 - `strict` needs Python 3.10
 
 
 def show(record: dict[str, Any]) -> None:
-    """One task's part of the table."""
+    """Print one task's part of the table."""
     print(f"\n{record['task']}: {len(record['fields'])} fields of gymnasium-robotics' model differ from D4RL's")
     for field in record["fields"]:
         print("   " + ", ".join(f"{key} {value}" for key, value in field.items()))
@@ -181,7 +181,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Records, or compares and prints."""
+    """Record, or compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d4rl", type=Path, required=True, help="the folder d4rl of the unpacked package")
     parser.add_argument("--record", type=Path, help="only write the trajectories of D4RL's files in this MuJoCo")

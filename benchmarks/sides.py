@@ -1,4 +1,4 @@
-"""Both sides of the benchmark, this package and `benchmarks/reference.py`: one buffer, equal weights, timed in turn."""
+"""Both sides of the benchmark, this package and `reference.py`, on one buffer with equal weights, timed in turn."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.rollout.envs import EnvSpec, make_env
-from cepdiff.stages.artifacts import RunFolder
-from cepdiff.stages.processes import Processes
-from cepdiff.stages.settings import StageSettings, TrainerSettings
-from cepdiff.stages.training import train_stage
+from cepdiff.runs.folder import RunFolder
+from cepdiff.runs.problem import Run as RunContext
+from cepdiff.runs.processes import Processes, TrainerSettings
+from cepdiff.runs.stage import StageSettings, TrainedStage
 from floors import Floors, Rates, measured_rates, synchronise
 
 WARM_BLOCKS = 2
@@ -50,11 +51,11 @@ class Sizes:
     num_actions: int = 16
     behavior_block: int = 5
     block: int = 50
-    reference_steps: int = 5  # of critic and guidance a round; of the behavior model one
+    reference_steps: int = 5  # critic and guidance steps per round; one of the behavior model
     support_states: int = 4096
     reference_support_rows: int = 256
     rounds: int = 5
-    round_budget: float = 15.0  # seconds, after which no further round of a stage begins
+    round_budget: float = 15.0  # seconds after which no further round of a stage starts
     act: tuple[int, ...] = (1, 10, 256)
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)
     episodes: int = 10
@@ -88,14 +89,14 @@ def synthetic_arrays(rows: int, observation_size: int = 11, action_size: int = 3
 
 
 def kernel_seconds(profiler: Any) -> float:
-    """Seconds that the GPU's kernels and copies took; ranges that name a part of the program are no work."""
+    """Seconds of GPU kernels and copies, without ranges that only annotate the program."""
     work = (e for e in profiler.events() if e.device_type.name == "CUDA" and not e.is_user_annotation)
     return sum(float(event.time_range.elapsed_us()) for event in work) * 1e-6
 
 
 @dataclass
 class Timing:
-    """Seconds a unit of work, a number a round, of both sides; memory and the device's busy share are ours."""
+    """Seconds per unit of work, one number per round, for both sides; memory and busy share are ours."""
 
     ours: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
@@ -162,7 +163,7 @@ class Bench:
         self.energy_net.load_state_dict(self.guidance.net.state_dict())
 
     def loaded(self) -> OfflineDataModule:
-        """The data module with its buffer read."""
+        """A data module with its buffer loaded."""
         data = OfflineDataModule(self.dataset)
         data.prepare_data()
         data.setup()
@@ -172,19 +173,24 @@ class Bench:
         """A module as `fit` leaves it after its stage."""
         return module.to(self.device).eval().requires_grad_(False)
 
+    def sampler(self, solver: DPMSolver | None = None, guided: bool = False) -> GuidedSampler:
+        """The sampler of untrained networks."""
+        networks = {"behavior": self.behavior.net} | ({"energy": self.guidance.net} if guided else {})
+        return GuidedSampler(SamplerParts(self.data.sizes[1], networks, self.behavior.schedule, solver or self.solver))
+
     @cached_property
     def rates(self) -> Rates:
-        """What the machine does at best."""
+        """The best rates measured on this machine."""
         return measured_rates(self.device, self.settings.precision)
 
     @cached_property
     def floors(self) -> Floors:
-        """The least that each stage could take."""
+        """Lower bounds on the stages' times."""
         return Floors(self.rates, *self.data.sizes, self.K)
 
     @cached_property
     def env(self) -> EnvSpec:
-        """The environment, without ends before its time limit where it has an option for that."""
+        """The environment, without early termination if it has an option for that."""
         env = make_env(EnvSpec(self.env_id))
         option = "terminate_when_unhealthy"
         known = option in inspect.signature(type(env.unwrapped)).parameters
@@ -192,7 +198,7 @@ class Bench:
         return EnvSpec(self.env_id, {option: False} if known else {})
 
     def seconds(self, run: Run) -> float:
-        """Time of one call, the device's work included."""
+        """Seconds of one call, including the device's work."""
         synchronise(self.device)
         started = time.perf_counter()
         run()
@@ -201,7 +207,7 @@ class Bench:
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """The reference's precision: full float32, as its official code runs."""
+        """The reference's precision: full float32, like its official code."""
         torch.set_float32_matmul_precision("highest")
         try:
             yield
@@ -209,7 +215,7 @@ class Bench:
             torch.set_float32_matmul_precision(self.settings.matmul_precision)
 
     def alternate(self, ours: Run, other: Run, units: tuple[float, float] = (1.0, 1.0)) -> Timing:
-        """Rounds of both in turn after a warm-up of each; seconds are divided by the units of work of a call."""
+        """Rounds of both in turn after a warm-up of each; seconds are divided by the units of work per call."""
         timing = Timing()
         spent = 0.0
         for index in range(self.sizes.rounds + 1):
@@ -219,7 +225,7 @@ class Bench:
             with self.exact():
                 other_taken = self.seconds(other)
             spent += taken + other_taken
-            if index or spent > self.sizes.round_budget:  # the first round warms up, where time allows
+            if index or spent > self.sizes.round_budget:  # the first round is a warm-up, if time allows
                 timing.ours.append(taken / units[0])
                 timing.reference.append(other_taken / units[1])
                 if spent > self.sizes.round_budget:
@@ -228,17 +234,17 @@ class Bench:
         return timing
 
     def reset_peak(self) -> None:
-        """Forgets the device's peak memory."""
+        """Reset the device's peak memory."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def note_peak(self, timing: Timing) -> None:
-        """Keeps the device's peak memory since `reset_peak`."""
+        """Record the device's peak memory since `reset_peak`."""
         if self.device.type == "cuda":
             timing.peak_memory = max(timing.peak_memory or 0, torch.cuda.max_memory_allocated(self.device))
 
     def busy_share(self, run: Run) -> float | None:
-        """Share of the time in which the GPU computes."""
+        """Share of time in which the GPU computes; None on a CPU."""
         if self.device.type != "cuda":
             return None
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -253,9 +259,9 @@ class Bench:
         other: Run = lambda: None,
         other_steps: int = 1,
     ) -> tuple[Timing, float]:
-        """Seconds a step of a stage as `fit` trains it, in turn with `other` (that many steps).
+        """Seconds per step of a stage as `fit` trains it, in turn with `other` (`other_steps` steps).
 
-        With them the seconds from the call to the end of the first block, where compilation and capture happen.
+        Also returns the seconds until the end of the first block, which include compilation and capture.
         """
         timing, rounds = Timing(), self.sizes.rounds
         state = {"blocks": 0, "mark": time.perf_counter(), "start_up": 0.0}
@@ -286,9 +292,10 @@ class Bench:
 
         data = copy.copy(data)
         data.block_size = block
-        # The last block has none after it to gather, so it is not timed.
-        steps = block * (WARM_BLOCKS + rounds + 1 + cuda)  # on CUDA one block is profiled, after those that are timed
-        run = RunFolder(self.folder / f"run-{time.monotonic_ns()}")
-        run.stage(module.stage).claim({})
-        train_stage(module, data, run, StageSettings(steps), self.processes, [BlockEnds(block_done)])
+        # The last block is not timed, because it gathers no next block.
+        steps = block * (WARM_BLOCKS + rounds + 1 + cuda)  # on CUDA one block is profiled after the timed ones
+        run = RunContext(RunFolder(self.folder / f"run-{time.monotonic_ns()}"), self.processes)
+        stage = TrainedStage(run, module, lambda: data, StageSettings(steps), dict, [BlockEnds(block_done)])
+        stage.claim([])
+        stage.run()
         return timing, state["start_up"]

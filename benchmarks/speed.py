@@ -1,13 +1,13 @@
-"""What each stage costs here, beside a plain eager version of the recipe and beside the least it could cost.
+"""Cost of each stage on this machine, compared with a plain eager version of the recipe and a lower bound.
 
     python benchmarks/speed.py --threads 1                        # a table, and report/speed.json
     python benchmarks/speed.py --device cuda --precision bf16-mixed
     python benchmarks/speed.py --dataset hopper-medium-v2 --stages act evaluation
 
-Rounds of both sides are interleaved in one run, so that the ratios hold on a busy machine too; the table shows medians.
-The reference (`benchmarks/reference.py`) always computes in full float32, as the official code does; precision is an
-option of this package's side. The floor is FLOPs over the measured rate of matrix products, or bytes over that of
-copies (`benchmarks/floors.py`). The last rows add up to the paper's recipe for a million rows.
+Rounds of both sides alternate in one run, so that the ratios hold on a busy machine too; the table shows medians. The
+reference (`benchmarks/reference.py`) always computes in full float32, like the official code; precision only applies to
+this package. The floor is FLOPs over the measured rate of matrix products, or bytes over that of copies
+(`benchmarks/floors.py`). The last rows project the paper's recipe for a million rows.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ import torch
 
 from cepdiff.files import write_json
 from cepdiff.policy.engines import ENGINES
-from cepdiff.stages.settings import StagesSettings, TrainerSettings
-from cepdiff.stages.training import quieten
+from cepdiff.problems.offline.settings import OfflineStages
+from cepdiff.runs.processes import TrainerSettings
+from cepdiff.runs.stage import quieten
 from floors import machine
 from sides import CUDA, QUICK, Bench, Record, Sizes
 from speed_stages import STAGES
 
 PROJECTED_ROWS = 1_000_000
 PROJECTED_ENV_STEPS = 1_000
-# What the projection adds up.
+# Stages that the projection sums.
 NEEDED = ("load", "behavior", "support", "critic", "energies", "guidance", "evaluation")
 
 
 def side_seconds(records: dict[str, Record], side: str) -> dict[str, float]:
     """Seconds of each part of the whole recipe for a million rows; `side` is "ours", "reference" or "floor"."""
-    steps = StagesSettings()
+    steps = OfflineStages()
 
     def unit(stage: str) -> float:
         value = records[stage][side]
@@ -58,7 +59,7 @@ def side_seconds(records: dict[str, Record], side: str) -> dict[str, float]:
         "guidance": unit("guidance") * guidance + start_up("guidance"),
         "evaluation": unit("evaluation") * PROJECTED_ENV_STEPS + rolled_out,
     }
-    if side == "reference":  # the critic's batches serve the guidance beside it; after that it loads its own
+    if side == "reference":  # guidance uses the critic's batches while both train, then loads its own
         parts["guidance"] += float(records["critic"]["reference_loading"]) * (guidance - critic)
     else:
         parts["guidance"] += unit("energies") * PROJECTED_ROWS
@@ -66,7 +67,7 @@ def side_seconds(records: dict[str, Record], side: str) -> dict[str, float]:
 
 
 def projection(records: Sequence[Record]) -> dict[str, dict[str, float]] | None:
-    """Seconds of the paper's recipe by side and part; None where a stage was not timed."""
+    """Seconds of the paper's recipe by side and part; None if a stage was not timed."""
     by_stage = {record["stage"]: record for record in records}
     if not all(stage in by_stage for stage in NEEDED):
         return None
@@ -74,7 +75,7 @@ def projection(records: Sequence[Record]) -> dict[str, dict[str, float]] | None:
 
 
 def duration(seconds: float) -> str:
-    """With a unit that suits."""
+    """Format seconds with a suitable unit."""
     for size, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -92,14 +93,14 @@ def both(side: dict[str, Any] | None) -> str:
 
 
 def line(record: Record) -> str:
-    """A record as a line."""
+    """Format a record as a line of the table."""
     ratio = "-" if record["ratio"] is None else f"{record['ratio']:.1f}x"
     more = []
     if record["stage"] == "support":
         more.append(f"{record['num_actions'] * record['states_per_row'] / record['ours']['median']:,.0f} actions/s")
     if record["stage"] == "evaluation":
         more.append(f"{record['episodes'] / record['ours']['median']:,.0f} env steps/s")
-        more.append(f"{duration(record['environment'])} an env step alone")
+        more.append(f"environment only {duration(record['environment'])} per step")
     if record["peak_memory"] is not None:
         more.append(f"peak {record['peak_memory'] / 2**30:.2f} GiB")
     if record["busy"] is not None:
@@ -111,31 +112,31 @@ def line(record: Record) -> str:
 
 
 def print_projection(parts: dict[str, dict[str, float]]) -> None:
-    """The recipe, part by part and in all."""
+    """Print the projected recipe, by part and in total."""
     print(f"\nThe paper's recipe for {PROJECTED_ROWS:,} rows, projected")
-    for part in (*parts["ours"], "in all"):
+    for part in (*parts["ours"], "total"):
         ours, other, floor = (
-            sum(values.values()) if part == "in all" else values[part] for values in (parts[s] for s in parts)
+            sum(values.values()) if part == "total" else values[part] for values in (parts[s] for s in parts)
         )
         print(row(part, duration(ours), duration(other), f"{other / ours:.1f}x", duration(floor)))
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Times the stages, prints the table and writes `speed.json`."""
+    """Time the stages, print the table and write `speed.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", default="32-true", help="Lightning's, e.g. bf16-mixed (%(default)s)")
     parser.add_argument("--matmul_precision", choices=["highest", "high", "medium"], default="highest")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads (%(default)s)")
     parser.add_argument("--dataset", help="a D4RL task or an HDF5 file; default: a synthetic buffer of Hopper's shape")
     parser.add_argument("--env", help="a Gymnasium id; default: the task's, else Hopper-v4")
-    parser.add_argument("--engine", choices=list(ENGINES), help="of the policy; default: what evaluation takes")
+    parser.add_argument("--engine", choices=list(ENGINES), help="the policy's engine; default: the one of evaluation")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, only to check that it runs")
     parser.add_argument("--output", type=Path, default=Path("report"))
     args = parser.parse_args(None if arguments is None else list(arguments))
     quieten()
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # a new environment a thousand times, a warning each
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # one warning per new environment, of thousands
     settings = TrainerSettings(
         accelerator="gpu" if args.device == "cuda" else "cpu",
         precision=args.precision,
@@ -152,7 +153,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         print(f"matrix products {rates['matmul'] / 1e9:,.0f} GFLOP/s, copies {rates['copy'] / 1e9:,.0f} GB/s")
         print(
             f"this package: {args.precision}, float32 products at '{args.matmul_precision}', "
-            f"policy by {args.engine or 'the default engine'}; "
+            f"policy on {args.engine or 'the default engine'}; "
             "reference: full float32 ('highest'), as the official code; medians, best in brackets\n"
         )
         print(row("seconds per", "ours", "reference", "ratio", "floor"))

@@ -1,7 +1,7 @@
-"""Each stage of a run as a row of the table: this package's real path beside the plain reference.
+"""Each stage of a run as a row of the table: this package's real code path and the plain reference.
 
-Stages of this package are run by what the command `fit` itself calls: `train_stage` with its Trainer, logger and
-checkpoints, `draw_support`, `support_energies`, `run_by` and `evaluate`. Seconds are per unit of `unit`.
+This package's stages are run by the functions that `fit` calls: `TrainedStage` with its Trainer, logger and checkpoints,
+`draw_support`, `support_energies`, `run_by` and `evaluate`. Seconds are per `unit`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.problems.offline.settings import SupportSettings
+from cepdiff.problems.offline.support import draw_support, support_energies
 from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
 from cepdiff.rollout.evaluation import evaluate
-from cepdiff.stages.artifacts import RunFolder, StageFolder
-from cepdiff.stages.settings import SupportSettings
-from cepdiff.stages.support import draw_support, support_energies
+from cepdiff.runs.folder import RunFolder, StageFolder
 from cepdiff.types import Policy
 from floors import best_seconds
 from sides import Bench, Record, Timing
 
-GUIDANCE_SCALE = 3.0  # of the latencies
+GUIDANCE_SCALE = 3.0  # for the latencies
 
 
 def load(bench: Bench) -> Iterator[Record]:
-    """The whole file, to a buffer that can be trained on."""
+    """Load the whole file into a buffer that can be trained on."""
 
     def ours() -> None:
         data = bench.loaded()
@@ -50,7 +50,7 @@ def load(bench: Bench) -> Iterator[Record]:
 
 
 def behavior(bench: Bench) -> Iterator[Record]:
-    """A step of the behavior model, its batch included."""
+    """A step of the behavior model, including its batch."""
     sizes, buffer = bench.sizes, bench.data.buffer
     net = reference.ScoreNet(*bench.data.sizes).to(bench.device)
     optimizer = reference.adam(net, 1e-4)
@@ -74,10 +74,8 @@ def support(bench: Bench) -> Iterator[Record]:
 
     def ours() -> None:
         folder = stage_folder(bench, "support")
-        cache = draw_support(
-            bench.behavior, bench.solver, bench.data, folder, settings, bench.K, time.monotonic_ns(), bench.processes
-        )
-        drawn["states"] = len(cache.state_ids)
+        draw_support(bench.sampler(), bench.data, folder, settings, bench.K, time.monotonic_ns(), bench.processes)
+        drawn["states"] = len(SupportCache(folder.path, len(buffer.states)).state_ids)
 
     few = torch.arange(min(sizes.reference_support_rows, rows - 1))
     asked = {"observations": buffer.states[few], "next_observations": buffer.states[few + 1]}
@@ -90,7 +88,7 @@ def support(bench: Bench) -> Iterator[Record]:
 
 
 def q_learning(bench: Bench) -> Iterator[Record]:
-    """Critic and guidance steps, and their sum: what the reference does in one step."""
+    """Critic and guidance steps, and their sum, which the reference does in one step."""
     sizes, buffer = bench.sizes, bench.data.buffer
     cache = random_support(bench)
     data = bench.data.with_support(cache, torch.randn(cache.actions.shape[:2]))
@@ -129,7 +127,7 @@ def q_learning(bench: Bench) -> Iterator[Record]:
 
 
 def energies(bench: Bench, data: OfflineDataModule, cache: SupportCache) -> Record:
-    """Energies of all support actions, once; the reference has its critic in each guidance step instead."""
+    """Energies of all support actions, once; the reference evaluates its critic in each guidance step instead."""
     timing = Timing()
     for _ in range(2):
         folder = stage_folder(bench, "guidance")
@@ -141,10 +139,10 @@ def energies(bench: Bench, data: OfflineDataModule, cache: SupportCache) -> Reco
 
 
 def act(bench: Bench) -> Iterator[Record]:
-    """Latency of an action for a few numbers of observations, arrays in and out, noise included."""
+    """Latency of an action for several batch sizes, arrays in and out, noise included."""
     policy = guided_policy(bench)
     for size in bench.sizes.act:
-        observations = bench.data.buffer.states[:size].numpy().astype(np.float64)  # as environments give them
+        observations = bench.data.buffer.states[:size].numpy().astype(np.float64)  # as environments return them
         calls = 20 if size < 100 else 4
 
         def ours(observations: NDArray[Any] = observations, calls: int = calls) -> None:
@@ -162,7 +160,7 @@ def act(bench: Bench) -> Iterator[Record]:
 
 
 def evaluation(bench: Bench) -> Iterator[Record]:
-    """A step of all episodes at all scales, from the difference of a longer and a shorter evaluation, and the rest."""
+    """A step of all episodes at all scales, from the difference between a long and a short evaluation."""
     sizes, policy = bench.sizes, guided_policy(bench)
     short, long = sizes.env_steps
 
@@ -203,7 +201,7 @@ STAGES: dict[str, Callable[[Bench], Iterator[Record]]] = {
 
 
 def repeated(run: Callable[[], object], times: int) -> Callable[[], object]:
-    """That many calls in one."""
+    """A function that calls `run` that many times."""
 
     def runs() -> None:
         for _ in range(times):
@@ -213,7 +211,7 @@ def repeated(run: Callable[[], object], times: int) -> Callable[[], object]:
 
 
 def stage_folder(bench: Bench, name: str) -> StageFolder:
-    """An empty stage folder of a run of its own."""
+    """An empty stage folder in a new run."""
     folder = RunFolder(bench.folder / f"run-{time.monotonic_ns()}").stage(name)
     folder.claim({})
     return folder
@@ -232,11 +230,8 @@ def random_support(bench: Bench) -> SupportCache:
 
 
 def guided_policy(bench: Bench) -> Policy:
-    """The policy that a run leaves behind, of untrained networks, by the chosen engine."""
-    behavior, guidance = bench.behavior, bench.guidance
-    policy = GuidedPolicy(
-        bench.data.spec, behavior.net, behavior.schedule, bench.solver, energy_net=guidance.net, device=bench.device
-    )
+    """The policy that a run saves, with untrained networks, on the chosen engine."""
+    policy = GuidedPolicy(bench.data.spec, bench.sampler(guided=True))
     return run_by(policy, bench.engine)
 
 
@@ -246,7 +241,7 @@ def limited(env: EnvSpec, steps: int) -> EnvSpec:
 
 
 def environment_seconds(bench: Bench, steps: int = 50) -> float:
-    """A step of one environment alone."""
+    """Seconds per step of a single environment."""
     env = make_env(bench.env)
     action = np.zeros(box_spaces(env)[1].shape, np.float32)
 

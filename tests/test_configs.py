@@ -13,7 +13,7 @@ from cepdiff.cli import main
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.tasks import TASKS
-from cepdiff.stages.config import load_config
+from cepdiff.runs.config import load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if path.stem != "cpu_hour"]

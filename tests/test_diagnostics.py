@@ -27,8 +27,7 @@ from cepdiff.errors import ConfigError, DataError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
-from cepdiff.rollout.scores import OfflineScore
-from cepdiff.stages.diagnostics import (
+from cepdiff.problems.offline.diagnostics import (
     Diagnostics,
     ScaleEvidence,
     choose_inside,
@@ -38,13 +37,14 @@ from cepdiff.stages.diagnostics import (
     draw_states,
     guided_actions,
 )
-from cepdiff.stages.diagnostics_report import (
+from cepdiff.problems.offline.diagnostics_report import (
     FIGURE,
     VALUES,
     diagnostic_scalars,
     log_diagnostics,
     write_diagnostics,
 )
+from cepdiff.rollout.scores import OfflineScore
 
 S, A, K, N = 2, 3, 16, 1500
 SPREAD = 0.05  # standard deviation c of the behavior policy, a dimension

@@ -30,8 +30,8 @@ from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import MLPScore
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.stages.config import load_config
-from cepdiff.stages.distances import DISTANCES
+from cepdiff.problems.density.samples import DISTANCES
+from cepdiff.runs.config import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])

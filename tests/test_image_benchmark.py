@@ -72,7 +72,7 @@ def test_methods_of_no_energy(
     with pytest.raises(SystemExit) as end:
         images.main()
     assert end.value.code == 2
-    assert "none of the methods NoisyClassifier is one of the energy colour" in capsys.readouterr().err
+    assert "none of the methods NoisyClassifier applies to the energy colour" in capsys.readouterr().err
 
 
 def test_every_config_has_its_methods(images: ModuleType) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from cepdiff.cli import main
 from cepdiff.networks.images.unet import UNetScore
 from cepdiff.policy.images import ImageSampler
-from cepdiff.stages.config import Config, load_config
+from cepdiff.runs.config import Config, load_config
 
 FOLDER = Path(__file__).parent.parent / "configs" / "images"
 # Each recipe's side and heads, and its networks' millions of parameters as they stand: of the prior (None where it is

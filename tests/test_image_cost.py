@@ -89,7 +89,7 @@ def test_lines_of_the_table(script: Any) -> None:
     known = {"side": 256, "network": "prior", "variant": "plain"}
     assert script.line(known | {"failed": "out of memory"}) == " 256  prior     plain          out of memory"
     record = known | {"parameters": 5.426e8, "memory": 3 * 2**30, "seconds": 0.25}
-    assert script.line(record).split()[3:] == ["542.6", "M", "3,072", "MiB", "0.25", "s", "a", "step"]
+    assert script.line(record).split()[3:] == ["542.6", "M", "3,072", "MiB", "0.25", "s", "per", "step"]
 
 
 def test_energies_need_two_images(script: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.data.images.energies import from_bytes, tinted
 from cepdiff.energy.sample_metrics import resample
 from cepdiff.errors import ConfigError, DataError, RunError
-from cepdiff.stages.classifier import (
+from cepdiff.problems.density.classifier import (
     ClassJudge,
     ImageClassifier,
     accuracy,
@@ -22,7 +22,9 @@ from cepdiff.stages.classifier import (
     kept_classifier,
     train_classifier,
 )
-from cepdiff.stages.image_evaluation import (
+from cepdiff.problems.density.gallery import histogram, plot_grids, plot_hues, shown_heads
+from cepdiff.problems.density.inception import check_inception
+from cepdiff.problems.density.judges import (
     EnergyJudge,
     ImageRow,
     format_rows,
@@ -33,8 +35,6 @@ from cepdiff.stages.image_evaluation import (
     wasserstein_1,
     write_rows,
 )
-from cepdiff.stages.image_figures import histogram, plot_grids, plot_hues, shown_heads
-from cepdiff.stages.inception import check_inception
 
 BETA = 50.0
 

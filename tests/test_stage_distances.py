@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 
 from cepdiff.errors import DataError, RunError
-from cepdiff.stages.distances import (
+from cepdiff.problems.density.samples import (
     DISTANCES,
     SHOWN_POINTS,
     DistanceRow,

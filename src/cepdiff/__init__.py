@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = version("cepdiff")
 __all__ = [
     "BehaviorDiffusion",
+    "EnergyDataModule",
     "EnergyGuidance",
     "GuidedPolicy",
     "HalfUNet",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 _HOMES = {
     "BehaviorDiffusion": "modules.behavior",
+    "EnergyDataModule": "data.densities.datamodule",
     "EnergyGuidance": "modules.guidance",
     "GuidedPolicy": "policy.guided",
     "HalfUNet": "networks.images.half_unet",

@@ -1,15 +1,90 @@
-"""Classes by name: what a configuration calls `class_path` and `init_args`."""
+"""Classes by name: `class_path` and `init_args` in a configuration or a policy file."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from cepdiff.errors import ConfigError, nearest
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+# Packages whose version, not their source, says what they do.
+PACKAGES = {"cepdiff", "torch", "lightning", "torchmetrics", "diffusers", "numpy", *sys.stdlib_module_names}
+
+
+@dataclass(frozen=True)
+class Component(Generic[T_co]):
+    """A class and its options; call it to build one, with what only a run knows (sizes, schedule, data).
+
+    A problem's constructor annotates a section with `Component[Base]` and defaults it to `Component(Default)`. The
+    class attribute `supplied` of a base names the arguments that a run supplies; they are no options.
+
+    Args:
+        cls: the class.
+        arguments: its options; nested classes are built.
+        spec: the same in plain values, `{"class_path": ..., "init_args": {...}}`.
+    """
+
+    cls: type[T_co]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **supplied: Any) -> T_co:
+        return self.cls(*args, **supplied, **self.arguments)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`spec`, with the hash of each source file of classes that are not this package's."""
+        sources = sources_of(self.spec)
+        return {**self.spec, "source": sources} if sources else self.spec
+
+
+def sources_of(spec: Any) -> dict[str, str]:
+    """File name -> hash of its text, for all classes that a specification names and their base classes.
+
+    Classes of this package, of Python and of the libraries in `PACKAGES` are left out.
+    """
+    classes = [cls for path in class_paths(spec) for cls in inspect.getmro(import_class(path, object, path))]
+    return dict(source for cls in classes for source in _source(cls, whole_file=True))
+
+
+def class_record(cls: type) -> dict[str, Any]:
+    """The record of a class that is not this package's: its name, and the hash of its own source text."""
+    source = dict(source for base in inspect.getmro(cls) for source in _source(base, whole_file=False))
+    return {"class_path": class_path_of(cls), "source": source} if source else {}
+
+
+@cache  # as it was when the class was first used: an edit changes nothing in a running process
+def _source(cls: type, whole_file: bool) -> list[tuple[str, str]]:
+    if cls.__module__.partition(".")[0] in PACKAGES:
+        return []
+    try:
+        file = Path(inspect.getsourcefile(cls) or "")
+        text = file.read_text(encoding="utf-8") if whole_file and file.is_file() else inspect.getsource(cls)
+    except (OSError, TypeError):  # built in C, or typed at a prompt
+        return []
+    name = file.name if whole_file else f"{file.name}, class {cls.__name__},"
+    return [(name, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())]
+
+
+def class_paths(spec: Any) -> Iterator[str]:
+    """Every `class_path` within plain values."""
+    if isinstance(spec, Mapping):
+        if isinstance(spec.get("class_path"), str):
+            yield spec["class_path"]
+        for value in spec.values():
+            yield from class_paths(value)
+    elif isinstance(spec, (list, tuple)):
+        for value in spec:
+            yield from class_paths(value)
 
 
 def import_class(class_path: str, base: type[T], where: str) -> type[T]:
@@ -27,10 +102,10 @@ def import_class(class_path: str, base: type[T], where: str) -> type[T]:
 
 
 def import_function(path: str, where: str) -> Callable[..., Any]:
-    """The function at "package.module.name"; raises ConfigError where there is none."""
+    """The function at "package.module.name"; raises ConfigError if there is none."""
     found = _import_name(path, where, "function")
     if not callable(found):
-        raise ConfigError(f"{where}: {path} is no function")
+        raise ConfigError(f"{where}: {path} is not a function")
     return found  # type: ignore[no-any-return]
 
 
@@ -62,7 +137,7 @@ def class_path_of(cls: type) -> str:
 
 
 def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tuple[type, ...] = ()) -> T:
-    """Instantiates `{"class_path": ..., "init_args": {...}}` with `args` first; nested specs likewise.
+    """Instantiate `{"class_path": ..., "init_args": {...}}` with `args` first; nested specifications too.
 
     A nested class must be a subclass of one of `parts`, so that a specification from a file cannot call any class.
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,32 +16,34 @@ from cepdiff.errors import OutputError
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file in the folder of `path` that takes its name when the block ends without an error.
+def path_aside(path: Path) -> Iterator[Path]:
+    """Yield a name in the folder of `path`; the file written there takes the name `path` if the block succeeds.
 
-    Raises `OutputError` where it cannot be written.
+    Raises `OutputError` if it cannot be written.
     """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
+            yield aside
+            with aside.open("rb+") as file:
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes it private
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+@contextmanager
+def written_aside(path: Path) -> Iterator[IO[bytes]]:
+    """`path_aside`, opened as a binary file."""
+    with path_aside(path) as aside, aside.open("xb") as file:
+        yield file
+
+
 def check_writable(folder: Path) -> None:
-    """Makes `folder` where it is absent. Raises `OutputError` where no file can be made in it."""
+    """Make `folder` if it is missing. Raises `OutputError` if no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -49,11 +53,20 @@ def check_writable(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one move."""
+    """Replace `path` by `text` in one move."""
     with written_aside(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Replaces `path` by indented JSON in one move. Raises ValueError for NaN and infinity: JSON has neither."""
+    """Replace `path` by indented JSON in one move. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """BLAKE2b of a file's bytes, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

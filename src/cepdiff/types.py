@@ -1,5 +1,5 @@
-"""What the rooms of this package hand to each other. Axis letters: B batch, K support actions, S observation
-size, A action size, N rows of a buffer."""
+"""Types that the rooms of this package share. Axis letters: B batch, K support actions, S observation size,
+A action size, N rows of a buffer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-# Where a block of minibatches carries the seeds of its optimiser steps, (T,) int64.
+# The key of a block's seeds, one per optimiser step, (T,) int64.
 STEP_SEEDS = "step_seeds"
 # One minibatch: field name -> tensor with the batch as its first axis.
 Batch = dict[str, Tensor]
-# What a loss returns beside its value: short name -> scalar tensor. The caller adds the prefix.
+# Metrics of a loss: short name -> scalar tensor. The caller adds the prefix.
 Metrics = dict[str, Tensor]
 # A predictor as the solver sees it: (x_t, t) -> prediction of the shape of x_t, the condition already bound.
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -32,23 +32,25 @@ class EnergyLogits(Protocol):
 
 
 class Policy(Protocol):
-    """What a rollout asks for an action."""
+    """A policy, as a rollout calls it."""
 
     @property
     def action_size(self) -> int: ...
+    @property
+    def noise_size(self) -> int: ...
 
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor, noise: Tensor) -> Tensor:
-        """Actions (B, A) in the environment's units for raw observations (B, S); `guidance_scale` is one
-        number or one a row (B,); `noise` (B, A) is standard normal and makes the result deterministic."""
+        """Actions (B, A) in the environment's units for raw observations (B, S); `guidance_scale` is one number or one
+        per row (B,); standard normal `noise` (B, `noise_size`) makes the result deterministic."""
         ...
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Everything about a buffer that networks and policies must know.
+    """The facts about a buffer that networks and policies need.
 
     Actions are trained on in [-1, 1]; `action_low` and `action_high` (A values each) are the environment's
-    bounds. `observation_mean` and `observation_std` (S values each) are None where observations are used raw.
+    bounds. `observation_mean` and `observation_std` (S values each) are None if observations are used raw.
     """
 
     observation_size: int

@@ -22,7 +22,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from cepdiff.cli import main
 from cepdiff.policy.images import ImageSampler
-from cepdiff.stages.config import load_config
+from cepdiff.runs.config import load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "images").glob("digits_*.yaml"))
 TINY = """

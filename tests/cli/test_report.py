@@ -13,8 +13,8 @@ import torch
 from matplotlib.image import imread
 
 from cepdiff.cli import main
+from cepdiff.problems.density.samples import EXACT, GUIDED, DistanceRow, write_distances, write_samples
 from cepdiff.rollout.scores import ScoreRow, write_scores
-from cepdiff.stages.distances import EXACT, GUIDED, DistanceRow, write_distances, write_samples
 
 NUM_POINTS = 50
 

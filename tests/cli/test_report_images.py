@@ -13,8 +13,8 @@ import torch
 from matplotlib.image import imread
 
 from cepdiff.cli import main
-from cepdiff.stages.distances import GUIDED, write_samples
-from cepdiff.stages.image_evaluation import ImageRow, write_rows
+from cepdiff.problems.density.judges import ImageRow, write_rows
+from cepdiff.problems.density.samples import GUIDED, write_samples
 
 # Metrics of a run: (scale, accuracy, Fréchet distance in floors of 4).
 Rows = list[tuple[float, float, float]]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cepdiff.errors import CepdiffError
-from cepdiff.stages.config import Config, load_config
+from cepdiff.runs.config import Config, load_config
 
 BASE = "data: {dataset: some-buffer}\n"
 SIZES = (3, 2)

@@ -17,7 +17,7 @@ from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.networks.energy import ResidualEnergy
 from cepdiff.networks.score import MLPScore
-from cepdiff.stages.config import Config
+from cepdiff.runs.config import Config
 
 SIZES = (3, 2)
 

@@ -12,7 +12,7 @@ from cepdiff.energy.objectives import CEP, MSE
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import MLPScore, ResidualUNet
-from cepdiff.stages.config import Config, load_config
+from cepdiff.runs.config import Config, load_config
 
 SIZES = (3, 2)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cepdiff.errors import ConfigError
-from cepdiff.stages.config import Config, load_config
+from cepdiff.runs.config import Config, load_config
 
 Load = Callable[..., Config]
 Fault = Callable[..., str]

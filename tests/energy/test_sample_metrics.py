@@ -235,9 +235,9 @@ def test_hues_of_several_pixels_are_one_sample() -> None:
 )
 def test_what_is_no_sample_on_the_circle(x: list[float], weights: list[float] | None) -> None:
     given = None if weights is None else torch.tensor(weights)
-    with pytest.raises(DataError, match=r"the first sample .* is none on the circle"):
+    with pytest.raises(DataError, match=r"the first sample .* is invalid"):
         circular_wasserstein(torch.tensor(x), points(0.5), given)
-    with pytest.raises(DataError, match=r"the second sample .* is none on the circle"):
+    with pytest.raises(DataError, match=r"the second sample .* is invalid"):
         circular_wasserstein(points(0.5), torch.tensor(x), None, given)
 
 
@@ -263,7 +263,7 @@ def test_a_resample_is_a_function_of_seed_and_index() -> None:
 
 @pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [1.0, -1.0], [1.0, math.nan]], ids=str)
 def test_weights_that_are_none(weights: list[float]) -> None:
-    with pytest.raises(DataError, match=r"weights \(.\,\) of 2 rows; expected one a row"):
+    with pytest.raises(DataError, match=r"weights \(.\,\) of 2 rows; expected one per row"):
         resample(torch.zeros(2), torch.tensor(weights), 5, 0, 0)
 
 

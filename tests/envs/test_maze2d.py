@@ -165,7 +165,7 @@ def test_arguments_that_cannot_be_used_are_refused() -> None:
     env.reset(seed=0)
     with pytest.raises(SimulationError, match=r"shape \(2,\)"):
         env.step(np.zeros(1))
-    with pytest.raises(SimulationError, match="state has shapes"):
+    with pytest.raises(SimulationError, match="Expected a state of shapes"):
         env.set_state(np.zeros(3), np.zeros(2))
 
 

@@ -16,10 +16,9 @@ from lightning.pytorch import Callback, LightningDataModule
 from cepdiff.errors import DivergenceError, RunError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.networks.score import MLPScore
-from cepdiff.stages.artifacts import RunFolder, read_checkpoint
-from cepdiff.stages.processes import Processes
-from cepdiff.stages.settings import StageSettings, TrainerSettings
-from cepdiff.stages.training import StoppedError, train_stage
+from cepdiff.runs.folder import RunFolder, read_checkpoint
+from cepdiff.runs.processes import Processes, TrainerSettings
+from cepdiff.runs.stage import StoppedError, train_stage
 from cepdiff.types import STEP_SEEDS, Batch
 
 BLOCK = 2

@@ -15,9 +15,9 @@ from cepdiff.networks.mlp import (
     JointLinear,
     JointMLP,
     OutputLinear,
+    all_finite,
     mlp,
     parameter_count,
-    parameters_finite,
 )
 from cepdiff.networks.score import MLPScore, ResidualMLPScore, ResidualUNet
 
@@ -217,9 +217,9 @@ def test_critics_are_independent_and_broadcast_over_actions(num_critics: int) ->
 def test_parameters_are_counted_and_watched() -> None:
     net = nn.Linear(3, 2)
     assert parameter_count(net) == 8
-    assert parameters_finite(net)
+    assert all_finite(net.parameters())
     with torch.no_grad():
         net.bias[1] = torch.inf
-    assert not parameters_finite(net)
+    assert not all_finite(net.parameters())
     net.bias.requires_grad_(False)
     assert parameter_count(net) == 6

@@ -12,10 +12,10 @@ import pytest
 
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, SimulationError
+from cepdiff.problems.offline.environment import check_reference, classic_environment, environment_of
+from cepdiff.problems.offline.evaluate import environment_of_policy
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.scores import Reference
-from cepdiff.stages.environment import check_reference, classic_environment, environment_of
-from cepdiff.stages.evaluate import environment_of_policy
 
 # Old gym as D4RL knows it: `seed`, `reset()` without arguments, `step` of four values, wrappers by inheritance.
 GYM = """
@@ -131,7 +131,7 @@ def test_old_steps_seeds_and_time_limits_become_gymnasiums(classic_stack: Path) 
     code = """
 import numpy as np
 from cepdiff.rollout.envs import box_spaces, make_env, make_vector_env
-from cepdiff.stages.environment import check_reference, classic_environment
+from cepdiff.problems.offline.environment import check_reference, classic_environment
 from cepdiff.rollout.scores import Reference
 
 env = make_env(classic_environment("hopper-medium-v2"))
@@ -168,7 +168,7 @@ def test_episodes_of_a_policy_in_the_classic_stack(classic_stack: Path) -> None:
     code = """
 import torch
 from cepdiff.rollout.rollout import Episode, rollout
-from cepdiff.stages.environment import classic_environment
+from cepdiff.problems.offline.environment import classic_environment
 
 class Push:
     action_size = 1

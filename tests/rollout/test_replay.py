@@ -90,7 +90,7 @@ def test_states_recorded_after_the_step_are_recognised() -> None:
     after = {key: np.roll(value, -1, axis=0) for key, value in raw.infos.items()}
     report = replay(changed(raw, infos=after), EnvSpec("Hopper-v4"))
     assert (report.state_time, report.verdict) == ("after", "matches")
-    assert "recorded after a row's step" in format_replay(report)
+    assert "recorded after each row's step" in format_replay(report)
 
 
 @pytest.mark.parametrize("robot", ["HalfCheetah", "Hopper", "Walker2d", "Ant"])
@@ -199,7 +199,7 @@ def test_goals_of_the_file_or_of_the_environment(maze: EnvSpec) -> None:
     without = {name: values for name, values in raw.infos.items() if name != "goal"}
     report = replay(changed(raw, infos=without), maze)
     assert (report.goal, report.verdict) == ("missing", "matches")
-    assert "the file holds none" in format_replay(report)
+    assert "the file has none" in format_replay(report)
     unused = {**raw.infos, "goal": np.ones((300, 2))}
     report = replay(changed(raw, infos=unused), maze)
     assert (report.goal, report.verdict) == ("environment", "matches")
@@ -230,7 +230,7 @@ def test_an_environment_that_restores_its_own_state() -> None:
     gym.register("Scene-v0", Scene, max_episode_steps=50)
     try:
         raw = recorded(EnvSpec("Scene-v0"))
-        with pytest.raises(DataError, match=r"infos/ holds goal, qpos, qvel, from which 'Scene-v0' cannot .*'place'"):
+        with pytest.raises(DataError, match=r"'Scene-v0' cannot .* infos/, which holds goal, qpos, qvel .*'place'"):
             replay(raw, EnvSpec("Scene-v0"))
         raw.infos["place"] = np.tile([3.0, 4.0], (300, 1))
         report = replay(raw, EnvSpec("Scene-v0"))

@@ -121,7 +121,7 @@ def test_non_finite_action_names_scale_and_step(counting_env, value):
 
 
 def test_policy_of_another_action_size(linear_policy):
-    with pytest.raises(SimulationError, match=r"gives 2 actions, 'InvertedPendulum-v5' takes 1"):
+    with pytest.raises(SimulationError, match=r"has 2 actions, 'InvertedPendulum-v5' takes 1"):
         rollout(linear_policy(4, 2), EnvSpec("InvertedPendulum-v5"), [Episode(0, 0.0)], seed=0)
 
 

@@ -18,7 +18,7 @@ from cepdiff.files import written_aside
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint in its own folder, flushes it and renames it: a kill leaves the file before it."""
+    """Writes a checkpoint aside, flushes it and renames it: a kill leaves the previous file."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -30,7 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class StageCheckpoint(Checkpoint):
     """Keeps `path` (last.ckpt) up to date, every `every_n_steps` optimiser steps and on SIGTERM or SIGINT.
 
-    A signal on any rank stops all of them at the end of the block, after a save; `stopped_by` is then its number.
+    A signal on any rank stops all of them at the end of the block, after a save; `stopped_by` is its number.
     `elapsed` counts the seconds of training over all resumptions.
     """
 
@@ -45,7 +45,7 @@ class StageCheckpoint(Checkpoint):
         self._clock = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # After Lightning has put its own handlers up in fit(): they would broadcast inside the handler.
+        # After Lightning has set its own handlers in fit(): they would broadcast inside the handler.
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._remember)
         self._saved_at = trainer.global_step
@@ -70,7 +70,7 @@ class StageCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count()
-        # Before Lightning takes its own handlers down: put back later, they would swallow every SIGTERM to come.
+        # Before Lightning removes its own handlers: restored later, they would swallow every later SIGTERM.
         self._restore_handlers()
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,15 +15,15 @@ MAX_HEADS = 10
 
 
 class ImageGridCallback(Callback):
-    """Shows a grid of samples of the trained module in TensorBoard, at an interval: a row a head, the first ten.
+    """Shows a grid of samples in TensorBoard at an interval: one row per head, up to ten.
 
-    Samples are shared by the ranks, which all take part. Each starts from the same noise at every grid.
+    All ranks share the samples. Each starts from the same noise in every grid.
 
     Args:
         sampler_of: makes the sampler of the module in training; without an energy network it shows the prior.
         every_n_steps: optimiser steps between grids.
         scale: guidance scale.
-        columns: images a head.
+        columns: images per head.
         seed: of the noise.
         batch_size: images sampled at a time on a process.
     """
@@ -59,10 +59,10 @@ class ImageGridCallback(Callback):
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         modes = [(module, module.training) for module in pl_module.modules()]  # a sampler puts networks in eval mode
         sampler = self.sampler_of(pl_module)
-        scale = 0.0 if sampler.energy_net is None else self.scale
+        scale = self.scale if sampler.sampler.has_energy else 0.0
         rows = min(MAX_HEADS, len(sampler.head_names))
         total, world = rows * self.columns, trainer.world_size
-        # As many on each rank, the last ones twice: what is gathered must be of one shape.
+        # The same number on each rank, some twice: gathered tensors must have one shape.
         mine = torch.arange(trainer.global_rank, -(-total // world) * world, world) % total
         batches = sampler.batches(mine // self.columns, mine % self.columns, scale, self.seed, self.batch_size)
         images = torch.cat(list(batches))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def progress(total: int, name: str, unit: str, *, initial: int = 0, enabled: bool = True) -> tqdm[Any]:
-    """A bar on stderr. Where that is no terminal it is redrawn every half minute, so that logs stay short."""
+    """A bar on stderr. If that is not a terminal, it is redrawn every half minute, so that logs stay short."""
     return tqdm(
         total=total,
         initial=initial,
@@ -26,11 +26,15 @@ def progress(total: int, name: str, unit: str, *, initial: int = 0, enabled: boo
 
 
 class StageProgress(ProgressBar):
-    """Counts optimiser steps of the stage and shows its loss."""
+    """A Trainer's progress bar that counts optimiser steps, not blocks, and shows the loss.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the stage; default: the module's own.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
         super().__init__()
-        self._name = name
+        self._name = name or ""
         self._enabled = True
         self._bar: tqdm[Any] | None = None
 
@@ -41,6 +45,7 @@ class StageProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._name = self._name or str(getattr(pl_module, "stage", "training"))
         enabled = self._enabled and trainer.is_global_zero
         self._bar = progress(trainer.max_steps, self._name, "step", initial=trainer.global_step, enabled=enabled)
 

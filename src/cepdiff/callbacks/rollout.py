@@ -10,25 +10,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.evaluation import evaluate
-from cepdiff.rollout.scores import Reference, ScoreRow, format_table, summarize
+from cepdiff.rollout.scores import Reference, ScoreRow, score_table, summarize
 from cepdiff.types import Policy
 
 
 class RolloutCallback(Callback):
-    """Rolls the policy of the trained module out, at an interval and at the end of the fit.
+    """Rolls out the policy of the module in training, at an interval and at the end of the fit.
 
-    Episodes are shared by the ranks; the logs are `eval/normalized_score/s=3.0`, `eval/mean_return/s=3.0` for each
-    scale. `scores` holds the last table.
+    Ranks share the episodes; the logs are `eval/normalized_score/s=3.0` and `eval/mean_return/s=3.0` for each scale.
+    `scores` is the last table.
 
     Args:
         policy_of: makes the policy of the module in training.
-        environment: where to roll out.
+        environment: where episodes run.
         scales: guidance scales; a policy without an energy network is evaluated at 0.
-        episodes: a scale.
+        episodes: per scale.
         seed: of starts and noise; the same at every evaluation, so that curves compare.
-        every_n_steps: optimiser steps between evaluations; None evaluates at the end alone.
+        every_n_steps: optimiser steps between evaluations; None evaluates only at the end.
         at_end: evaluate when the fit ends.
-        reference: D4RL's reference returns, None where there are none.
+        reference: D4RL's reference returns, if there are any.
         max_envs: environments side by side on a process.
     """
 
@@ -92,7 +92,7 @@ class RolloutCallback(Callback):
             logger.log_metrics(values, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
-            trainer.progress_bar_callback.print(f"step {trainer.global_step}\n{format_table(self.scores)}")
+            trainer.progress_bar_callback.print(f"step {trainer.global_step}\n{score_table(self.scores).text()}")
 
 
 def score_scalars(rows: Sequence[ScoreRow]) -> dict[str, float]:

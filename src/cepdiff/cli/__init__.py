@@ -10,7 +10,7 @@ from cepdiff.cli import collect, data, evaluate, export, fit, report, sample
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for a failed training, 2 for bad input, 128 + n on signal n."""
+    """Run one command and return its exit code: 0, 1 for a failed training, 2 for bad input, 128 + n on signal n."""
     from cepdiff.errors import CepdiffError
 
     parser = build_parser()

@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.data.rl.tasks import TASKS
     from cepdiff.errors import ConfigError
     from cepdiff.files import write_json
+    from cepdiff.problems.offline.environment import choose_environment
     from cepdiff.rollout.replay import replay
     from cepdiff.rollout.replay_report import format_replay, plot_replay
-    from cepdiff.stages.environment import choose_environment
 
     if args.rows < 1:
         raise ConfigError(f"--rows is {args.rows}; expected at least 1")

@@ -1,4 +1,4 @@
-"""`cepdiff evaluate RUN`: rolls a trained policy out again, with other scales, episodes, seeds or solver steps."""
+"""`cepdiff evaluate RUN`: roll a trained policy out again, with other scales, episodes, seeds or solver steps."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ import argparse
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser("evaluate", help="score the policy of a run folder", allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN", help="run folder of cepdiff fit")
-    parser.add_argument("--scales", type=float, nargs="+", metavar="S", help="guidance scales; default: the run's")
-    parser.add_argument("--episodes", type=int, metavar="N", help="episodes a scale; default: the run's")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="seeds of the episodes; default: the run's"
-    )
-    parser.add_argument("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")
-    parser.add_argument("--max_envs", type=int, default=128, metavar="N", help="environments side by side a process")
-    parser.add_argument(
-        "--backend", choices=("gymnasium", "gym"), help="where to run episodes; default: as the run did"
-    )
-    parser.add_argument(
-        "--engine", metavar="NAME", help="torch, onnx or cuda_graph; default: cuda_graph on a GPU, else torch"
-    )
-    parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
-    parser.add_argument("--devices", type=int, default=1, help="processes to share the episodes")
-    parser.add_argument("--output", metavar="FILE", help="scores as JSON; default: RUN/evaluation.json")
-    parser.add_argument(
-        "--video", nargs="?", const="", metavar="FILE", help="MP4 of the best scale; default: RUN/best.mp4"
-    )
+    add = parser.add_argument
+    add("run_dir", metavar="RUN", help="run folder of cepdiff fit")
+    add("--scales", type=float, nargs="+", metavar="S", help="guidance scales; default: the run's")
+    add("--episodes", type=int, metavar="N", help="episodes per scale; default: the run's")
+    add("--seeds", type=int, nargs="+", metavar="SEED", help="seeds of the episodes; default: the run's")
+    add("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")
+    add("--max_envs", type=int, default=128, metavar="N", help="environments per process, stepped side by side")
+    add("--backend", choices=("gymnasium", "gym"), help="where to run episodes; default: as the run did")
+    add("--engine", metavar="NAME", help="torch, onnx or cuda_graph; default: cuda_graph on a GPU, else torch")
+    add("--accelerator", default="auto", help="auto, cpu, gpu")
+    add("--devices", type=int, default=1, help="processes to share the episodes")
+    add("--output", metavar="FILE", help="results as JSON; default: RUN/evaluation.json")
+    add("--video", nargs="?", const="", metavar="FILE", help="MP4 of the best scale; default: RUN/best.mp4")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
-    from cepdiff.stages.evaluate import evaluate_run
+    """Run the command."""
+    from dataclasses import fields
+    from pathlib import Path
 
-    return evaluate_run(args)
+    from cepdiff.cli.messages import is_first_process
+    from cepdiff.problems.offline.evaluate import Request, evaluate_run
+
+    place = Path(args.run_dir)
+    folder = place if place.is_dir() else place.parent
+    output = Path(args.output) if args.output else folder / "evaluation.json"
+    video = None if args.video is None else Path(args.video) if args.video else folder / "best.mp4"
+    request = Request(**{item.name: getattr(args, item.name) for item in fields(Request)})
+    results = evaluate_run(place, request, output, video)
+    if is_first_process():
+        print(f"{results.table().text()}\nresults {output}" + (f"\nvideo {video}" if video else ""))
+    return 0

@@ -8,15 +8,15 @@ EPILOG = """\
 examples:
   cepdiff export runs/hopper/0 --format onnx
   cepdiff export runs/hopper/0 --format torch --num_solver_steps 5 --output hopper.pt2
-The file takes observations, a guidance scale a row and a seed (or noise), and gives actions.
+The file takes observations, a guidance scale per row and a seed (or noise), and returns actions.
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "export",
-        help="write the policy as one file for torch alone or ONNX",
+        help="write the policy as one file for plain torch or ONNX",
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -32,28 +32,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--randomness",
         choices=("seed", "noise"),
         default="seed",
-        help="what the file takes: one seed a call (default), or standard normal noise",
+        help="the file's random input: one seed per call (default), or standard normal noise",
     )
     parser.add_argument("--opset", type=int, metavar="N", help="of ONNX operators, 18 or later; default: 18")
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="hold the file against the policy, and time both (default)",
+        help="compare the file with the policy, and time both (default)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command: nothing is written unless the file acts as the policy does."""
+    """Run the command: nothing is written unless the file acts as the policy does."""
     from pathlib import Path
 
     from cepdiff.errors import ConfigError, RunError
     from cepdiff.files import written_aside
     from cepdiff.policy.export import check, graph
-    from cepdiff.policy.guided import POLICY_FILE, GuidedPolicy
-    from cepdiff.policy.images import SAMPLER_FILE
+    from cepdiff.policy.guided import GuidedPolicy
+    from cepdiff.policy.recipe import POLICY_FILE
 
     if args.opset is not None and args.format != "onnx":
         raise ConfigError("--opset belongs to --format onnx")
@@ -61,8 +61,6 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "onnx":
         graph.require_onnx(opset)
     place = Path(args.run_dir)
-    if (place / SAMPLER_FILE).is_file():
-        raise ConfigError(f"{place} is a run on images, which `cepdiff sample` draws; only policies are exported")
     folder = place if place.is_dir() else place.parent
     output = Path(args.output) if args.output else (folder / POLICY_FILE).with_suffix(graph.SUFFIXES[args.format])
     if output.is_dir():
@@ -70,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: use --overwrite to replace it, or --output for another place")
     policy = GuidedPolicy.from_run(place, num_solver_steps=args.num_solver_steps)
+    if policy.recipe is not None and policy.recipe.image_shape is not None:
+        raise ConfigError(f"{place} is a run on images, which `cepdiff sample` draws; only policies are exported")
     sampler = graph.trace(policy, args.randomness)
     content = graph.torch_file(sampler) if args.format == "torch" else graph.onnx_file(sampler, opset)
     result = None

@@ -1,4 +1,4 @@
-"""`cepdiff fit`: trains all stages of a configuration and shows the scores."""
+"""`cepdiff fit`: train all stages of a configuration and show the results."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Run the same command again to go on where it stopped: finished stages are skippe
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "fit",
-        help="train behavior, critic and guidance, and score the policy",
+        help="train all stages of a configuration, and judge the result",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="YAML file; several are merged in order", default=[]
     )
-    parser.add_argument("--stage", metavar="NAME", help="run one of behavior, support, critic, guidance, evaluation")
+    parser.add_argument("--stage", metavar="NAME", help="run this stage only; those before it must be finished")
     parser.add_argument(
         "--reuse", metavar="RUN_DIR", help="take over finished stages of another run that were made from the same"
     )
@@ -36,16 +36,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     from pathlib import Path
 
-    from cepdiff.stages.config import load_config
+    from cepdiff.runs.config import load_config
 
     config = load_config(args.config, parse_overrides(args.overrides))
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
-    from cepdiff.stages.runner import fit
+    from cepdiff.runs.fit import fit
 
     fit(config, args.stage, [str(Path(name).resolve().parent) for name in args.config], args.reuse)
     return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 EPILOG = """\
-Runs of densities and of images are compared by method (multiples of the noise floor, samples side by side; images at
-each guidance scale), runs of offline RL by guidance scale (best, offline choice, regret). All may be mixed; folders
-that are no runs are named and skipped.
+Runs of densities and of images are compared by method (multiples of the noise floor, samples side by side), runs of
+offline RL by guidance scale (best, offline choice, regret), runs of your own problem by metric. All may be mixed;
+folders that are no runs are named and skipped.
 
 example:
   cepdiff report runs/*/* --output report
@@ -15,7 +15,7 @@ example:
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "report",
         help="compare finished runs in tables and figures",
@@ -32,10 +32,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     from pathlib import Path
 
-    from cepdiff.stages.report import report
+    from cepdiff.runs.report import report
 
-    report([Path(name) for name in args.run_dirs], Path(args.output))
+    output = Path(args.output)
+    sections = report([Path(name) for name in args.run_dirs], output)
+    print("\n\n".join(section.text() for section in sections))
+    figures = [figure for section in sections for figure in section.figures]
+    print("\n" + ", ".join([f"report {output / 'report.md'}", "report.json", *figures]))
     return 0

@@ -15,7 +15,7 @@ Image i of a head starts from the same noise at every scale. An .npz file holds 
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "sample",
         help="draw images from a run on images",
@@ -25,7 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         allow_abbrev=False,
     )
     parser.add_argument("run_dir", metavar="RUN", help="run folder of cepdiff fit on images")
-    parser.add_argument("--head", metavar="NAME", help="energy to follow: its name or number; needed unless it is one")
+    parser.add_argument(
+        "--head", metavar="NAME", help="energy to guide by: its name or number; needed if there are several"
+    )
     parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="guidance scale; 0 is the prior")
     parser.add_argument("--num", type=positive, default=64, metavar="N", help="images; default: 64")
     parser.add_argument("--output", required=True, metavar="FILE", help="a grid as .png, or an array as .npz")
@@ -40,14 +42,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Run the command."""
     from pathlib import Path
 
     from cepdiff.errors import ConfigError
     from cepdiff.policy.images import ImageSampler
-    from cepdiff.stages.image_figures import WRITERS
-    from cepdiff.stages.processes import Processes
-    from cepdiff.stages.settings import TrainerSettings
+    from cepdiff.problems.density.gallery import WRITERS
+    from cepdiff.runs.processes import Processes, TrainerSettings
 
     output = Path(args.output)
     writer = WRITERS.get(output.suffix.lower())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -81,6 +81,10 @@ class StageDataModule(LightningDataModule, ABC):
         block_size: minibatches per `training_step`.
         seed: of the row order.
     """
+
+    problem: ClassVar[str | None] = None
+    """Class path of the problem that these data are for, unless a configuration names another."""
+    supplied: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def __init__(self, block_size: int = 50, seed: int = 0) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ def logits_gradient(logits: EnergyLogits, x: Tensor, t: Tensor, condition: Tenso
 
 
 def predicted_data_logits(clean_logits: EnergyLogits, eps_net: NoisePredictor, schedule: NoiseSchedule) -> EnergyLogits:
-    """Logits at x_t made of logits at clean samples: f(x0_pred(x_t, t, s), t_min, s) (Chung et al. 2023, "DPS").
+    """Logits at x_t from logits at clean samples: f(x0_pred(x_t, t, s), t_min, s) (Chung et al. 2023, "DPS").
 
     Inexact: the energy of the mean is not -log of the mean of exp(-E). Its gradient runs through `eps_net`.
     """
@@ -44,11 +44,11 @@ def guided_noise(
     guidance_scale: Tensor,
     every_row: bool = False,
 ) -> Predictor:
-    """A noise predictor (x_t, t) of the guided density for one condition (B, S) and scale (B,) a row.
+    """A noise predictor (x_t, t) of the guided density, with a condition (B, S) and scale (B,) per row.
 
-    The gradient is computed for the rows whose scale is not zero, and not at all where there is none (or where
-    `logits` is None). With `every_row` it is computed for all, so that no value decides on a shape and the device is
-    not waited for. `t` is a scalar tensor.
+    The gradient is computed only for rows whose scale is not zero, and not at all if there are none or `logits` is
+    None. With `every_row` it is computed for all, so that no shape depends on a value and the host never waits for the
+    device. `t` is a scalar tensor.
     """
     if logits is None:
         return lambda x, t: eps_net(x, t, condition)

@@ -1,4 +1,4 @@
-"""Denoising losses of the noise prediction; they differ in the weight of a time alone."""
+"""Denoising losses of the noise prediction; they differ only in the weight per time."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ WEIGHTINGS: dict[str, Callable[[NoiseSchedule, Tensor], Tensor]] = {
 
 
 def find_weighting(name: str) -> Callable[[NoiseSchedule, Tensor], Tensor]:
-    """The weight of that name; raises ConfigError with the nearest names."""
+    """Return the weighting of that name; raises ConfigError with the nearest names if there is none."""
     if name not in WEIGHTINGS:
-        raise ConfigError(f"no noise weighting '{name}'; there are {', '.join(WEIGHTINGS)}.{nearest(name, WEIGHTINGS)}")
+        raise ConfigError(f"no noise weighting '{name}'; known: {', '.join(WEIGHTINGS)}.{nearest(name, WEIGHTINGS)}")
     return WEIGHTINGS[name]
 
 
@@ -57,13 +57,13 @@ def denoising_loss(
     """Mean over the batch of w_t ||eps - eps_pred(x_t, t, s)||² (Lu et al. 2023, Eq. 6).
 
     `x0`, `eps` (B, A), `condition` (B, S), `t` (B,) in [t_min, 1]. With `sources` (K, A), samples of the same density
-    that include `x0`, the mean noise given x_t and them is predicted, see `diffusion.posterior`.
+    that include `x0`, the target is the mean noise given x_t and them, see `diffusion.posterior`.
     """
     x = perturb(schedule, x0, t, eps)
     if sources is not None:
         with float32_products(x):
             mean_x0 = origin_posterior(schedule, x, sources, t) @ sources  # (B, K) (K, A) -> (B, A)
-        # As a correction of eps, which does not cancel where sigma_t is small.
+        # Written as a correction of eps, which avoids cancellation at small sigma_t.
         eps = eps + (schedule.alpha(t) / schedule.sigma(t)).unsqueeze(-1) * (x0 - mean_x0)
     eps_pred = net(x, t, condition)
     squared_error = (eps - eps_pred).square().sum(-1)  # (B, A) -> (B,)

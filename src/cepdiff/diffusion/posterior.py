@@ -1,9 +1,9 @@
-"""Which clean samples a noised one may have come from: the posterior over a known set of them.
+"""Posterior over the clean samples that a noised one may have come from.
 
-Let x_t be made by noising one of K independent samples, which one being as good as random. Given x_t and all K, sample
-j was the one with probability r_j ∝ N(x_t; alpha_t x_0^j, sigma_t² I). A training target that is a function of x_0 may
-therefore be replaced by its mean under r without changing its expectation given x_t: the variance falls, the optimum
-of a loss that is linear in the target stays (Rao-Blackwell; for denoising, Xu et al. 2023, "Stable Target Field").
+Let x_t be a noised version of one of K independent samples, chosen uniformly. Given x_t and all K, sample j was the one
+with probability r_j ∝ N(x_t; alpha_t x_0^j, sigma_t² I). A training target that is a function of x_0 can therefore be
+replaced by its mean under r without changing its expectation given x_t: the variance falls, and the optimum of a loss
+that is linear in the target stays the same (Rao-Blackwell; for denoising, Xu et al. 2023, "Stable Target Field").
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from cepdiff.precision import float32_products
 
 
 def origin_posterior(schedule: NoiseSchedule, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """r (..., M, K): the probability of each of K clean samples `x0` (..., K, A) for noised ones `x` (..., M, A).
+    """r (..., M, K): probability that noised `x` (..., M, A) came from each of K clean samples `x0` (..., K, A).
 
-    `t` (..., M) or (..., 1) are their diffusion times; leading axes broadcast. Each `x` must come from one of `x0`.
+    `t` (..., M) or (..., 1) are the times of `x`; leading axes broadcast. Each `x` must come from one of `x0`.
     """
     t = t.unsqueeze(-1)  # (..., M) -> (..., M, 1)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)

@@ -1,8 +1,7 @@
-"""The forward process and the translations between noise, score, data and velocity predictions.
+"""The forward process, and conversions between noise, score, data and velocity predictions.
 
-x_t = alpha_t x_0 + sigma_t eps ties them: x0_pred = (x_t - sigma_t eps_pred) / alpha_t, score = -eps / sigma_t.
-Every solver in this package asks for a data prediction, and every network is held as a noise prediction; the adapters
-here make these of whatever a network gives.
+Since x_t = alpha_t x_0 + sigma_t eps: x0_pred = (x_t - sigma_t eps_pred) / alpha_t, score = -eps / sigma_t. Solvers in
+this package need a data prediction and networks are held as noise predictions; these adapters convert other ones.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tens
 
 
 def data_from_noise(schedule: NoiseSchedule, eps_predictor: Predictor) -> Predictor:
-    """A data predictor x0_pred(x_t, t) made of a noise predictor eps_pred(x_t, t); `t` is a scalar tensor."""
+    """Data predictor x0_pred(x_t, t) from a noise predictor eps_pred(x_t, t); `t` is a scalar tensor."""
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return (x - schedule.sigma(t) * eps_predictor(x, t)) / schedule.alpha(t)
@@ -32,7 +31,7 @@ def data_from_noise(schedule: NoiseSchedule, eps_predictor: Predictor) -> Predic
 
 
 def data_from_score(schedule: NoiseSchedule, score: Predictor) -> Predictor:
-    """A data predictor made of a score, by Tweedie's formula: x0_pred = (x_t + sigma_t² score) / alpha_t."""
+    """Data predictor from a score, by Tweedie's formula: x0_pred = (x_t + sigma_t² score) / alpha_t."""
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return (x + schedule.sigma(t) ** 2 * score(x, t)) / schedule.alpha(t)
@@ -41,7 +40,7 @@ def data_from_score(schedule: NoiseSchedule, score: Predictor) -> Predictor:
 
 
 def noise_from_velocity(schedule: NoiseSchedule, v_predictor: Predictor) -> Predictor:
-    """A noise predictor made of one of the velocity v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, App. D).
+    """Noise predictor from a predictor of the velocity v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, App. D).
 
     eps_pred = alpha_t v_pred + sigma_t x_t; `t` broadcasts against `x`.
     """
@@ -53,7 +52,7 @@ def noise_from_velocity(schedule: NoiseSchedule, v_predictor: Predictor) -> Pred
 
 
 def noise_from_data(schedule: NoiseSchedule, x0_predictor: Predictor) -> Predictor:
-    """A noise predictor made of a data predictor, the inverse of `data_from_noise`; `t` broadcasts against `x`."""
+    """Noise predictor from a data predictor, the inverse of `data_from_noise`; `t` broadcasts against `x`."""
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return (x - schedule.alpha(t) * x0_predictor(x, t)) / schedule.sigma(t)
@@ -64,8 +63,8 @@ def noise_from_data(schedule: NoiseSchedule, x0_predictor: Predictor) -> Predict
 def clamp_data(predictor: Predictor, bound: float) -> Predictor:
     """A data predictor whose output is clamped to [-bound, bound].
 
-    Where the data lie within the bounds this changes nothing in the exact model, because x0_pred is the mean of the
-    (guided) data given x_t, which lies in their convex hull; it takes away a learned model's error beyond them.
+    If the data are within the bounds, this does not change the exact model, because x0_pred is the mean of the (guided)
+    data given x_t, which is in their convex hull; it removes a learned model's error beyond them.
     """
 
     def predict(x: Tensor, t: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ def sample_guided(
 ) -> Tensor:
     """Samples of p(x|s) ∝ q(x|s) exp(-scale beta E) of the shape of `noise` (..., A).
 
-    `condition` (..., S) broadcasts against the leading axes of `noise` where there is no guidance; with guidance both
-    have one batch axis and `guidance_scale` is (B,). Data predictions and the result are clamped to
-    [-data_bound, data_bound] where that is given. `guide_every_row` computes gradients at scale 0 as well, for a fixed
-    sequence of operators. Call under `torch.no_grad`.
+    Without guidance, `condition` (..., S) broadcasts against the leading axes of `noise`; with guidance both have one
+    batch axis and `guidance_scale` is (B,). Data predictions and the result are clamped to [-data_bound, data_bound]
+    unless it is None. `guide_every_row` computes gradients at scale 0 too, for a fixed sequence of operators. Call
+    under `torch.no_grad`.
     """
     predictor = (
         guided_noise(eps_net, logits, schedule, condition, guidance_scale, guide_every_row)

@@ -12,9 +12,9 @@ from cepdiff.errors import ConfigError
 
 
 class NoiseSchedule(ABC):
-    """A variance-preserving forward process; a subclass gives `log_alpha` and its inverse in lambda.
+    """A variance-preserving forward process; subclasses define `log_alpha` and the inverse of lambda_t.
 
-    `t_min` is the smallest diffusion time that networks are trained at and samplers end at, in (0, 1).
+    `t_min` in (0, 1) is the smallest diffusion time of training, and the time at which samplers end.
     """
 
     def __init__(self, t_min: float = 1e-3) -> None:
@@ -67,7 +67,7 @@ class LinearVP(NoiseSchedule):
         # alpha² = sigmoid(2 lambda), so -2 log alpha = softplus(-2 lambda) = (b1-b0)/2 t² + b0 t.
         minus_2_log_alpha = torch.nn.functional.softplus(-2.0 * lam)
         slope = self.beta_max - self.beta_min
-        # The root in the form that does not cancel: 2c / (b + sqrt(b² + 2 a c)).
+        # The root in the form without cancellation: 2c / (b + sqrt(b² + 2 a c)).
         root = (self.beta_min**2 + 2.0 * slope * minus_2_log_alpha).sqrt()
         return 2.0 * minus_2_log_alpha / (self.beta_min + root)
 

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -32,7 +33,7 @@ class Point:
     lam: float
 
 
-# The data prediction at a point of the grid, and who looks on: (t, x_t) after each step.
+# The data prediction at a point of the grid; a callback that gets (t, x_t) after each step.
 PointPredictor = Callable[[Tensor, Point], Tensor]
 StepCallback = Callable[[float, Tensor], None]
 
@@ -43,6 +44,7 @@ def grid_point(schedule: NoiseSchedule, t: Tensor) -> Point:
     return Point(float(t), float(alpha), float(sigma), float(lam))
 
 
+@lru_cache(maxsize=64)  # a policy asks at every step of an episode; a tracer must find Python floats
 def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> tuple[Point, ...]:
     """`num_steps + 1` points from t = 1 down to `schedule.t_min`.
 
@@ -61,6 +63,7 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> tupl
     return tuple(grid_point(schedule, t) for t in times)
 
 
+@lru_cache(maxsize=256)
 def between(schedule: NoiseSchedule, s: Point, t: Point, fraction: float) -> Point:
     """The point at `fraction` of the way from s to t in lambda."""
     lam = torch.tensor(s.lam + fraction * (t.lam - s.lam), dtype=torch.float64)
@@ -141,7 +144,7 @@ class DPMSolver:
         method: "multistep" reuses earlier predictions, "singlestep" evaluates at points between; both spend
             `num_steps` evaluations (a singlestep grid ends with a shorter step where `order` does not divide it).
         spacing: see `time_grid`.
-        lower_order_final: multistep alone: first order into the last point, steadier with few steps.
+        lower_order_final: multistep only: first order into the last point, steadier with few steps.
         denoise_to_zero: one more evaluation at t_min, whose data prediction is the result.
     """
 
@@ -168,7 +171,6 @@ class DPMSolver:
         self.spacing: Spacing = spacing
         self.lower_order_final = lower_order_final
         self.denoise_to_zero = denoise_to_zero
-        self._last_grid: tuple[NoiseSchedule, int, tuple[Point, ...]] | None = None
 
     def sample(
         self,
@@ -189,13 +191,6 @@ class DPMSolver:
         x, end = solve(predict, schedule, noise, callback)
         return predict(x, end) if self.denoise_to_zero else x
 
-    def _grid(self, schedule: NoiseSchedule, num_steps: int) -> tuple[Point, ...]:
-        """The grid, which a policy asks for at every step of an episode."""
-        last = self._last_grid
-        if last is None or last[0] is not schedule or last[1] != num_steps:
-            last = self._last_grid = schedule, num_steps, time_grid(schedule, num_steps, self.spacing)
-        return last[2]
-
     def _multistep(
         self,
         predict: PointPredictor,
@@ -207,7 +202,7 @@ class DPMSolver:
         # costs two evaluations.
         two_stage_start = self.order == 3 and self.num_steps >= 3
         num_intervals = self.num_steps - two_stage_start
-        grid = self._grid(schedule, num_intervals)
+        grid = time_grid(schedule, num_intervals, self.spacing)
         history: list[tuple[Point, Tensor]] = []
         for step, (s, t) in enumerate(itertools.pairwise(grid)):
             history = [*history, (s, predict(x, s))][-self.order :]
@@ -236,7 +231,7 @@ class DPMSolver:
         # Whole steps of the full order, then one of what is left of the budget.
         whole, rest = divmod(self.num_steps, self.order)
         orders = [self.order] * whole + ([rest] if rest else [])
-        grid = self._grid(schedule, len(orders))
+        grid = time_grid(schedule, len(orders), self.spacing)
         for order, s, t in zip(orders, grid[:-1], grid[1:], strict=True):
             if order == 1:
                 x = first_order(x, s, t, predict(x, s))

@@ -20,5 +20,5 @@ def softmax_entropy(q: Tensor, inverse_temperature: float) -> Tensor:
 
 
 def bellman_target(rewards: Tensor, terminals: Tensor, next_values: Tensor, discount: float) -> Tensor:
-    """r + gamma (1 - terminal) V(s'); all (B,). A time limit is no terminal: it does bootstrap."""
+    """r + gamma (1 - terminal) V(s'); all (B,). A time limit is not a terminal: it bootstraps."""
     return rewards + discount * (1.0 - terminals.to(next_values.dtype)) * next_values

@@ -1,6 +1,6 @@
-"""Distances between two samples, and how far apart two exact samples already are.
+"""Distances between two samples, and how far apart two exact samples are.
 
-Of two densities, either distance is zero only where they are equal. Computed in float64, whatever the samples' type.
+Both distances are zero only for equal densities. Computed in float64 whatever the samples' type.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 
-BLOCK = 1 << 19  # float64 numbers held at a time, 4 MiB: what stays in the cache is quicker too
+BLOCK = 1 << 19  # float64 numbers held at a time, 4 MiB: staying in the cache is also faster
 
 
 def sliced_wasserstein(
     x: Tensor, y: Tensor, num_projections: int = 256, seed: int = 0, block_size: int = BLOCK
 ) -> Tensor:
-    """Sliced Wasserstein-2 distance of two samples of one size; `x`, `y` (N, D) -> () in float64.
+    """Sliced Wasserstein-2 distance between two samples of equal size; `x`, `y` (N, D) -> () in float64.
 
     √ of the mean over random unit directions of the squared W2 in 1-D, where sorting pairs the points (Bonneel et
-    al. 2015). The directions are a function of (D, seed). A shift by v is |v|/√D apart. Raises DataError where sizes
-    differ, shapes do not fit or a value is not finite; ConfigError where there is no direction.
+    al. 2015). The directions depend only on (D, seed). A shift by v has distance |v|/√D. Raises DataError if sizes
+    differ, shapes do not fit or a value is not finite; ConfigError for fewer than one projection.
     """
     x, y = checked_samples(x, y)
     if len(x) != len(y):
@@ -41,20 +41,20 @@ def sliced_wasserstein(
 
 
 def energy_distance(x: Tensor, y: Tensor, block_size: int = BLOCK) -> Tensor:
-    """√(2 E|X-Y| - E|X-X'| - E|Y-Y'|) over all pairs, a point with itself too; `x` (N, D), `y` (M, D) -> () in float64.
+    """√(2 E|X-Y| - E|X-X'| - E|Y-Y'|) over all pairs, self-pairs included; `x` (N, D), `y` (M, D) -> () in float64.
 
-    The V-statistic of Székely & Rizzo 2013: never negative, and of squared mean E|X-X'| (1/N + 1/M) where both are
-    drawn from one density. Works in blocks of about `block_size` pairs. Raises DataError where shapes do not fit or a
-    value is not finite.
+    The V-statistic of Székely & Rizzo 2013: never negative, and with mean square E|X-X'| (1/N + 1/M) if both samples
+    come from one density. Works in blocks of about `block_size` pairs. Raises DataError if shapes do not fit or a value
+    is not finite.
     """
     x, y = checked_samples(x, y)
     between = _mean_distance(x, y, block_size)
     within = _mean_distance(x, x, block_size) + _mean_distance(y, y, block_size)
-    return (2.0 * between - within).clamp(min=0.0).sqrt()  # rounding alone can fall below 0
+    return (2.0 * between - within).clamp(min=0.0).sqrt()  # only rounding can make it negative
 
 
 class NoiseFloor(NamedTuple):
-    """Mean and standard deviation of a distance between two exact samples: what no sampler can be told to beat."""
+    """Mean and standard deviation of a distance between two exact samples: no sampler can measurably do better."""
 
     mean: float
     std: float
@@ -65,7 +65,7 @@ def noise_floor(
 ) -> NoiseFloor:
     """`distance` between independent exact samples `draw(2r)` and `draw(2r + 1)`, over r = 0...repeats-1.
 
-    `draw(index)` gives a sample (N, D), another for each index. Raises ConfigError for fewer than two repeats.
+    `draw(index)` returns a sample (N, D), independent per index. Raises ConfigError for fewer than two repeats.
     """
     if repeats < 2:
         raise ConfigError(f"repeats is {repeats}; a standard deviation needs at least 2")
@@ -74,7 +74,7 @@ def noise_floor(
 
 
 def _unit_directions(num_directions: int, size: int, seed: int) -> Tensor:
-    """Directions (P, D) in float64, uniform on the unit sphere: a function of the arguments alone."""
+    """Directions (P, D) in float64, uniform on the unit sphere, determined by the arguments."""
     numbers = generator(seed, "directions", size)
     directions = torch.randn(num_directions, size, generator=numbers, dtype=torch.float64)
     return torch.nn.functional.normalize(directions, dim=-1)
@@ -84,17 +84,17 @@ def _mean_distance(x: Tensor, y: Tensor, block_size: int) -> Tensor:
     """Mean of |x_i - y_j| over all pairs; `x` (N, D), `y` (M, D) -> ()."""
     total = x.new_zeros(())
     for some in torch.split(x, max(1, block_size // len(y))):
-        # The default of cdist expands |x|² - 2xy + |y|², which cancels where points are close but far from 0.
+        # The default of cdist expands |x|² - 2xy + |y|², which cancels for points close together but far from 0.
         total += torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist").sum()
     return total / (len(x) * len(y))
 
 
 def checked_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both samples in float64; raises DataError where they are no two samples of one space."""
+    """Return both samples in float64; raises DataError unless both are finite and in the same space."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[-1] != y.shape[-1] or 0 in (*x.shape, *y.shape):
         raise DataError(f"samples of shapes {tuple(x.shape)} and {tuple(y.shape)}; expected (N, D) and (M, D)")
     for name, sample in (("first", x), ("second", y)):
         bad_rows = int((~sample.isfinite()).any(-1).sum())
         if bad_rows:
-            raise DataError(f"{bad_rows} rows of the {name} sample hold NaN or infinity; there is no distance to it")
+            raise DataError(f"{bad_rows} rows of the {name} sample hold NaN or infinity; expected finite values")
     return x.double(), y.double()

@@ -3,13 +3,13 @@
 **Sign.** Networks output `logits` f(x_t, t, s), which stand for -E_t(x_t) up to a constant of t and s; `energies`
 are E(x_0) (in offline RL -Q). A sample with low energy has a high logit.
 
-An objective has two halves. `targets` turns the energies (..., K) of a contrastive set's clean samples into what the
-logits (..., K) at its noised samples are fitted to. `loss` compares the two and returns `(loss, metrics)`; it is linear
-in the targets, up to terms without logits, so that their mean given x_t alone matters, and they may be averaged over
-what is not known of x_0 (`diffusion.posterior`).
+An objective has two parts. `targets` turns the energies (..., K) of a contrastive set's clean samples into targets for
+the logits (..., K) at its noised samples. `loss` compares the two and returns `(loss, metrics)`; it is linear in the
+targets, up to terms without logits, so only their mean given x_t matters, and they may be averaged over the posterior
+of x_0 (`diffusion.posterior`).
 
-**Heads.** A network with H heads stands for H energies at once (classes, hues): logits (..., H, K) are fitted to
-targets (..., H, K), each head by itself; the classifiers alone compare the heads of a sample.
+**Heads.** A network with H heads represents H energies at once (classes, hues): logits (..., H, K) are fitted to
+targets (..., H, K), each head on its own; only the classifiers compare the heads of a sample.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from cepdiff.types import Metrics
 def effective_sample_size(energies: Tensor, inverse_temperature: float) -> Tensor:
     """1 / Σ_k w_k² of w = softmax_K(-beta E), in [1, K]; `energies` (..., K) -> (...).
 
-    0 for a set whose energies are all infinite: none of its samples has a weight.
+    0 for a set whose energies are all infinite, since no sample has a weight.
     """
     ess = 1.0 / torch.softmax(-inverse_temperature * energies, -1).square().sum(-1)
     return torch.where(energies.isposinf().all(-1), 0.0, ess)
 
 
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of those `values` (...) where `counted`, which broadcasts, is true -> (); 0 where it nowhere is."""
+    """Mean of `values` (...) where `counted` (broadcast to them) is True -> (); 0 if it never is."""
     counted = counted.expand_as(values)
     return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
 
@@ -44,7 +44,7 @@ def cep_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
     """Contrastive energy prediction: cross-entropy of softmax_K(logits) against non-negative `labels` (..., K).
 
     Lu et al. 2023, Eq. 10 and 12. Exact: at its optimum ∇f = -∇E_t. `excess` is the loss above the labels' entropy
-    (a KL divergence, in nats, of labels that sum to one), over the sets that have a label above 0.
+    (a KL divergence in nats, with labels scaled to sum to one), averaged over the sets with a label above 0.
     """
     total = labels.sum(-1, keepdim=True)
     log_softmax = logits.log_softmax(-1)
@@ -75,22 +75,22 @@ def exponential_mse_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metri
 def head_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
     """Cross-entropy of softmax_H(logits) against probabilities `targets` (..., H, K): a classifier of each sample.
 
-    Its optimum is softmax_H(f) = p(h|x_t) (Dhariwal & Nichol 2021, Sec. 4): exact, where classes are what guides.
+    Its optimum is softmax_H(f) = p(h|x_t) (Dhariwal & Nichol 2021, Sec. 4): exact for guidance by classes.
     """
     loss = -(targets * logits.log_softmax(-2)).sum(-2).mean()
     return loss, {"loss": loss.detach()}
 
 
 class EnergyObjective(ABC):
-    """What an energy network is trained on; subclass it and name the subclass as `guidance.objective`.
+    """Training objective of an energy network; subclass it and name the subclass as `guidance.objective`.
 
     `inverse_temperature` is beta in p(x) ∝ q(x) exp(-beta E(x)), above 0.
     """
 
     on_clean: ClassVar[bool] = False
-    """Whether the network sees clean samples alone, and guides through the predicted clean sample."""
+    """True if the network only sees clean samples, and guides through the predicted clean sample."""
     allows_infinite: ClassVar[bool] = False
-    """Whether energies may be +inf, as those of labels are: -log p(y|x) of all classes but the sample's own."""
+    """True if energies may be +inf, e.g. those of labels: -log p(y|x) for all classes but the sample's own."""
 
     def __init__(self, inverse_temperature: float = 3.0) -> None:
         if not (inverse_temperature > 0.0 and math.isfinite(inverse_temperature)):
@@ -99,11 +99,11 @@ class EnergyObjective(ABC):
 
     @abstractmethod
     def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
-        """What the logits of samples with `energies` (..., K) are fitted to, (..., K).
+        """Targets (..., K) for the logits of samples with `energies` (..., K).
 
-        With `per_set` every set stands for itself, as that of one state does, and may be normalised by itself: this
-        multiplies exp(f) by a constant of its condition. Without, sets are samples of one density, their energies are
-        absolute, and the lowest energy of all should be near 0.
+        With `per_set`, each set (e.g. the actions of one state) may be normalised on its own, which multiplies exp(f)
+        by a constant of its condition. Without it, sets are samples of one density, energies are absolute, and the
+        lowest of all should be near 0.
         """
 
     @abstractmethod
@@ -111,28 +111,28 @@ class EnergyObjective(ABC):
         """Loss (scalar) and metrics for `logits` and `targets` (..., K)."""
 
     def check_heads(self, energies: Tensor) -> None:
-        """Raises ConfigError where `energies` (H, K) of H heads cannot be trained on."""
+        """Raise ConfigError if `energies` (H, K) of H heads cannot be trained on."""
         if not self.allows_infinite and bool(energies.isinf().any()):
             raise ConfigError(
-                f"{type(self).__name__} cannot be trained on infinite energies, and the data's are (those of labels "
-                "are); use CEP, ExponentialMSE, NoisyClassifier or DPSClassifier as guidance.objective"
+                f"{type(self).__name__} cannot be trained on infinite energies, which the data have (e.g. from "
+                "labels); use CEP, ExponentialMSE, NoisyClassifier or DPSClassifier as guidance.objective"
             )
 
     def guiding_logits(self, logits: Tensor) -> Tensor:
-        """The logits (..., H) to guide by, made of what a network with H heads gives; here these themselves."""
+        """Logits (..., H) to guide by, from those of a network with H heads; unchanged by default."""
         return logits
 
     def __call__(self, logits: Tensor, energies: Tensor) -> tuple[Tensor, Metrics]:
-        """Loss and metrics for `logits` and `energies` (..., K), without averaging of the targets."""
+        """Loss and metrics for `logits` and `energies` (..., K), without averaging the targets."""
         return self.loss(logits, self.targets(energies))
 
 
 class CEP(EnergyObjective):
     """Contrastive energy prediction, see `cep_loss`.
 
-    Labels are softmax_K(-beta E) where sets stand for themselves (Lu et al. 2023, Eq. 16), which estimates the
-    normaliser from the set: a bias of the order of 1 / (effective sample size). Otherwise they are exp(-beta E) / K,
-    which is exact for every K (Eq. 12). With labels as energies, 0 or infinite, that is InfoNCE over the batch.
+    With `per_set`, labels are softmax_K(-beta E) (Lu et al. 2023, Eq. 16), which estimates the normaliser from the set,
+    with a bias of order 1 / (effective sample size). Otherwise they are exp(-beta E) / K, which is exact for every K
+    (Eq. 12); for energies of labels, 0 or infinite, that is InfoNCE over the batch.
     """
 
     allows_infinite = True
@@ -160,8 +160,8 @@ class MSE(EnergyObjective):
 class ExponentialMSE(EnergyObjective):
     """Regression in the exponential, see `exponential_mse_loss`.
 
-    Where sets stand for themselves, energies are measured from each set's lowest one, which changes f by a constant of
-    the condition alone and keeps the exponential finite.
+    With `per_set`, energies are measured from each set's lowest one, which only changes f by a constant of the
+    condition and keeps the exponential finite.
     """
 
     allows_infinite = True
@@ -174,27 +174,21 @@ class ExponentialMSE(EnergyObjective):
         return exponential_mse_loss(logits, targets)
 
 
-class DPS(EnergyObjective):
+class DPS(MSE):
     """The energy of the predicted clean sample (Chung et al. 2023), -beta E(x0_pred(x_t)): a baseline, **not** E_t.
 
-    The network regresses f on -beta E at clean samples alone; `diffusion.guidance.predicted_data_logits` makes of it
-    the logits at noised ones.
+    The network regresses f on -beta E at clean samples only; `diffusion.guidance.predicted_data_logits` turns it into
+    logits at noised ones.
     """
 
     on_clean = True
 
-    def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
-        return -self.inverse_temperature * energies
-
-    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
-        return mse_loss(logits, targets)
-
 
 class NoisyClassifier(EnergyObjective):
-    """A classifier of noised samples (Dhariwal & Nichol 2021), the usual guidance by classes, see `head_cross_entropy`.
+    """A classifier of noised samples (Dhariwal & Nichol 2021), the usual class guidance, see `head_cross_entropy`.
 
-    Heads are classes and energies -log p(h|x), 0 or infinite where a sample has one label. Guides by
-    log_softmax_H(f), as exact as CEP at the optimum of both; beta is 1.
+    Heads are classes and energies are -log p(h|x), 0 or infinite if each sample has one label. Guides by
+    log_softmax_H(f), which at its optimum is as exact as CEP at its own; beta is 1.
     """
 
     allows_infinite = True
@@ -203,11 +197,11 @@ class NoisyClassifier(EnergyObjective):
         super().__init__(1.0)
 
     def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
-        """p(h|x) of `energies` (H, K); raises ConfigError where these are the sets of several conditions."""
+        """p(h|x) of `energies` (H, K); raises ConfigError for sets of several conditions or a single head."""
         if per_set or energies.ndim < 2 or energies.shape[-2] < 2:
             raise ConfigError(
-                f"{type(self).__name__} compares the heads of an energy network, and energies {tuple(energies.shape)} "
-                "have none or one; expected at least 2 classes, and guidance of class HeadedEnergyGuidance"
+                f"{type(self).__name__} compares the heads of an energy network, but energies {tuple(energies.shape)} "
+                "have fewer than 2; expected at least 2 classes: use HeadedEnergyGuidance as guidance"
             )
         return (-energies).exp()
 
@@ -228,6 +222,6 @@ class NoisyClassifier(EnergyObjective):
 
 
 class DPSClassifier(NoisyClassifier):
-    """A classifier of clean samples, asked about the predicted one, log p(h|x0_pred(x_t)): a baseline, **not** -E_t."""
+    """A classifier of clean samples, applied to the predicted one, log p(h|x0_pred(x_t)): a baseline, **not** -E_t."""
 
     on_clean = True

@@ -1,6 +1,6 @@
-"""How far samples of a learned model are from real ones: in a space of features, and on the circle of hues.
+"""Distances of a model's samples from real ones: in a feature space, and on the circle of hues.
 
-Features (N, D) are what a network of the caller's makes of images. Computed in float64, in blocks of bounded memory.
+Features (N, D) come from the caller's network. Computed in float64, in blocks of bounded memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cepdiff.randomness import generator
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, in [0, 1], of fake samples that look real, and of real ones that the fake ones cover."""
+    """Share of fake samples that look real, and share of real samples that fake ones cover, in [0, 1]."""
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """Density (about 1 for exact samples, without an upper bound) and coverage (in [0, 1])."""
+    """Density (about 1 for exact samples, no upper bound) and coverage (in [0, 1])."""
 
     density: float
     coverage: float
@@ -35,8 +35,8 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block_size: int = B
     """Improved precision and recall of `fake` (M, D) against `real` (N, D) (Kynkäänniemi et al. 2019).
 
     A sample's ball reaches to its k-th nearest neighbour in its own set. Precision is the share of fake samples inside
-    the ball of a real one, recall that of real samples inside the ball of a fake one. Raises DataError where shapes do
-    not fit or a value is not finite; ConfigError where k is not below both N and M.
+    a real sample's ball, recall the share of real samples inside a fake sample's ball. Raises DataError if shapes do
+    not fit or a value is not finite; ConfigError if k is not below both N and M.
     """
     real, fake = checked_samples(real, fake)
     looks_real = torch.cat([inside.any(-1) for inside in _inside_balls(fake, real, k, block_size)])
@@ -45,10 +45,10 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block_size: int = B
 
 
 def density_coverage(real: Tensor, fake: Tensor, k: int = 5, block_size: int = BLOCK) -> DensityCoverage:
-    """Density and coverage of `fake` (M, D) against `real` (N, D) (Naeem et al. 2020), which outliers mislead less.
+    """Density and coverage of `fake` (M, D) against `real` (N, D) (Naeem et al. 2020), less sensitive to outliers.
 
-    Density is the mean number of real balls around a fake sample, over k; coverage the share of real samples whose
-    ball holds a fake one. Exact samples have a coverage of about 1 - 2^-k where M = N. Balls and what is raised as in
+    Density is the mean number of real balls around a fake sample, divided by k; coverage is the share of real samples
+    whose ball holds a fake one. Exact samples have a coverage of about 1 - 2^-k if M = N. Balls and errors as in
     `precision_recall`.
     """
     real, fake = checked_samples(real, fake)
@@ -59,12 +59,12 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = 5, block_size: int = B
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> Tensor:
-    """Fréchet distance, squared as is the custom, of the Gaussians fitted to `real` (N, D) and `fake` (M, D) -> ().
+    """Squared Fréchet distance between the Gaussians fitted to `real` (N, D) and `fake` (M, D) -> ().
 
-    |m - m'|² + tr(C + C' - 2 (C C')^½) (Heusel et al. 2017: FID, there of Inception's features). With C = R^T R, R of
-    the QR decomposition, the trace of the root is the sum of the singular values of R R'^T: no matrix root, whose
-    rounding is that of a square root where C is singular. Raises DataError where shapes do not fit, a value is not
-    finite or a set has fewer than two samples.
+    |m - m'|² + tr(C + C' - 2 (C C')^½) (Heusel et al. 2017; FID with Inception's features). With C = R^T R from a QR
+    decomposition, the trace of the root is the sum of the singular values of R R'^T, which avoids a matrix root and its
+    large rounding errors for singular C. Raises DataError if shapes do not fit, a value is not finite or a set has
+    fewer than two samples.
     """
     real, fake = checked_samples(real, fake)
     if min(len(real), len(fake)) < 2:
@@ -76,19 +76,18 @@ def frechet_distance(real: Tensor, fake: Tensor) -> Tensor:
     traces = sum(root.square().sum() for root in roots)
     shift = (real.mean(0) - fake.mean(0)).square().sum()
     distance: Tensor = shift + traces - 2.0 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
-    return distance.clamp(min=0.0)  # rounding alone can fall below 0
+    return distance.clamp(min=0.0)  # only rounding can make it negative
 
 
 def circular_wasserstein(
     x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
 ) -> Tensor:
-    """Wasserstein-1 distance of two samples on a circle of circumference 1 (hues), in [0, 0.5] -> () in float64.
+    """Wasserstein-1 distance between two samples on a circle of circumference 1 (hues), in [0, 0.5] -> () in float64.
 
-    The integral of |F - G - c| over the circle, c being the median of the difference F - G of the distribution
-    functions, is exact (Rabin, Delon & Gousseau 2011, "Transportation distances on the circle"). `x` and `y`, of any
-    shape, are taken modulo 1; weights of the same shape, not all 0, count them (all alike where None): histograms are
-    the centres of their bins with weights. Raises DataError where a value is not finite, a weight is negative or
-    there is nothing to compare.
+    Exact: the integral of |F - G - c| over the circle, where F and G are the distribution functions and c the median of
+    F - G (Rabin, Delon & Gousseau 2011, "Transportation distances on the circle"). `x` and `y`, of any shape, are taken
+    modulo 1; weights have the same shape, None for equal ones: a histogram is its bins' centres with weights. Raises
+    DataError if a value is not finite, a weight is negative, or no weight is positive.
     """
     x, masses = _circular(x, x_weights, "first")
     y, other_masses = _circular(y, y_weights, "second")
@@ -101,14 +100,13 @@ def circular_wasserstein(
 
 
 def resample(values: Tensor, weights: Tensor, size: int, seed: int, index: int) -> Tensor:
-    """`size` rows of `values` (N, ...) by `weights` (N,), with replacement: exp(-beta E) reweights q to p.
+    """Draw `size` rows of `values` (N, ...) by `weights` (N,), with replacement: exp(-beta E) reweights q to p.
 
-    A function of the arguments; another `index` gives an independent sample. Raises DataError where the weights are
-    none.
+    Determined by the arguments; another `index` draws an independent sample. Raises DataError for invalid weights.
     """
     if weights.shape != values.shape[:1] or not _are_weights(weights):
         raise DataError(
-            f"weights {tuple(weights.shape)} of {len(values)} rows; expected one a row, finite, 0 or more, not all 0"
+            f"weights {tuple(weights.shape)} of {len(values)} rows; expected one per row, finite, 0 or more, not all 0"
         )
     draws = generator(seed, "resample", index)
     return values[torch.multinomial(weights.double().cpu(), size, replacement=True, generator=draws).to(values.device)]
@@ -127,16 +125,16 @@ def reweighted_floor(
 
 
 def _inside_balls(points: Tensor, centres: Tensor, k: int, block_size: int) -> Iterator[Tensor]:
-    """Blocks of rows of the table (P, C): whether each of `points` (P, D) lies in the ball of each of `centres` (C, D).
+    """Yield blocks of rows of a table (P, C): True where `points` (P, D) are in the balls of `centres` (C, D).
 
-    A ball is closed: copies of a sample lie in its ball of radius 0.
+    Balls are closed: copies of a sample are in its ball of radius 0.
     """
     if not 1 <= k < min(len(points), len(centres)):
         raise ConfigError(
             f"k is {k}; expected at least 1 and less than the {min(len(points), len(centres))} samples of a set"
         )
     rows = max(1, block_size // len(centres))
-    # The nearest of all is the sample itself.
+    # k + 1, because the nearest is the sample itself.
     radii = torch.cat([pairwise_distance(some, centres).kthvalue(k + 1).values for some in torch.split(centres, rows)])
     for some in torch.split(points, rows):
         yield pairwise_distance(some, centres) <= radii
@@ -147,13 +145,13 @@ def _circular(values: Tensor, weights: Tensor | None, name: str) -> tuple[Tensor
     weights = torch.ones_like(values) if weights is None else weights
     if weights.shape != values.shape or not bool(values.isfinite().all()) or not _are_weights(weights):
         raise DataError(
-            f"the {name} sample {tuple(values.shape)} with weights {tuple(weights.shape)} is none on the circle; "
-            "expected finite values, and as many weights, finite, 0 or more and not all 0"
+            f"the {name} sample {tuple(values.shape)} with weights {tuple(weights.shape)} is invalid; "
+            "expected finite values, and weights of the same shape, finite, 0 or more, not all 0"
         )
     masses = weights.double().flatten()
     return values.double().flatten().remainder(1.0), masses / masses.sum()
 
 
 def _are_weights(weights: Tensor) -> bool:
-    """Whether these are finite, 0 or more, and not all 0."""
+    """True if all are finite and 0 or more, and not all are 0."""
     return bool((weights.isfinite() & (weights >= 0.0)).all() & (weights > 0.0).any())

@@ -1,4 +1,4 @@
-"""D4RL's environments on today's MuJoCo; importing this package registers them in Gymnasium as `cepdiff/<task>`."""
+"""D4RL's environments on current MuJoCo; importing this package registers them in Gymnasium as `cepdiff/<task>`."""
 
 from cepdiff.envs.registration import register_all
 

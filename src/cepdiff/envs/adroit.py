@@ -1,7 +1,7 @@
-"""D4RL's Adroit: a hand of 24 joints with four tasks. Source of all numbers: D4RL 1.1, `hand_manipulation_suite/`.
+"""D4RL's Adroit: a 24-joint hand with four tasks. All numbers are from D4RL 1.1, `hand_manipulation_suite/`.
 
-The models are gymnasium-robotics' ones, equal to D4RL's; observation, reward, start and end are D4RL's. Positions of
-sites and bodies are those of a step's last substep but one, as MuJoCo leaves them, in observations and rewards alike.
+The models come from gymnasium-robotics and equal D4RL's; observation, reward, start and end are D4RL's. Site and body
+positions lag one substep behind, in observations and in rewards, as MuJoCo leaves them after a step.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from cepdiff.errors import SimulationError
 
 FloatArray = NDArray[np.float64]
 
-# First and last actuator of a group, and the stiffness that D4RL gives it in place of the file's, in Nm/rad.
+# First and last actuator of a group, and its stiffness in D4RL, which replaces the file's, in Nm/rad.
 _STIFFNESS = (("A_WRJ1", "A_WRJ0", 10.0), ("A_FFJ3", "A_THJ0", 1.0))
 
 
 def pen_reward(distance: float, similarity: float, height: float) -> float:
-    """`distance` of the pen to its place (m), cosine `similarity` of its direction, `height` of its centre (m)."""
+    """Reward from the pen's `distance` to its target (m), cosine `similarity` of directions and `height` (m)."""
     near = distance < 0.075
     bonus = 10.0 * (near and similarity > 0.9) + 50.0 * (near and similarity > 0.95)
     return similarity - distance + bonus - 5.0 * pen_dropped(height)
 
 
 def pen_dropped(height: float) -> bool:
-    """Whether the pen's centre is below 0.075 m, which ends the episode."""
+    """True if the pen's centre is below 0.075 m, which ends the episode."""
     return height < 0.075
 
 
 def door_reward(reach: float, hinge: float, qvel: FloatArray) -> float:
-    """`reach` from the palm to the handle (m), angle of the `hinge` (rad), all joints' velocities (30,)."""
+    """Reward from the palm-handle distance `reach` (m), the `hinge` angle (rad) and all joint velocities (30,)."""
     bonus = 2.0 * (hinge > 0.2) + 8.0 * (hinge > 1.0) + 10.0 * (hinge > 1.35)
     return -0.1 * reach - 0.1 * (hinge - 1.57) ** 2 - 1e-5 * float(np.sum(qvel**2)) + bonus
 
 
 def hammer_reward(reach: float, aim: float, depth: float, qvel: FloatArray, lifted: bool) -> float:
-    """`reach` from the palm to the hammer, `aim` from its head to the nail, `depth` that the nail lacks (all m),
-    all joints' velocities (33,), whether hammer and head are `lifted` above 0.04 m."""
+    """Reward from the palm-hammer distance `reach`, head-nail distance `aim` and remaining nail `depth` (all m), all
+    joint velocities (33,), and whether hammer and head are `lifted` above 0.04 m."""
     bonus = 2.0 * lifted + 25.0 * (depth < 0.02) + 75.0 * (depth < 0.01)
     return -0.1 * reach - aim - 10.0 * depth - 1e-2 * float(np.linalg.norm(qvel)) + bonus
 
 
 def relocate_reward(reach: float, carry: float, distance: float, height: float) -> float:
-    """From the palm to the ball `reach`, to the target `carry`; from the ball to the target `distance`; `height` of
-    the ball's centre (all m)."""
+    """Reward from the palm-ball (`reach`), palm-target (`carry`) and ball-target (`distance`) distances and the ball's
+    `height` (all m)."""
     bonus = 10.0 * (distance < 0.1) + 20.0 * (distance < 0.05)
     return -0.1 * reach + (height > 0.04) * (1.0 - 0.5 * carry - 0.5 * distance) + bonus
 
 
 def tilted(about_x: float, about_y: float) -> FloatArray:
-    """Quaternion (4,), w first, of a turn about y and then about the fixed x axis (rad)."""
+    """Quaternion (4,), w first, of a rotation about y followed by one about the fixed x axis (rad)."""
     (cos_x, sin_x), (cos_y, sin_y) = ((np.cos(angle / 2), np.sin(angle / 2)) for angle in (about_x, about_y))
     return np.array([cos_x * cos_y, sin_x * cos_y, cos_x * sin_y, sin_x * sin_y])
 
 
 def euler_angles(quaternion: FloatArray) -> FloatArray:
-    """Angles (3,) in rad, of a rotation that is the product of those about x, y and z, in this order."""
+    """Euler angles (3,) in rad of the rotation R_x R_y R_z."""
     flat = np.zeros(9)
     mujoco.mju_quat2Mat(flat, quaternion)
     r = flat.reshape(3, 3)
@@ -74,16 +74,16 @@ def euler_angles(quaternion: FloatArray) -> FloatArray:
 
 
 class Adroit(RecordedEnv):
-    """What the four tasks share: 100 steps a second, actions in [-1, 1] that span each actuator's range of angles.
+    """Base class of the four tasks: 100 steps per second, actions in [-1, 1] scaled to each actuator's angle range.
 
-    `info` has `goal_achieved`, whether the task's goal holds after this step; D4RL counts an episode as success when
-    it held for more than 25 steps (pen: 20).
+    `info["goal_achieved"]` is True if the task's goal holds after the step; D4RL counts an episode as a success if it
+    held for more than 25 steps (pen: 20).
 
     Args:
-        **rendering: of Gymnasium's `MujocoEnv`: `render_mode`, `width`, `height` and so on.
+        **rendering: arguments of Gymnasium's `MujocoEnv`: `render_mode`, `width`, `height` and so on.
 
     Attributes:
-        state_keys: what fixes a state beside the model, by the names in D4RL's files (`infos/...`).
+        state_keys: names of the arrays that define a state, as in D4RL's files (`infos/...`).
 
     Raises:
         MissingExtraError: gymnasium-robotics is not installed.
@@ -113,9 +113,9 @@ class Adroit(RecordedEnv):
     def step(  # type: ignore[override]
         self, action: NDArray[np.floating]
     ) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """One step of 0.01 s; actions beyond ±1 are clipped."""
+        """One step of 0.01 s; actions outside [-1, 1] are clipped."""
         if np.shape(action) != (self.model.nu,):
-            raise SimulationError(f"An action has shape {(self.model.nu,)}; found {np.shape(action)}")
+            raise SimulationError(f"Expected an action of shape {(self.model.nu,)}; found {np.shape(action)}")
         clipped = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         control = self._middle + clipped * self._half_range
         self.do_simulation(control, self.frame_skip)
@@ -125,21 +125,17 @@ class Adroit(RecordedEnv):
         return self._observe(), float(reward), self._failed(), False, {"goal_achieved": bool(reached)}
 
     def reset_model(self) -> FloatArray:
-        """The hand at rest, and a scene drawn from D4RL's ranges."""
+        """Put the hand at rest and draw a scene from D4RL's ranges."""
         self._draw_scene()
         self.set_state(self.init_qpos, self.init_qvel)  # type: ignore[no-untyped-call]
         return self._observe()
 
     def get_env_state(self) -> dict[str, FloatArray]:
-        """Positions, velocities and the scene: an array for each of `state_keys`."""
+        """Positions, velocities and the scene, one array per entry of `state_keys`."""
         return {"qpos": self.data.qpos.copy(), "qvel": self.data.qvel.copy(), **self._scene()}
 
     def set_env_state(self, state: Mapping[str, FloatArray]) -> None:
-        """The inverse of `get_env_state`, for instance from a row of a D4RL file.
-
-        Raises:
-            SimulationError: one of `state_keys` is missing.
-        """
+        """Inverse of `get_env_state`, e.g. for a row of a D4RL file; raises SimulationError if a key is missing."""
         if missing := [key for key in self.state_keys if key not in state]:
             expected = ", ".join(self.state_keys)
             raise SimulationError(f"A state of {self.task} needs {expected}; missing: {', '.join(missing)}")
@@ -161,7 +157,7 @@ class Adroit(RecordedEnv):
 
     @abstractmethod
     def _judge(self) -> tuple[float, bool]:
-        """The reward, and whether the goal holds."""
+        """Return the reward, and whether the goal is reached."""
 
     def _failed(self) -> bool:
         return False
@@ -199,7 +195,7 @@ class Pen(Adroit):
         self.model.body("target").quat = state["desired_orien"]
 
     def _directions(self) -> tuple[FloatArray, FloatArray]:
-        """Of the pen and of its target: from bottom to top, in units of the length between these sites."""
+        """Directions of the pen and its target, bottom to top, in units of the distance between these sites."""
         return self._direction("object"), self._direction("target")
 
     def _direction(self, which: str) -> FloatArray:
@@ -289,8 +285,8 @@ class Hammer(Adroit):
 class Relocate(Adroit):
     """Carry a ball to a target in the air: 39 observations, 30 actions.
 
-    A state's `obj_pos` is where the ball is in the world, as in D4RL's files. (D4RL's own `set_env_state` takes it for
-    the place where the ball started, which is the same until it moves.)
+    A state's `obj_pos` is the ball's world position, as in D4RL's files. (D4RL's own `set_env_state` reads it as the
+    ball's start position, which is the same until the ball moves.)
     """
 
     task, observation_size = "relocate", 39
@@ -321,7 +317,7 @@ class Relocate(Adroit):
 
 
 def adroit_model(file: str) -> mujoco.MjModel:
-    """A model file with D4RL's softer wrist and fingers: position controllers of stiffness 10 and 1 Nm/rad."""
+    """Compile a model file with D4RL's softer position controllers: wrist 10 Nm/rad, fingers 1 Nm/rad."""
     model = compile_as_recorded(read_model(file))
     for first, last, stiffness in _STIFFNESS:
         group = slice(model.actuator(first).id, model.actuator(last).id + 1)

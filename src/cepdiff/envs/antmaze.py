@@ -1,4 +1,4 @@
-"""D4RL's AntMaze: a four-legged ant that walks through a maze. Source of all numbers: D4RL 1.1, `locomotion/`."""
+"""D4RL's AntMaze: a four-legged ant walks through a maze. All numbers are from D4RL 1.1, `locomotion/`."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from cepdiff.envs.mujoco_env import GOAL_RADIUS, MujocoMaze, RewardType
 # Half the walls' height, in metres.
 _WALL_HALF_HEIGHT = 1.0
 
-# Of each leg: signs of the direction that it points in (x, y), axis and range (degrees) of its ankle.
+# Per leg: signs of its direction in (x, y), axis and range (degrees) of its ankle.
 _LEGS = (
     ("front_left", (1, 1), "-1 1 0", "30 70"),
     ("front_right", (-1, 1), "1 1 0", "-70 -30"),
     ("back_left", (-1, -1), "-1 1 0", "-70 -30"),
     ("back_right", (1, -1), "1 1 0", "30 70"),
 )
-# The order of actions: the legs in this order, of each the hip and then the ankle.
+# Order of the actions: the legs in this order, hip before ankle.
 _ACTION_ORDER = ("back_right", "front_left", "front_right", "back_left")
 
 
 class AntMaze(MujocoMaze, EzPickle):
-    """Walk an ant to the goal: 29 observations (15 positions, 14 velocities), 8 torques in [-1, 1], 10 steps a second.
+    """Walk an ant to the goal: 29 observations (15 positions, 14 velocities), 8 torques in [-1, 1], 0.1 s per step.
 
     Observations are MuJoCo's qpos (x, y, z, quaternion w x y z, 8 joint angles) and qvel. An action of ±1 is a torque
-    of ±30; actions beyond are clipped. The sparse reward is 1 within 0.5 of the goal and 0 elsewhere, the dense one
-    minus the distance, after the step.
+    of ±30; actions outside are clipped. The sparse reward is 1 within 0.5 of the goal and 0 elsewhere, the dense one is
+    minus the distance, both after the step.
 
     Args:
-        layout: the name of one of D4RL's mazes or a layout.
+        layout: name of one of D4RL's mazes, or a layout.
         reward_type: `sparse` or `dense`.
-        evaluation: True ends an episode at the goal, as all of D4RL's registrations do. False never ends one and adds
-            the way to the goal (2,) to the observation, as D4RL does for the policies that made its data.
-        non_zero_reset: start in any cell but the goal's, at 0 to 1 from its location in x and in y (but at no negative
-            coordinate, which puts the starts of `eval-umaze` into walls), instead of at the origin.
-        goal_each_reset: draw a goal at each reset (v2). Otherwise (v0, v1) one goal stays: D4RL draws it when the
-            environment is made; here the first reset draws it, and each reset that is given a seed draws it anew.
+        evaluation: if True, episodes end at the goal, as in all of D4RL's registrations. If False, they never end and
+            the observation also has the offset to the goal (2,), as for the policies that made D4RL's data.
+        non_zero_reset: start in any cell but the goal's instead of at the origin, 0 to 1 from its location in x and y
+            (coordinates below 0 become 0, which puts the starts of `eval-umaze` into walls).
+        goal_each_reset: draw a goal at each reset (v2). Otherwise (v0, v1) the goal stays: D4RL draws it when the
+            environment is made; here the first reset draws it, and so does every reset with a seed.
         render_mode: None or `rgb_array`.
-        width: of a picture, in pixels.
-        height: of a picture, in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
 
     Raises:
         ConfigError: an unknown maze, reward type or render mode.
@@ -85,8 +85,8 @@ class AntMaze(MujocoMaze, EzPickle):
         self._torque_low, self._torque_high = self.model.actuator_ctrlrange.T.astype(np.float32)
 
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
-        """0.1 simulated seconds under the torques of `action` (8,)."""
-        # D4RL's arithmetic, in the precision of the action that is given.
+        """Simulate 0.1 s under the torques of `action` (8,)."""
+        # D4RL's arithmetic, in the action's precision.
         low, high = self._torque_low, self._torque_high
         self._simulate(np.clip(low + (self._checked(action) + 1.0) * 0.5 * (high - low), low, high))
         info = self._info()
@@ -97,7 +97,7 @@ class AntMaze(MujocoMaze, EzPickle):
         return self.goal_each_reset or seed is not None
 
     def _draw_goal(self) -> NDArray[np.float64]:
-        """In a goal cell, or any free one where the maze has none; coordinates below 0 become 0, as in D4RL."""
+        """In a goal cell, or any free cell if there is none; coordinates below 0 become 0, as in D4RL."""
         cells = self.layout.cells("G") or self.layout.cells(".S")
         location = self.layout.xy(cells[self.np_random.integers(len(cells))])
         size = self.layout.cell_size
@@ -125,14 +125,14 @@ class AntMaze(MujocoMaze, EzPickle):
 
 
 def antmaze_model(layout: Layout) -> mujoco.MjModel:
-    """The compiled model, with the capsules and contacts of the MuJoCo that recorded D4RL's data."""
+    """Compile the model with the capsules and contacts of the MuJoCo that recorded D4RL's data."""
     spec = mujoco.MjSpec.from_string(antmaze_xml(layout))
     restore_margins(spec)
     return compile_with_cylindrical_capsules(spec)
 
 
 def antmaze_xml(layout: Layout) -> str:
-    """The model: the ant (Schulman et al. 2015) on a floor, boxes for walls, a motor for each of its eight joints."""
+    """XML of the model: the ant (Schulman et al. 2015) on a floor, a box per wall, a motor per joint."""
     half = layout.cell_size / 2
     walls = "".join(
         f'<geom type="box" pos="{x} {y} {_WALL_HALF_HEIGHT}" size="{half} {half} {_WALL_HALF_HEIGHT}" '
@@ -182,7 +182,7 @@ def antmaze_xml(layout: Layout) -> str:
 
 
 def _leg_xml(name: str, signs: tuple[int, int], ankle_axis: str, ankle_range: str) -> str:
-    """Three capsules in a row along a diagonal: one fixed to the torso, one behind the hip, one behind the ankle."""
+    """Three capsules along a diagonal: one fixed to the torso, one beyond the hip, one beyond the ankle."""
     short, long = (f"{length * signs[0]} {length * signs[1]} 0" for length in (0.2, 0.4))
     return f"""
     <body name="{name}" childclass="leg">

@@ -1,8 +1,8 @@
-"""Capsules as MuJoCo up to 2.1.1 weighed them, which is the physics that D4RL's data were recorded in.
+"""Capsule masses as in MuJoCo up to 2.1.1, with which D4RL's data were recorded.
 
 MuJoCo 2.1.2 made the mass and inertia of capsules exact (its changelog: "Computed capsule inertias are now exact").
-Before, a capsule counted as a cylinder: its middle section, extended on both ends by half the radius. A model file
-compiles to other masses since then: Gymnasium's Hopper has a torso of 3.665 kg, under `mujoco_py` it had 3.534 kg.
+Before, a capsule counted as a cylinder: its middle section, extended at both ends by half the radius. The same file now
+compiles to other masses: the torso of Gymnasium's Hopper weighs 3.665 kg, and weighed 3.534 kg under `mujoco_py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ _NEVER_FROM_GEOMS, _ALWAYS_FROM_GEOMS, _WHERE_NOT_GIVEN = range(3)  # of the com
 
 
 def compile_with_cylindrical_capsules(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """`spec` compiled, with mass and inertia of its capsules those of the cylinders; other shapes as they are.
+    """Compile `spec` with the mass and inertia of cylinders for its capsules; other shapes are unchanged.
 
-    Bodies whose inertia is given, and not computed from their shapes, stay as they are. A total mass that the file
-    asks for is kept.
+    Bodies with an explicit inertia are unchanged, and a total mass set in the file is kept.
     """
     rule, total_mass = spec.compiler.inertiafromgeom, spec.compiler.settotalmass
     spec.compiler.settotalmass = -1
@@ -35,14 +34,14 @@ def compile_with_cylindrical_capsules(spec: mujoco.MjSpec) -> mujoco.MjModel:
     if rule == _ALWAYS_FROM_GEOMS:
         spec.compiler.inertiafromgeom = _WHERE_NOT_GIVEN
     model = spec.compile()
-    if total_mass > 0:  # the compiler's own attribute warns that it is deprecated
+    if total_mass > 0:  # the compiler's own attribute is deprecated and warns
         mujoco.mj_setTotalmass(model, total_mass)
         mujoco.mj_setConst(model, mujoco.MjData(model))
     return model
 
 
 def cylinder(radius: float, half_length: float) -> tuple[float, FloatArray]:
-    """Volume and unit-mass inertia (3,) along the axes, z last, of a capsule as MuJoCo up to 2.1.1 took it."""
+    """Volume and unit-mass inertia (3,) along the axes, z last, of a capsule in MuJoCo up to 2.1.1."""
     length = 2.0 * half_length + radius
     across = (3.0 * radius**2 + length**2) / 12.0
     return math.pi * radius**2 * length, np.array([across, across, radius**2 / 2.0])
@@ -64,10 +63,9 @@ def _capsules(body: mujoco.MjsBody) -> list[mujoco.MjsGeom]:
 
 
 def _with_cylinders(model: mujoco.MjModel, body: mujoco.MjsBody) -> tuple[float, FloatArray, FloatArray, FloatArray]:
-    """Mass, centre (3,), principal axes as a quaternion (4,) and moments (3,) of a body whose capsules are cylinders:
-    what is compiled, less the exact capsules."""
+    """Mass, centre (3,), principal axes (quaternion, (4,)) and moments (3,) of a body with cylinders for capsules."""
     i = body.id
-    # About the body's own origin, where masses, first and second moments simply add.
+    # Each exact capsule out, its cylinder in: about the body's origin, masses, first and second moments simply add.
     mass = float(model.body_mass[i])
     first = mass * model.body_ipos[i]
     second = _about_origin(mass, model.body_inertia[i], model.body_ipos[i], model.body_iquat[i])
@@ -89,7 +87,7 @@ def _with_cylinders(model: mujoco.MjModel, body: mujoco.MjsBody) -> tuple[float,
 
 
 def _about_origin(mass: float, moments: FloatArray, position: FloatArray, quaternion: FloatArray) -> FloatArray:
-    """Inertia (3, 3) about the origin of principal `moments` (3,) at `position`, turned by `quaternion`."""
+    """Inertia (3, 3) about the origin from principal `moments` (3,) at `position`, rotated by `quaternion`."""
     rotation = np.zeros(9)
     mujoco.mju_quat2Mat(rotation, quaternion)
     turned = rotation.reshape(3, 3)
@@ -98,6 +96,6 @@ def _about_origin(mass: float, moments: FloatArray, position: FloatArray, quater
 
 
 def _shift(position: FloatArray) -> FloatArray:
-    """Parallel axis theorem for unit mass: |p|² 1 - p pᵀ."""
+    """Parallel axis term for unit mass: |p|² 1 - p pᵀ."""
     shift: FloatArray = position @ position * np.eye(3) - np.outer(position, position)
     return shift

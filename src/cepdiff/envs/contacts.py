@@ -1,9 +1,9 @@
-"""Contacts as MuJoCo made them when D4RL's data were recorded, over today's MuJoCo.
+"""Contacts of the MuJoCo that recorded D4RL's data, on current MuJoCo.
 
-Four rules changed since. (1) A contact's margin was the larger one of its two geoms' margins; from MuJoCo 3.5 on it
-is their sum. (2) Convex shapes met through libccd, at one point; today's own collider, and several points, are the
-default. Both are restored here. (3) Two boxes reported half their depth up to 3.3, and (4) a capsule whose axis has
-entered a box its radius as depth: these have no switch and stay as they are today.
+Four rules have changed since. (1) A contact's margin was the larger of its two geoms' margins; from MuJoCo 3.5 on it
+is their sum. (2) Convex shapes collided through libccd, at one point; the default is now MuJoCo's own collider, with
+several points. Both are restored here. (3) Up to 3.3, two boxes reported half their depth, and (4) a capsule whose axis
+had entered a box reported its radius as depth: there is no switch for these two, so they are not restored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROBE = """<mujoco><worldbody><geom size=".1" margin=".01"/>
 
 @functools.cache
 def margins_add() -> bool:
-    """Whether the installed MuJoCo adds the margins of two geoms; up to 3.4 it took the larger one."""
+    """True if the installed MuJoCo adds the margins of two geoms; up to 3.4 it took the larger one."""
     model = mujoco.MjModel.from_xml_string(_PROBE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -32,22 +32,20 @@ def margins_add() -> bool:
 
 
 def restore_margins(spec: mujoco.MjSpec) -> None:
-    """Changes the geoms' margins such that every contact gets the larger one of its two geoms' margins.
+    """Change the geoms' margins so that every contact gets the larger of its two geoms' margins.
 
-    All geoms get half the margin. Two geoms of margin 0 become an explicit pair without margin; they get names for it.
-
-    Raises:
-        SimulationError: margins of more than one size, which halves cannot restore.
+    All geoms get half the margin. Two geoms of margin 0 become an explicit pair without margin, and get names for it.
+    Raises SimulationError for margins of more than one size, which halving cannot restore.
     """
     if not margins_add():
         return
-    total_mass, spec.compiler.settotalmass = spec.compiler.settotalmass, -1  # its compilation warns
+    total_mass, spec.compiler.settotalmass = spec.compiler.settotalmass, -1  # compiling it warns
     model = spec.compile()
     spec.compiler.settotalmass = total_mass
     collides = (model.geom_contype | model.geom_conaffinity) > 0
     sizes = np.unique(model.geom_margin[collides & (model.geom_margin > 0)])
     if len(sizes) > 1:
-        raise SimulationError(f"Contact margins of one size can be restored; this model has {sizes.tolist()}")
+        raise SimulationError(f"Contact margins can only be restored from one size; this model has {sizes.tolist()}")
     if not len(sizes):
         return
     for geom in spec.geoms:
@@ -61,13 +59,13 @@ def restore_margins(spec: mujoco.MjSpec) -> None:
 
 
 def restore_collider(model: mujoco.MjModel) -> None:
-    """Switches to libccd and to one contact point for two convex shapes, where MuJoCo has switches for it."""
+    """Switch to libccd and one contact point for two convex shapes, if this MuJoCo has the switches."""
     for switch in ("mjDSBL_NATIVECCD", "mjDSBL_MULTICCD"):
         model.opt.disableflags |= int(getattr(mujoco.mjtDisableBit, switch, 0))
 
 
 def _mixed(model: mujoco.MjModel, geoms: list[int]) -> dict[str, Any]:
-    """The parameters that MuJoCo gives a contact of two geoms, for a pair, which would take the defaults."""
+    """Parameters that MuJoCo mixes for a contact of two geoms, to set on a pair, which would use the defaults."""
     geoms = [geom for geom in geoms if model.geom_priority[geom] == model.geom_priority[geoms].max()]
     weights = model.geom_solmix[geoms] / model.geom_solmix[geoms].sum()
     solref = model.geom_solref[geoms]
@@ -81,7 +79,7 @@ def _mixed(model: mujoco.MjModel, geoms: list[int]) -> dict[str, Any]:
 
 
 def _may_touch(model: mujoco.MjModel, geoms: list[int]) -> Iterator[tuple[int, int]]:
-    """The pairs that MuJoCo tests: bits that match, not welded together, not parent and child (the world aside)."""
+    """Pairs that MuJoCo tests: matching bits, not welded together, not parent and child (except the world)."""
     for first, second in combinations(geoms, 2):
         one, two = (int(model.body_weldid[model.geom_bodyid[geom]]) for geom in (first, second))
         above_one, above_two = (int(model.body_weldid[model.body_parentid[body]]) for body in (one, two))

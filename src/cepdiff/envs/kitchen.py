@@ -1,6 +1,6 @@
-"""D4RL's Kitchen: a Franka arm of 9 joints in a kitchen, four subtasks. Source of all numbers: D4RL 1.1, `kitchen/`.
+"""D4RL's Kitchen: a 9-joint Franka arm in a kitchen, four subtasks. All numbers are from D4RL 1.1, `kitchen/`.
 
-The model is gymnasium-robotics' one; observation, noise, control, reward and end are D4RL's.
+The model is gymnasium-robotics'; observation, noise, control, reward and end are D4RL's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FloatArray = NDArray[np.float64]
 
 _MODEL = "kitchen_franka/kitchen_assets/kitchen_env_model.xml"
 _JOINTS = 9
-# A subtask: the first coordinate of qpos that it is about, and where these coordinates should be.
+# Subtask -> index of its first coordinate in qpos, and the goal of the coordinates from there on.
 GOALS: dict[str, tuple[int, tuple[float, ...]]] = {
     "bottom burner": (11, (-0.88, -0.01)),
     "top burner": (15, (-0.92, -0.01)),
@@ -34,7 +34,7 @@ GOALS: dict[str, tuple[int, tuple[float, ...]]] = {
 # A subtask is complete within this Euclidean distance of its goal.
 GOAL_DISTANCE = 0.3
 
-# Where an episode starts: 9 joints of the robot, 14 of the kitchen, position and quaternion of the kettle.
+# Start of an episode: 9 joints of the robot, 14 of the kitchen, position and quaternion of the kettle.
 # fmt: off
 _START = np.array([
     1.48388023e-01, -1.76848573e+00, 1.84390296e+00, -2.47685760e+00, 2.60252026e-01, 7.12533105e-01, 1.59515394e+00,
@@ -45,9 +45,9 @@ _START = np.array([
     -2.69397440e-01, 3.50383255e-01, 1.61944683e+00, 1.00618764e+00, 4.06395120e-03, -6.62095997e-03, -2.68278933e-04,
 ])
 # fmt: on
-# Observation noise at ratio 1, of each coordinate of qpos, in its unit (rad or m).
+# Observation noise at ratio 1, per coordinate of qpos, in rad or m.
 _NOISE = np.array(9 * [0.1] + 2 * [0.005] + 6 * [0.0005] + 3 * [0.005] + 3 * [0.1] + 3 * [0.005] + 3 * [0.1] + [0.005])
-# Positions that the controller may ask for, rad and, for the two fingers, m.
+# Bounds of the controller's target positions, in rad and, for the two fingers, m.
 _LOWEST = np.array([-2.9, -1.8, -2.9, -3.1, -2.9, 0.0, -2.9, 0.0, 0.0])
 _HIGHEST = np.array([2.9, 1.8, 2.9, 0.0, 2.9, 3.8, 2.9, 0.04, 0.04])
 _CAMERA: dict[str, Any] = {"distance": 2.2, "azimuth": 70.0, "elevation": -35.0, "lookat": np.array([-0.2, 0.5, 2.0])}
@@ -56,7 +56,7 @@ _SPEED = 2.0
 
 
 def goal_of(tasks: Sequence[str]) -> FloatArray:
-    """The goal part of the observation (30,): wanted coordinates of these subtasks, 0 elsewhere."""
+    """Goal part of the observation (30,): target coordinates of these subtasks, 0 elsewhere."""
     goal = np.zeros(len(_START))
     for task in tasks:
         first, values = GOALS[task]
@@ -65,7 +65,7 @@ def goal_of(tasks: Sequence[str]) -> FloatArray:
 
 
 def completed(tasks: Sequence[str], qpos: FloatArray) -> list[str]:
-    """Those of the subtasks whose goal is within `GOAL_DISTANCE` in qpos (30,)."""
+    """The subtasks whose goal is within `GOAL_DISTANCE` in qpos (30,)."""
     distances = {}
     for task in tasks:
         first, values = GOALS[task]
@@ -74,25 +74,25 @@ def completed(tasks: Sequence[str], qpos: FloatArray) -> list[str]:
 
 
 def wanted_positions(action: NDArray[np.floating], observed: FloatArray, seconds: float) -> FloatArray:
-    """What the position controller is asked for (9,): where the joints would be after moving for `seconds` at the
-    action's speed from where they were `observed`, noise included."""
+    """Target positions of the controller (9,): the `observed` joint positions, noise included, after moving for
+    `seconds` at the action's speed."""
     speed = _SPEED * np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
     return np.clip(observed + speed * seconds, _LOWEST, _HIGHEST)
 
 
 class Kitchen(RecordedEnv):
-    """Complete four subtasks in any order: 60 observations, 9 joint velocities in [-1, 1], 12.5 steps a second.
+    """Complete four subtasks in any order: 60 observations, 9 joint velocities in [-1, 1], 12.5 steps per second.
 
-    The observation is qpos (9 of the robot, 21 of the objects) with uniform noise, and the goal (30), of which the
-    coordinates of other subtasks are 0. An action of ±1 is ±2 rad/s, and ±2 m/s of a finger. The reward of a step is
-    the number of subtasks that it completes; each counts once an episode, and the episode ends with the last one.
+    The observation is qpos (9 of the robot, 21 of the objects) with uniform noise, then the goal (30), which is 0 for
+    the coordinates of other subtasks. An action of ±1 is ±2 rad/s, or ±2 m/s for a finger. The reward of a step is the
+    number of subtasks it completes; each counts once per episode, and the episode ends with the last one.
     `info` has `completed`, the subtasks done in this step, and `remaining`.
 
     Args:
-        tasks: the subtasks, of `GOALS`.
-        noise_ratio: amplitude of the observation noise relative to the robot's specification; D4RL's is 0.1: 0.01 rad
-            for the arm. Control starts from observed positions and completion is judged by them: noise acts there too.
-        **rendering: of Gymnasium's `MujocoEnv`: `render_mode`, `width`, `height` and so on.
+        tasks: the subtasks, keys of `GOALS`.
+        noise_ratio: amplitude of the observation noise relative to the robot's specification; D4RL's is 0.1 (0.01 rad
+            for the arm). Control and completion use the observed positions, so the noise affects them too.
+        **rendering: arguments of Gymnasium's `MujocoEnv`: `render_mode`, `width`, `height` and so on.
 
     Raises:
         ConfigError: no or unknown subtasks, or a negative ratio.
@@ -132,7 +132,7 @@ class Kitchen(RecordedEnv):
     ) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         """One step of 0.08 s."""
         if np.shape(action) != (_JOINTS,):
-            raise SimulationError(f"An action has shape {(_JOINTS,)}; found {np.shape(action)}")
+            raise SimulationError(f"Expected an action of shape {(_JOINTS,)}; found {np.shape(action)}")
         control = wanted_positions(action, self._observed[:_JOINTS], self.dt)
         self.do_simulation(control, self.frame_skip)
         observation = self._observe()
@@ -144,28 +144,24 @@ class Kitchen(RecordedEnv):
         return observation, float(len(done)), not self._remaining, False, info
 
     def reset_model(self) -> FloatArray:
-        """D4RL's start: one fixed state; only the noise differs from episode to episode."""
+        """D4RL's start: one fixed state; only the noise differs between episodes."""
         self._remaining = list(self.tasks)
         self.set_state(_START, np.zeros(self.model.nv))
         return self._observe()
 
     def set_state(self, qpos: FloatArray, qvel: FloatArray) -> None:
-        """Positions (30,) and velocities (29,); the controller then starts from these positions."""
+        """Set positions (30,) and velocities (29,); the controller then starts from these positions."""
         super().set_state(qpos, qvel)  # type: ignore[no-untyped-call]
-        # The start's quaternion is not of length 1; MuJoCo up to 2.x mended that within mj_forward.
+        # The start's quaternion does not have length 1; MuJoCo up to 2.x normalised it in mj_forward.
         mujoco.mj_normalizeQuat(self.model, self.data.qpos)
         self._observed = self.data.qpos.copy()
 
     def get_env_state(self) -> dict[str, FloatArray]:
-        """`qpos` (30,) and `qvel` (29,): with the goal, which never changes, the whole state."""
+        """`qpos` (30,) and `qvel` (29,): the whole state, because the goal never changes."""
         return {"qpos": self.data.qpos.copy(), "qvel": self.data.qvel.copy()}
 
     def set_env_state(self, state: Mapping[str, FloatArray]) -> None:
-        """The inverse of `get_env_state`; all subtasks count as open.
-
-        Raises:
-            SimulationError: `qpos` or `qvel` is missing.
-        """
+        """Inverse of `get_env_state`; all subtasks count as open. Raises SimulationError if a key is missing."""
         if missing := [key for key in self.state_keys if key not in state]:
             raise SimulationError(f"A state of Kitchen needs {', '.join(self.state_keys)}; missing: {missing}")
         self._remaining = list(self.tasks)
@@ -181,7 +177,7 @@ class Kitchen(RecordedEnv):
 
 
 def kitchen_model(file: str) -> mujoco.MjModel:
-    """The kitchen, compiled as D4RL's: nothing touches the robot's pedestal, and shapes are weighed by group."""
+    """Compile the kitchen as D4RL does: nothing touches the robot's pedestal, and only some geom groups have mass."""
     spec = read_model(file)
     pedestals = [g for g in spec.geoms if g.type == mujoco.mjtGeom.mjGEOM_CYLINDER and g.size[1] == 0.9]
     if len(pedestals) != 1:
@@ -191,6 +187,6 @@ def kitchen_model(file: str) -> mujoco.MjModel:
     pedestals[0].contype = pedestals[0].conaffinity = 0
     lowest, highest = spec.compiler.inertiagrouprange
     for geom in spec.geoms:
-        if not lowest <= geom.group <= highest:  # for looks: the compiler does not weigh it, so no one should
+        if not lowest <= geom.group <= highest:  # visual only: the compiler ignores its mass
             geom.mass = 0.0
     return compile_as_recorded(spec)

@@ -1,7 +1,7 @@
-"""D4RL's maze layouts as text grids, and where their cells lie in the coordinates that the environments observe.
+"""D4RL's maze layouts as text grids, and the positions of their cells in observed coordinates.
 
-`#` wall, `.` free, `G` goal, `S` start. Cells are (row, column), counted from the top left corner. Source of the grids
-and of the rules of placing: D4RL 1.1, `locomotion/maze_env.py` and `pointmaze/maze_model.py`.
+`#` wall, `.` free, `G` goal, `S` start. Cells are (row, column), counted from the top left corner. Grids and placement
+rules are from D4RL 1.1, `locomotion/maze_env.py` and `pointmaze/maze_model.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Layout:
         cell_size: side of a cell, in units of xy.
         origin: the cell whose location is xy = (0, 0).
         row_axis: the coordinate that grows with the row: 0 (x, as in Maze2D) or 1 (y, as in AntMaze).
-        wall_shift: what the centre of a wall's box lies off its cell's location, in both coordinates.
+        wall_shift: offset of the centre of a wall's box from its cell's location, in both coordinates.
 
     Raises:
         ConfigError: rows of unequal length, an unknown letter, or no cell to start in.
@@ -51,22 +51,22 @@ class Layout:
             raise ConfigError("A maze needs a free cell; all of them are walls")
 
     def cells(self, letters: str) -> list[Cell]:
-        """The cells that hold one of these letters, row by row."""
+        """The cells with one of these letters, row by row."""
         return [(i, j) for i, row in enumerate(self.rows) for j, letter in enumerate(row) if letter in letters]
 
     def xy(self, cell: Cell) -> NDArray[np.float64]:
-        """The location of a cell, (2,): where D4RL starts episodes, sets goals and plans ways through it."""
+        """Location of a cell, (2,): where D4RL starts episodes, sets goals and plans paths."""
         row, column = ((at - zero) * self.cell_size for at, zero in zip(cell, self.origin, strict=True))
         return np.array([row, column] if self.row_axis == 0 else [column, row])
 
     def cell(self, xy: NDArray[np.floating]) -> Cell:
-        """The cell whose location is nearest to a position (2,); it may lie outside of the grid."""
+        """Cell whose location is nearest to a position (2,); it may be outside the grid."""
         x, y = (round(float(value) / self.cell_size) for value in xy)
         row, column = (x, y) if self.row_axis == 0 else (y, x)
         return row + self.origin[0], column + self.origin[1]
 
     def is_free(self, cell: Cell) -> bool:
-        """Whether a cell lies in the grid and is no wall."""
+        """True if a cell is in the grid and not a wall."""
         row, column = cell
         return 0 <= row < len(self.rows) and 0 <= column < len(self.rows[0]) and self.rows[row][column] != "#"
 
@@ -81,11 +81,7 @@ class Layout:
 
 
 def antmaze_layout(grid: str) -> Layout:
-    """A maze for the ant, from lines of text: the one start cell is the origin, x runs along the columns.
-
-    Raises:
-        ConfigError: as `Layout`, and without exactly one `S`.
-    """
+    """AntMaze layout from lines of text: the single start cell is the origin, x runs along the columns."""
     rows = tuple(grid.split())
     starts = [(i, row.index("S")) for i, row in enumerate(rows) if "S" in row]
     if "".join(rows).count("S") != 1:
@@ -94,11 +90,7 @@ def antmaze_layout(grid: str) -> Layout:
 
 
 def maze2d_layout(grid: str) -> Layout:
-    """A maze for the point, from lines of text: the location of cell (i, j) is xy = (i, j), so x runs down the rows.
-
-    Raises:
-        ConfigError: as `Layout`, and with more than one `G`.
-    """
+    """Maze2D layout from lines of text, at most one goal: cell (i, j) is at xy = (i, j), so x runs down the rows."""
     layout = Layout(tuple(grid.split()), wall_shift=_POINT_WALL_SHIFT)
     if len(goals := layout.cells("G")) > 1:
         raise ConfigError(f"A maze for the point has at most one goal cell 'G'; found {len(goals)}")
@@ -232,13 +224,9 @@ MAZE2D_LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(layout: str | Layout, known: dict[str, Layout]) -> Layout:
-    """A layout itself, or the one of that name.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
+    """Return `layout` itself, or the known layout of that name; raises ConfigError if the name is unknown."""
     if isinstance(layout, Layout):
         return layout
     if layout not in known:
-        raise ConfigError(f"No maze is called '{layout}'; known are {', '.join(known)}.{nearest(layout, known)}")
+        raise ConfigError(f"No maze is called '{layout}'; known: {', '.join(known)}.{nearest(layout, known)}")
     return known[layout]

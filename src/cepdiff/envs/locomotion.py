@@ -1,6 +1,6 @@
-"""Gym's HalfCheetah-v2, Hopper-v2, Walker2d-v2 and Ant-v2 as D4RL recorded them, over today's MuJoCo.
+"""Gym's HalfCheetah-v2, Hopper-v2, Walker2d-v2 and Ant-v2 as D4RL recorded them, on current MuJoCo.
 
-Gymnasium's -v4 has the same model files and rewards, but today's MuJoCo gives capsules other masses (up to 8% of a
+Gymnasium's -v4 has the same model files and rewards, but current MuJoCo computes other capsule masses (up to 8% of a
 body's mass and a fifth of its inertia, see `cepdiff.envs.capsules`) and makes contacts at other distances (Hopper and
 Ant, see `cepdiff.envs.contacts`).
 """
@@ -33,7 +33,7 @@ class RecordedWalker2d(RecordedEnv, Walker2dEnv):
 
 class RecordedAnt(RecordedEnv, AntEnv):
     """Ant-v2: 111 observations, 8 actions. The last 84 observations are contact forces, which MuJoCo 2.0 no longer
-    computed for `mujoco_py`: they are 0 in D4RL's files, and cost nothing in the reward."""
+    computed for `mujoco_py`: they are 0 in D4RL's files, and do not affect the reward."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(use_contact_forces=True, **kwargs)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""D4RL's Maze2D: a ball that is pushed through a maze. Source of all numbers: D4RL 1.1, `pointmaze/maze_model.py`."""
+"""D4RL's Maze2D: push a ball through a maze. All numbers are from D4RL 1.1, `pointmaze/maze_model.py`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from cepdiff.envs.layouts import MAZE2D_LAYOUTS, Layout, find_layout
 from cepdiff.envs.mujoco_env import MujocoMaze, RewardType
 
 _MAX_SPEED = 5.0
-# Where position (0, 0) lies in the model's world.
+# World coordinates of position (0, 0).
 _WORLD_OFFSET = 1.2
 
 
 class Maze2D(MujocoMaze, EzPickle):
-    """Push a ball to the goal and stay there: observes (x, y, vx, vy), acts by forces in [-1, 1]^2, 100 steps a second.
+    """Push a ball to the goal and keep it there: observes (x, y, vx, vy), forces in [-1, 1]^2, 100 steps per second.
 
-    The sparse reward is 1 within 0.5 of the goal and 0 elsewhere, the dense one exp(-distance), after the step. An
-    episode never terminates. It starts in any cell that is no wall, ±0.1, at a velocity of 0.1 times a normal draw.
+    The sparse reward is 1 within 0.5 of the goal and 0 elsewhere, the dense one exp(-distance), both after the step.
+    Episodes never terminate. They start in any free cell, ±0.1, with a velocity of 0.1 times a normal draw.
 
     Args:
-        layout: the name of one of D4RL's mazes or a layout.
+        layout: name of one of D4RL's mazes, or a layout.
         reward_type: `sparse` or `dense`.
-        reset_target: draw the goal at each reset, from all free cells, ±0.1; else it is the goal's cell (or the first
-            free one) for good. D4RL sets it for collecting data, not for evaluation.
+        reset_target: draw the goal at each reset from all free cells, ±0.1, as D4RL does to collect data; otherwise it
+            stays in the goal cell (or the first free one).
         render_mode: None or `rgb_array`.
-        width: of a picture, in pixels.
-        height: of a picture, in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
 
     Raises:
         ConfigError: an unknown maze, reward type or render mode.
@@ -65,7 +65,7 @@ class Maze2D(MujocoMaze, EzPickle):
         self.goal = layout.xy((layout.cells("G") or layout.cells(".S"))[0])
 
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
-        """Speed is limited to 5 before the physics step, not after it: an observed speed can be a little higher."""
+        """Limit the speed to 5, then simulate: an observed speed can be a little higher."""
         action = np.clip(self._checked(action), -1.0, 1.0)
         self.set_state(self.data.qpos, np.clip(self.data.qvel, -_MAX_SPEED, _MAX_SPEED))
         self._simulate(action)
@@ -92,18 +92,18 @@ class Maze2D(MujocoMaze, EzPickle):
 
 
 def maze2d_model(layout: Layout) -> mujoco.MjModel:
-    """The compiled model, with the contacts of the MuJoCo that recorded D4RL's data."""
+    """Compile the model with the contacts of the MuJoCo that recorded D4RL's data."""
     spec = mujoco.MjSpec.from_string(maze2d_xml(layout))
     restore_margins(spec)
     model = spec.compile()
-    # The softness of contacts scales with the inverse mass averaged over all three axes, two of which the ball can move
-    # along; MuJoCo 3.0 and later averages over those two.
+    # Contact softness scales with the inverse mass, averaged over three axes in the recordings and, from MuJoCo 3.0
+    # on, over the two that the ball can move along.
     model.body("ball").invweight0[0] = 2.0 / (3.0 * model.body("ball").mass[0])
     return model
 
 
 def maze2d_xml(layout: Layout) -> str:
-    """The model: a ball on two slides in a horizontal plane without gravity, boxes for walls, two motors."""
+    """XML of the model: a ball on two slides in a horizontal plane without gravity, a box per wall, two motors."""
     walls = "".join(
         f'<geom type="box" pos="{row + 1.0} {column + 1.0} 0" size="0.5 0.5 0.2" material="wall"/>'
         for row, column in layout.cells("#")

@@ -1,4 +1,4 @@
-"""What the mazes share: a MuJoCo model stepped as old Gym stepped it, a goal in the plane, and pictures from above."""
+"""Base class of the mazes: a MuJoCo model stepped as in old Gym, a goal in the plane, and images from above."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
 
     Args:
         layout: the maze.
-        model: the MuJoCo model, with a site `goal` that marks the goal in pictures.
-        world_offset: a position's coordinates in the model's world, less its observed ones.
-        frame_skip: physics steps for each step of the environment.
+        model: the MuJoCo model, with a site `goal` that marks the goal in images.
+        world_offset: world coordinates minus observed coordinates.
+        frame_skip: physics steps per environment step.
         observation_size: length of the observation.
         reward_type: `sparse` or `dense`.
         render_mode: None or `rgb_array`.
-        width: of a picture, in pixels.
-        height: of a picture, in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
 
     Attributes:
         model: the compiled model.
@@ -84,15 +84,14 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
 
     @property
     def dt(self) -> float:
-        """Simulated seconds for each step of the environment."""
+        """Simulated seconds per environment step."""
         return float(self.model.opt.timestep * self.frame_skip)
 
     @property
     def goal(self) -> NDArray[np.float64]:
-        """The goal's position (2,), in observed coordinates; assign to it to move the goal.
+        """Position of the goal (2,), in observed coordinates; assign to it to move the goal.
 
-        Raises:
-            SimulationError: before the first reset, where the goal is drawn there.
+        Raises SimulationError before the first reset, if that draws the goal.
         """
         if self._goal is None:
             raise SimulationError("The goal is drawn by reset(): call it first, or assign a goal")
@@ -104,29 +103,25 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         self.model.site_pos[self._goal_site, :2] = self._goal + self._world_offset
 
     def set_state(self, qpos: NDArray[np.floating], qvel: NDArray[np.floating]) -> None:
-        """Positions (nq,) and velocities (nv,), then all that follows from them, as old Gym's `set_state`.
-
-        Raises:
-            SimulationError: other shapes.
-        """
+        """Set positions (nq,), velocities (nv,) and what depends on them; raises SimulationError for wrong shapes."""
         expected = (self.model.nq,), (self.model.nv,)
         if (np.shape(qpos), np.shape(qvel)) != expected:
-            raise SimulationError(f"A state has shapes {expected}; found {np.shape(qpos)}, {np.shape(qvel)}")
+            raise SimulationError(f"Expected a state of shapes {expected}; found {np.shape(qpos)}, {np.shape(qvel)}")
         self.data.qpos[:] = qpos
         self.data.qvel[:] = qvel
-        # MuJoCo up to 2.x, with which D4RL's data were made, did this within mj_forward.
+        # MuJoCo up to 2.x, which recorded D4RL's data, did this in mj_forward.
         mujoco.mj_normalizeQuat(self.model, self.data.qpos)
         mujoco.mj_forward(self.model, self.data)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """A new episode.
+        """Start an episode.
 
         Args:
-            seed: of all further draws.
-            options: `start`, a position (2,) around which the start's usual noise of ±0.1 is drawn, and `goal`, a
-                position (2,) that is taken as it is; both in observed coordinates.
+            seed: seed of all further draws.
+            options: `start`, a position (2,) to which the usual start noise of ±0.1 is added, and `goal`, a position
+                (2,) without noise; both in observed coordinates.
 
         Raises:
             ConfigError: an unknown option, or a position that is not two finite numbers.
@@ -134,7 +129,7 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - {"start", "goal"}:
-            raise ConfigError(f"reset() knows the options start and goal; found {', '.join(map(str, unknown))}")
+            raise ConfigError(f"Unknown options of reset(): {', '.join(map(str, unknown))}; expected start or goal")
         positions = {name: _position(name, value) for name, value in options.items()}
         mujoco.mj_resetData(self.model, self.data)
         if "goal" in positions:
@@ -145,7 +140,7 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         return self._observation(), self._info()
 
     def render(self) -> NDArray[np.uint8] | None:
-        """A picture (height, width, 3) of the whole maze, or None without a render mode."""
+        """Image (height, width, 3) of the whole maze, or None without a render mode."""
         if self.render_mode is None:
             gym.logger.warn("Nothing to draw: make the environment with render_mode='rgb_array'")
             return None
@@ -153,12 +148,12 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         return picture
 
     def close(self) -> None:
-        """Frees the graphics context."""
+        """Free the graphics context."""
         self._renderer.close()  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def _draws_goal(self, seed: int | None) -> bool:
-        """Whether this reset moves the goal."""
+        """True if this reset moves the goal."""
 
     @abstractmethod
     def _draw_goal(self) -> NDArray[np.float64]: ...
@@ -172,11 +167,11 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
     def _checked(self, action: NDArray[np.floating]) -> NDArray[np.floating]:
         action = np.asarray(action)
         if action.shape != self.action_space.shape:
-            raise SimulationError(f"An action has shape {self.action_space.shape}; found {action.shape}")
+            raise SimulationError(f"Expected an action of shape {self.action_space.shape}; found {action.shape}")
         return action
 
     def _simulate(self, control: NDArray[np.floating]) -> None:
-        """One step of the environment under this control (nu,), in the actuators' units."""
+        """One environment step under this control (nu,), in the actuators' units."""
         self.data.ctrl[:] = control
         mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
 
@@ -193,9 +188,9 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         return _START_NOISE * self.np_random.standard_normal(size)
 
     def _camera(self) -> dict[str, Any]:
-        """From above, the whole grid: Maze2D as its text, AntMaze with y upward, so with its first row below."""
+        """The whole grid from above: Maze2D like its text, AntMaze with y upward (first row at the bottom)."""
         low, high = self.layout.bounds() + self._world_offset
-        # Twice the tangent of half the field of view is the height that is seen from distance 1.
+        # Height of the view at distance 1.
         seen = 2 * math.tan(math.radians(self.model.vis.global_.fovy) / 2)
         return {
             "distance": float(max(high - low)) * 1.1 / seen,

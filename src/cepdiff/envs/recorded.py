@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo environments with the physics that D4RL's data were recorded with."""
+"""Gymnasium's MuJoCo environments with the physics that recorded D4RL's data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cepdiff.envs.contacts import restore_collider, restore_margins
 
 
 def compile_as_recorded(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """Compiles with the contacts and capsules of the MuJoCo that D4RL's data were recorded with."""
+    """Compile with the contacts and capsules of the MuJoCo that recorded D4RL's data."""
     restore_margins(spec)
     model = compile_with_cylindrical_capsules(spec)
     restore_collider(model)
@@ -18,10 +18,10 @@ def compile_as_recorded(spec: mujoco.MjSpec) -> mujoco.MjModel:
 
 
 class RecordedEnv(MujocoEnv):
-    """Loads its model by `load_model`, as Gymnasium's base class loads a model file."""
+    """Gymnasium's base class with a `load_model` to override."""
 
     def load_model(self) -> mujoco.MjModel:
-        """The compiled model of the file `fullpath`."""
+        """Compile the model file `fullpath`."""
         return compile_as_recorded(mujoco.MjSpec.from_file(self.fullpath))
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:

@@ -1,4 +1,4 @@
-"""Gymnasium ids of D4RL's environments: one builder function a family."""
+"""Gymnasium ids of D4RL's environments: one builder function per family."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Registration(NamedTuple):
 
 
 def locomotion() -> Iterator[Registration]:
-    """The four robots of D4RL's v0 to v2 files."""
+    """The four robots of D4RL's files v0 to v2."""
     for robot in ("HalfCheetah", "Hopper", "Walker2d", "Ant"):
         yield Registration(f"{robot}-v2", f"cepdiff.envs.locomotion:Recorded{robot}", {}, 1000)
 
 
 def antmazes() -> Iterator[Registration]:
-    """Data of `play` and `diverse` were made with other starts and goals; one environment evaluates both."""
+    """The data of `play` and `diverse` have other starts and goals; one environment evaluates both."""
     ant_maze = "cepdiff.envs.antmaze:AntMaze"
     for size, limit in (("umaze", 700), ("medium", 1000), ("large", 1000)):
         for task in ("umaze", "umaze-diverse") if size == "umaze" else (f"{size}-play", f"{size}-diverse"):
@@ -36,7 +36,7 @@ def antmazes() -> Iterator[Registration]:
 
 
 def mazes_2d() -> Iterator[Registration]:
-    """Sparse and dense; versions differ in the time limit alone."""
+    """Sparse and dense rewards; versions differ only in the time limit."""
     limits = {
         "v0": {"open": 150, "umaze": 150, "medium": 250, "large": 600},
         "v1": {"umaze": 300, "medium": 600, "large": 800, "eval-umaze": 300, "eval-medium": 600, "eval-large": 800},
@@ -49,13 +49,13 @@ def mazes_2d() -> Iterator[Registration]:
 
 
 def adroit() -> Iterator[Registration]:
-    """Four tasks of a hand; the files' versions v0 and v1 are of one environment."""
+    """Four tasks of a hand; file versions v0 and v1 share one environment."""
     for task, limit in {"pen": 100, "door": 200, "hammer": 200, "relocate": 200}.items():
         yield Registration(f"{task}-v0", f"cepdiff.envs.adroit:{task.capitalize()}", {}, limit)
 
 
 def kitchens() -> Iterator[Registration]:
-    """Four subtasks each; `complete` and `partial` differ in their data alone."""
+    """Four subtasks each; `complete` and `partial` differ only in their data."""
     first = ("microwave", "kettle", "light switch", "slide cabinet")
     second = ("microwave", "kettle", "bottom burner", "light switch")
     for name, tasks in (("complete", first), ("partial", first), ("mixed", second)):
@@ -66,7 +66,7 @@ FAMILIES: tuple[Callable[[], Iterator[Registration]], ...] = (locomotion, antmaz
 
 
 def register_all() -> None:
-    """Registers what is not registered yet. Entry points are strings: nothing of MuJoCo is imported before `make`."""
+    """Register what is not registered yet. Entry points are strings, so MuJoCo is not imported before `make`."""
     for family in FAMILIES:
         for name, entry_point, kwargs, limit in family():
             if f"cepdiff/{name}" not in gym.registry:

@@ -1,4 +1,4 @@
-"""Models of D4RL's robot tasks, Adroit and Kitchen, out of the package gymnasium-robotics."""
+"""Models of D4RL's robot tasks, Adroit and Kitchen, from the package gymnasium-robotics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from cepdiff.errors import MissingExtraError, SimulationError
 
 
 def model_file(path: str) -> Path:
-    """A model file of gymnasium-robotics, by its path under `envs/assets`. Its Python code is not imported.
+    """Model file of gymnasium-robotics at `path` under `envs/assets`, without importing the package.
 
-    Raises:
-        MissingExtraError: the package is not installed.
+    Raises MissingExtraError if it is not installed.
     """
     package = importlib.util.find_spec("gymnasium_robotics")
     if package is None or package.origin is None:
@@ -23,10 +22,9 @@ def model_file(path: str) -> Path:
 
 
 def read_model(file: str | Path) -> mujoco.MjSpec:
-    """A model file, parsed and not yet compiled.
+    """Parse a model file without compiling it.
 
-    Raises:
-        SimulationError: this MuJoCo cannot read it, as MuJoCo 4 cannot read Adroit before gymnasium-robotics 1.4.2.
+    Raises SimulationError if MuJoCo cannot read it (MuJoCo 4 needs gymnasium-robotics 1.4.2 or later for Adroit).
     """
     try:
         return mujoco.MjSpec.from_file(str(file))

@@ -1,4 +1,4 @@
-"""What the three LightningModules share: manual optimisation over blocks of minibatches, noise, averages, alarms."""
+"""Base of the LightningModules: manual optimisation over blocks of minibatches, noise, averages, alarms."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from torch import Tensor, nn
 from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.graphs import CapturedSteps, make_portable
 from cepdiff.modules.noise import Noise
-from cepdiff.networks.mlp import parameters_finite
+from cepdiff.networks.mlp import all_finite
 from cepdiff.precision import uncached_casts
 from cepdiff.types import STEP_SEEDS, Batch, Metrics
 
 
 class StageModule(LightningModule, ABC):
-    """Base of the stages. A subclass gives `loss`, and may override any of the small hooks below it.
+    """Base of the trained stages. A subclass defines `loss`, and may override any of the small hooks below it.
 
     One `training_step` takes a *block*: a batch whose tensors are (T, B, ...) with the seeds of its T steps under
-    "step_seeds" (what `OfflineDataModule` yields), or one plain minibatch (B, ...) of any DataLoader.
+    "step_seeds" (what `OfflineDataModule` yields), or one plain minibatch (B, ...) from any DataLoader.
 
     Args:
         learning_rate: of Adam.
-        batch_size: rows a step over all processes.
+        batch_size: rows per step over all processes.
         lr_schedule: "constant", or "cosine" to zero at the Trainer's `max_steps`.
-        warmup_steps: the learning rate rises linearly over so many first steps, without which a high one can leave a
-            network dead; 0 for none.
-        weight_decay: decoupled (AdamW) where above 0.
+        warmup_steps: the learning rate rises linearly over this many first steps; without a warm-up a high rate can
+            leave a network dead. 0 for none.
+        weight_decay: decoupled (AdamW) if above 0.
         max_grad_norm: gradients are clipped to this norm; None leaves them.
-        ema_decay: decay a step of an exponential moving average of the weights, which is then what is sampled
-            with; None keeps no average.
-        micro_batch_size: rows whose gradients are computed at a time, and added up over a process's share of a batch,
-            which they must divide: the same step in less memory. None computes them at once.
-        cuda_graphs: on one GPU, capture an optimiser step as a CUDA graph and replay it, see `modules.graphs`; False
-            for a loss that cannot be captured, or where hooks around backward and the optimiser's step must be called,
-            which a replay does not. Several processes and CPUs always run step by step.
+        ema_decay: per-step decay of an exponential moving average of `net`, which is then used for sampling; None
+            keeps no average.
+        micro_batch_size: rows per backward pass; gradients add up over a process's share of a batch, which it must
+            divide: the same step in less memory. None takes all rows at once.
+        cuda_graphs: on one GPU, capture an optimiser step as a CUDA graph and replay it, see `modules.graphs`. False
+            for a loss that cannot be captured, or if hooks around backward and the optimiser's step must be called,
+            which a replay does not do. Several processes and CPUs always run step by step.
     """
 
     stage: ClassVar[str]
+    supplied: ClassVar[frozenset[str]] = frozenset({"observation_size", "action_size", "schedule"})
     batch_fields: tuple[str, ...]
 
     def __init__(
@@ -90,15 +91,16 @@ class StageModule(LightningModule, ABC):
         self.cuda_graphs = cuda_graphs
         self.micro_batch_size = micro_batch_size
         self._captured: CapturedSteps | None = None
+        self._gradients_checked = False
 
     @abstractmethod
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Loss (scalar) and metrics of one minibatch; the only method that a new stage must write."""
+        """Loss (scalar) and metrics of one minibatch; the only method that a new stage must define."""
 
     def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics:
-        """Adds a minibatch's gradients up, `micro_batch_size` rows at a time; returns metrics: means, and maxima.
+        """Add up a minibatch's gradients, `micro_batch_size` rows at a time; return the mean or maximum of each metric.
 
-        The loss must be a mean over rows that know nothing of each other; where it is not, see `check_micro_batch`.
+        The loss must be a mean over independent rows; if it is not, see `check_micro_batch`.
         """
         rows, size = len(next(iter(batch.values()))), self.micro_batch_size
         if size is not None and rows > size and rows % size:
@@ -117,30 +119,46 @@ class StageModule(LightningModule, ABC):
         return {name: values.amax(0) if name.endswith("_max") else values.mean(0) for name, values in stacked.items()}
 
     def check_micro_batch(self, contrasted: bool) -> None:
-        """ConfigError where rows are `contrasted` with each other and cannot be taken apart."""
+        """Raise ConfigError if rows are `contrasted` with each other, so that a batch cannot be split."""
         if contrasted and self.micro_batch_size is not None:
             raise ConfigError(f"{self.stage}.micro_batch_size: this loss compares all rows of a batch; leave it null")
 
     @property
     def sampling_net(self) -> nn.Module:
-        """The network to use once trained: the moving average where there is one."""
+        """The network to use once trained: the moving average if there is one."""
         return self.net if self.ema_net is None else self.ema_net
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are optimised, clipped and checked for NaN: all that require a gradient."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def clip(self) -> None:
-        """Clips the gradients, where that is asked for; Lightning's own way refuses fused optimisers in bfloat16."""
+        """Clip the gradients to `max_grad_norm`; Lightning's own way refuses fused optimisers in bfloat16."""
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+            nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm)
+
+    def check_gradients(self) -> None:
+        """Raise ConfigError for a parameter that is optimised but has no gradient; called once per fit."""
+        trained = {id(parameter) for parameter in self.trained_parameters()}
+        missing = [name for name, p in self.named_parameters() if id(p) in trained and p.grad is None]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ConfigError(
+                f"the {self.stage} stage's loss gives no gradient to {missing[0]}{more}, which would never train: use "
+                f"it in {type(self).__name__}.loss, or freeze it with requires_grad_(False)"
+            )
+        self._gradients_checked = True
 
     def after_step(self) -> None:
-        """Runs after every optimiser step; moves the average."""
+        """Run after every optimiser step; moves the average."""
         if self.ema_net is not None and self.ema_decay is not None:
             polyak_update(self.ema_net, self.net, 1.0 - self.ema_decay)
 
     def from_all_ranks(self, values: Tensor, noise: Noise, axis: int = 0) -> Tensor:
-        """`values` of all ranks side by side along `axis`, with gradients.
+        """`values` of all ranks, concatenated along `axis`, with gradients.
 
         For losses over the global batch, which are then equal on all ranks: each rank's gradient is the sum over the
-        ranks of equal losses, which DDP's mean over the ranks makes right again.
+        ranks of equal losses, which DDP's mean over the ranks corrects.
         """
         if noise.world == 1:
             return values
@@ -149,17 +167,21 @@ class StageModule(LightningModule, ABC):
         return torch.cat(list(gathered), axis)
 
     def check_block(self, metrics: dict[str, Tensor], first_step: int) -> None:
-        """Raises DivergenceError on unusable values; `metrics` are (T,) each, of the steps from `first_step`."""
+        """Raise DivergenceError on unusable values; `metrics` are (T,) each, for the steps from `first_step`."""
         finite = torch.stack([values.isfinite() for values in metrics.values()]).all(0)
         if not bool(finite.all()):
             step = first_step + int((~finite).nonzero()[0])
             raise DivergenceError(f"the {self.stage} stage's loss became NaN or infinite at step {step}")
 
     def configure_optimizers(self) -> Any:
-        """Adam (AdamW with weight decay) on `net`, fused where the device has it."""
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-        )
+        """Adam (AdamW with weight decay) on `trained_parameters`, fused."""
+        parameters = self.trained_parameters()
+        if self.ema_net is not None and {id(p) for p in parameters} - {id(p) for p in self.net.parameters()}:
+            raise ConfigError(
+                f"{self.stage}.ema_decay averages `net` only, but {type(self).__name__} trains more: set it to null, "
+                "and average the rest in after_step"
+            )
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         cosine = self.lr_schedule == "cosine"
         if not cosine and not self.warmup_steps:
             return optimizer
@@ -174,13 +196,26 @@ class StageModule(LightningModule, ABC):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
     def training_step(self, block: Batch, batch_idx: int) -> None:
-        """One optimiser step a minibatch of the block; metrics are logged once, as the block's means."""
+        """One optimiser step per minibatch of the block; metrics are logged once, as the block's means."""
         optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
         first_step = self.global_step
-        captured = self.cuda_graphs and self.device.type == "cuda" and self.trainer.world_size == 1
-        step_by_step = not captured or STEP_SEEDS not in block
+        history: list[Metrics] = []
         with uncached_casts():
-            stacked = self._run_steps(block, optimizer) if step_by_step else self._replay_steps(block, optimizer)
+            if self.cuda_graphs and self.device.type == "cuda" and self.trainer.world_size == 1 and STEP_SEEDS in block:
+                stacked = self._replay_steps(block, optimizer, scheduler)
+            else:
+                for batch, noise in self._minibatches(block):
+                    optimizer.zero_grad(set_to_none=True)
+                    history.append(self.accumulate(batch, noise, self.manual_backward))
+                    if not self._gradients_checked:
+                        self.check_gradients()
+                    self.clip()
+                    optimizer.step()
+                    if scheduler is not None:
+                        scheduler.step()
+                    self.after_step()
+                stacked = {name: torch.stack([metrics[name] for metrics in history]) for name in history[0]}
         self._on_all_ranks(stacked, first_step)
         means = {f"{self.stage}/{name}": values.mean() for name, values in stacked.items()}
         self.log_dict(means, prog_bar=False, sync_dist=self.trainer.world_size > 1)
@@ -188,40 +223,25 @@ class StageModule(LightningModule, ABC):
         self.log("step", float(self.global_step))  # TensorBoard's x axis counts optimiser steps, not blocks
 
     def on_fit_start(self) -> None:
-        """A captured step belongs to one fit; raises ConfigError where losses would have to be scaled."""
+        """A captured step belongs to one fit; raises ConfigError if losses would have to be scaled."""
         self._captured = None
+        self._gradients_checked = False
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ConfigError("trainer.precision 16-mixed needs scaled losses, which no step here does; use bf16-mixed")
 
     def on_fit_end(self) -> None:
-        """Frees the memory of the captured step."""
+        """Free the memory of the captured step."""
         self._captured = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to replace a good checkpoint by one whose weights are not finite."""
+        """Refuse to replace a good checkpoint by one whose weights are not finite."""
         for state in checkpoint.get("optimizer_states", ()):
             make_portable(state)
-        if not parameters_finite(self.net):
+        if not all_finite(self.trained_parameters()):
             raise DivergenceError(f"the {self.stage} stage's weights became NaN or infinite by step {self.global_step}")
 
-    def _run_steps(self, block: Batch, optimizer: Any) -> dict[str, Tensor]:
-        """The steps of a block one by one; returns the metrics, (T,) each."""
-        scheduler: Any = self.lr_schedulers()
-        history: list[Metrics] = []
-        for batch, noise in self._minibatches(block):
-            optimizer.zero_grad(set_to_none=True)
-            metrics = self.accumulate(batch, noise, self.manual_backward)
-            self.clip()
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-            self.after_step()
-            history.append(metrics)
-        return {name: torch.stack([metrics[name] for metrics in history]) for name in history[0]}
-
-    def _replay_steps(self, block: Batch, optimizer: Any) -> dict[str, Tensor]:
-        """The same steps as replays of a captured one."""
-        scheduler: Any = self.lr_schedulers()
+    def _replay_steps(self, block: Batch, optimizer: Any, scheduler: Any) -> dict[str, Tensor]:
+        """The steps of a block as replays of a captured one; returns the metrics, (T,) each."""
         if self._captured is None or not self._captured.fits(block):
             self._captured = None  # its memory is free before the next one is made
             self._captured = CapturedSteps(self, optimizer.optimizer, block)
@@ -245,7 +265,7 @@ class StageModule(LightningModule, ABC):
             yield batch, Noise(seed, self.device, rank, world)
 
     def _on_all_ranks(self, metrics: dict[str, Tensor], first_step: int) -> None:
-        """`check_block`, raised on every rank when it is raised on one: no rank is left waiting for another."""
+        """`check_block`, raised on every rank if it is raised on one, so that no rank waits for another."""
         error: DivergenceError | None = None
         try:
             self.check_block(metrics, first_step)
@@ -258,7 +278,7 @@ class StageModule(LightningModule, ABC):
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
-    """A deep copy that is neither trained nor in training mode."""
+    """Deep copy that is neither trained nor in training mode."""
     return copy.deepcopy(net).requires_grad_(False).eval()
 
 

@@ -19,18 +19,17 @@ from cepdiff.types import Batch, Metrics
 class BehaviorDiffusion(StageModule):
     """Denoising diffusion of actions given observations (Lu et al. 2023, Sec. 4.1).
 
-    Batches hold `observations` (B, S) and `actions` (B, A) in [-1, 1].
+    Batches hold `observations` (B, S) and `actions` (B, A) in [-1, 1]; `samples` (B, A) for an unconditional model.
 
     Args:
         observation_size: S; 0 makes an unconditional model.
         action_size: A.
         net: `net(observation_size, action_size)` makes the noise predictor.
         schedule: the forward process; None is `LinearVP()`.
-        weighting: of a time in the loss: "uniform" (the recipe), "min_snr" or "sigmoid", see `diffusion.losses`.
-        average_targets: the noise to predict is averaged over the samples of the batch that a noised one may have come
-            from, see `diffusion.posterior`: the same optimum, less variance. Unconditional models alone.
-        options: those of `StageModule`: learning_rate, batch_size, lr_schedule, warmup_steps, weight_decay,
-            max_grad_norm, ema_decay.
+        weighting: of times in the loss: "uniform" (the recipe), "min_snr" or "sigmoid", see `diffusion.losses`.
+        average_targets: average the noise to predict over the samples of the batch that a noised one may have come
+            from, see `diffusion.posterior`: the same optimum, less variance. For unconditional models only.
+        options: those of `StageModule`.
     """
 
     stage = "behavior"
@@ -51,19 +50,18 @@ class BehaviorDiffusion(StageModule):
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
         if average_targets and observation_size:
             raise ConfigError(
-                "behavior.average_targets needs an unconditional model: samples of other states are no candidates"
+                "behavior.average_targets needs an unconditional model: samples of other states cannot be averaged"
             )
         if not observation_size:
-            self.batch_fields = ("actions",)
+            self.batch_fields = ("samples",)
         self.schedule = schedule or LinearVP()
         self.weighting = find_weighting(weighting)
         self.average_targets = average_targets
         self.check_micro_batch(contrasted=average_targets)
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        actions = batch["actions"]
-        t = self.schedule.sample_times(noise.uniform(len(actions)))
-        eps = noise.normal(*actions.shape)
-        sources = self.from_all_ranks(actions, noise) if self.average_targets else None
-        condition = batch.get("observations")
-        return denoising_loss(self.net, self.schedule, actions, condition, t, eps, self.weighting, sources)
+        x0 = batch[self.batch_fields[-1]]  # (B, A)
+        t = self.schedule.sample_times(noise.uniform(len(x0)))
+        eps = noise.normal(*x0.shape)
+        sources = self.from_all_ranks(x0, noise) if self.average_targets else None
+        return denoising_loss(self.net, self.schedule, x0, batch.get("observations"), t, eps, self.weighting, sources)

@@ -32,7 +32,7 @@ class SoftmaxQCritic(StageModule):
         action_size: A.
         net: `net(observation_size, action_size)` makes the critics, (B, S) and (B, A) -> (num_critics, B).
         discount: gamma in [0, 1).
-        tau: rate in (0, 1] at which the target critics follow, a step.
+        tau: rate in (0, 1] at which the target critics follow the critics per step.
         bellman_inverse_temperature: beta_Q of the softmax over next support actions, at least 0.
         options: those of `StageModule`.
     """
@@ -67,11 +67,10 @@ class SoftmaxQCritic(StageModule):
         self.tau = tau
         self.bellman_inverse_temperature = bellman_inverse_temperature
         self.register_buffer("max_abs_reward", torch.zeros(()))
-        self._backup_metrics: Metrics = {}  # of the last `target`; empty where a subclass has its own
 
     @property
     def sampling_net(self) -> nn.Module:
-        """The target critics: the smoothed ones, which guidance learns from."""
+        """The target critics, which guidance learns from."""
         return self.target_net
 
     def q_value(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -80,16 +79,16 @@ class SoftmaxQCritic(StageModule):
         return values.amin(0)
 
     @torch.no_grad()
-    def target(self, batch: Batch) -> Tensor:
-        """Bellman target (B,) of a minibatch."""
+    def target(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Bellman target (B,) of a minibatch, and metrics of the backup."""
         beta_q = self.bellman_inverse_temperature
         # (B, 1, S) against (B, K, A) -> (B, K)
         next_q = self.q_value(batch["next_observations"].unsqueeze(1), batch["next_support_actions"])
-        self._backup_metrics = {"bellman_entropy": softmax_entropy(next_q, beta_q).mean()}
-        return bellman_target(batch["rewards"], batch["terminals"], softmax_value(next_q, beta_q), self.discount)
+        target = bellman_target(batch["rewards"], batch["terminals"], softmax_value(next_q, beta_q), self.discount)
+        return target, {"bellman_entropy": softmax_entropy(next_q, beta_q).mean()}
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        target = self.target(batch)
+        target, metrics = self.target(batch)
         q = self.net(batch["observations"], batch["actions"])  # (num_critics, B)
         loss = (q - target).square().mean(-1).sum()
         self.max_abs_reward.copy_(torch.maximum(self.max_abs_reward, batch["rewards"].abs().max()))
@@ -102,7 +101,7 @@ class SoftmaxQCritic(StageModule):
             "target": target.mean(),
             "twin_gap": (q.amax(0) - q.amin(0)).mean(),
             **{f"q_p{level}": percentile(ordered, level) for level in Q_PERCENTILES},
-            **self._backup_metrics,
+            **metrics,
         }
 
     def after_step(self) -> None:
@@ -110,7 +109,7 @@ class SoftmaxQCritic(StageModule):
         polyak_update(self.target_net, self.net, self.tau)
 
     def check_block(self, metrics: dict[str, Tensor], first_step: int) -> None:
-        """Also stops values beyond ten times max|r| / (1 - gamma), the largest that the data allow."""
+        """Also refuse values beyond ten times max|r| / (1 - gamma), the largest that the data allow."""
         super().check_block(metrics, first_step)
         limit = RUNAWAY_FACTOR * float(self.max_abs_reward) / (1.0 - self.discount)
         beyond = metrics["q_abs_max"] > max(limit, 1.0)
@@ -124,7 +123,7 @@ class SoftmaxQCritic(StageModule):
 
 
 def percentile(ordered: Tensor, level: float) -> Tensor:
-    """The percentile in [0, 100] of sorted values (N,), linear between them; never waits for the device."""
+    """Percentile `level` in [0, 100] of sorted values (N,), interpolated linearly; never waits for the device."""
     position = level / 100.0 * (len(ordered) - 1)
     below = math.floor(position)
     return ordered[below].lerp(ordered[math.ceil(position)], position - below)

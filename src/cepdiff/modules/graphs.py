@@ -1,9 +1,9 @@
-"""Optimiser steps as CUDA graphs: the small networks here are bound by the launches of their kernels, not by them.
+"""Optimiser steps as CUDA graphs: small networks are bound by launching kernels, not by running them.
 
 A step is captured once, with forward, backward, clipping, optimiser and averages, and replayed for each minibatch of a
-block: the step finds its minibatch and its random numbers in fixed memory, by a counter that it moves on itself. The
-host has nothing to do between two steps, and the numbers are those of the steps one by one (with the learning rate in
-float32). Hooks around backward and the optimiser's step are not called by a replay.
+block. It finds its minibatch and its random numbers in fixed memory, by a counter that it advances itself. The host has
+nothing to do between two steps, and the numbers equal those of single steps (with the learning rate in float32). A
+replay does not call hooks around backward and the optimiser's step.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from cepdiff.types import STEP_SEEDS, Batch, Metrics
 
 WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and memory is laid out
 
-# Makes a function of tensors in fixed memory into one that repeats it.
+# Turns a function of tensors in fixed memory into one that replays it.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class Trained(Protocol):
-    """What a stage's module shows to those who step it."""
+    """The part of a stage's module that a step needs."""
 
     def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics: ...
+    def check_gradients(self) -> None: ...
     def clip(self) -> None: ...
     def after_step(self) -> None: ...
     def buffers(self) -> Any: ...
@@ -36,7 +37,7 @@ class Trained(Protocol):
 
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Captures `step` after `WARM_UPS` runs of it."""
+    """Capture `step` after `WARM_UPS` runs of it."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -56,7 +57,7 @@ class CapturedSteps:
 
     Args:
         module: whose steps.
-        optimizer: of torch, over the module's `net`.
+        optimizer: of torch, over the module's parameters.
         block: tensors (T, B, ...) and the seeds (T,) of the steps.
         capture: `cuda_graph`; anything else is for tests without a GPU.
 
@@ -80,6 +81,7 @@ class CapturedSteps:
         before = snapshot(module, optimizer)
         try:
             self._step()  # allocates what the loss draws and reports
+            module.check_gradients()
             self._replay = self._captured(capture)
         finally:
             restore(module, optimizer, before)
@@ -97,7 +99,7 @@ class CapturedSteps:
             ) from error
 
     def fits(self, block: Batch) -> bool:
-        """Whether `block` can be run: no longer, and of the same fields and minibatches."""
+        """True if `block` can be run: no longer, and with the same fields and minibatches."""
         fields = {name: values for name, values in block.items() if name != STEP_SEEDS}
         return fields.keys() == self._fields.keys() and all(
             len(values) <= self._num_steps
@@ -107,7 +109,7 @@ class CapturedSteps:
         )
 
     def run(self, block: Batch, after: Callable[[], None]) -> dict[str, Tensor]:
-        """One step a minibatch, `after` after each; returns the metrics, (T,) each."""
+        """One step per minibatch, each followed by `after`; returns the metrics, (T,) each."""
         seeds = block[STEP_SEEDS].tolist()
         for name, values in self._fields.items():
             values[: len(seeds)].copy_(block[name])
@@ -135,14 +137,14 @@ class CapturedSteps:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Keeps the learning rate on the device, where a captured step sees a schedule change it."""
+    """Keep the learning rate on the device, where a captured step sees a schedule change it."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
         group["capturable"] = device.type == "cuda"
 
 
 def make_portable(optimizer_state: dict[str, Any]) -> None:
-    """Undoes `make_capturable` in a state dict, so that a checkpoint goes on on any device."""
+    """Undo `make_capturable` in a state dict, so that a checkpoint resumes on any device."""
     for group in optimizer_state["param_groups"]:
         group["lr"] = float(group["lr"])
         group["capturable"] = False
@@ -156,7 +158,7 @@ def snapshot(module: Trained, optimizer: torch.optim.Optimizer) -> tuple[list[Te
 
 @torch.no_grad()
 def restore(module: Trained, optimizer: torch.optim.Optimizer, before: tuple[list[Tensor], dict[str, Any]]) -> None:
-    """Puts a snapshot back into the same memory; what the optimiser had no state of becomes zero."""
+    """Put a snapshot back into the same memory; state that the optimiser did not have becomes zero."""
     tensors, state = before
     for tensor, value in zip((*module.parameters(), *module.buffers()), tensors, strict=True):
         tensor.copy_(value)

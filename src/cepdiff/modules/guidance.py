@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cepdiff.diffusion.guidance import predicted_data_logits
 from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
@@ -18,7 +17,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.modules.noise import Noise
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.precision import float32_products
-from cepdiff.types import Batch, EnergyLogits, Metrics, NoisePredictor
+from cepdiff.types import Batch, Metrics
 
 
 class EnergyGuidance(StageModule):
@@ -32,8 +31,8 @@ class EnergyGuidance(StageModule):
         net: `net(observation_size, action_size)` makes the energy network (its output is a logit, -E_t).
         schedule: the forward process of the behavior stage; None is `LinearVP()`.
         objective: CEP, or a baseline, with its inverse temperature beta; None is `CEP()`.
-        average_targets: a noised sample's target is the mean over the samples of its set that it may have come from,
-            see `diffusion.posterior`: the same optimum, less variance.
+        average_targets: average a noised sample's target over the samples of its set that it may have come from, see
+            `diffusion.posterior`: the same optimum, less variance.
         time_exponent: times are drawn as u^exponent; above 1 favours small ones.
         options: those of `StageModule`.
     """
@@ -64,7 +63,7 @@ class EnergyGuidance(StageModule):
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         actions, energies = batch["support_actions"], batch["energies"]  # (B, K, A), (B, K)
-        uniform = noise.uniform(len(actions), 1)  # one time for the K actions of a state
+        uniform = noise.uniform(len(actions), 1)  # one time per state, for its K actions
         condition = batch["observations"].unsqueeze(1) if "observations" in batch else None
         logits, origins = self.noised_logits(actions, actions, uniform, noise.normal(*actions.shape), condition)
         targets = self.objective.targets(energies)
@@ -77,8 +76,8 @@ class EnergyGuidance(StageModule):
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (..., M) of clean samples `x0` (..., M, A) noised by `eps` at times made of `uniform` (..., 1).
 
-        With them the probability (..., M, K) that a noised sample came from each of `sources` (..., K, A), where
-        targets are averaged. An objective on clean samples gets logits there, and no average.
+        If targets are averaged, also the probability (..., M, K) that a noised sample came from each of `sources`
+        (..., K, A). An objective on clean samples gets their logits, and no probabilities.
         """
         if self.objective.on_clean:
             return self.net(x0, x0.new_tensor(self.schedule.t_min), condition), None
@@ -88,25 +87,19 @@ class EnergyGuidance(StageModule):
         return self.net(x, t, condition), origins
 
     def with_label_ess(self, result: tuple[Tensor, Metrics], energies: Tensor) -> tuple[Tensor, Metrics]:
-        """A loss and its metrics, with the effective sample size of the contrastive sets' weights among these.
+        """Add the effective sample size of the contrastive sets' weights to the metrics of a loss.
 
-        Its mean is over the sets that have any: a class of which the batch holds no sample has none.
+        Its mean is over the sets with at least one sample: a class may have none in a batch.
         """
         ess = effective_sample_size(energies, self.objective.inverse_temperature)
         return result[0], result[1] | {"label_ess": mean_where(ess, ess > 0.0)}
-
-    def guidance_logits(self, eps_net: NoisePredictor) -> EnergyLogits:
-        """What the sampler takes the gradient of: the network, or its value at the prediction of `eps_net`."""
-        if self.objective.on_clean:
-            return predicted_data_logits(self.sampling_net, eps_net, self.schedule)
-        return self.sampling_net
 
 
 class BatchEnergyGuidance(EnergyGuidance):
     """Contrastive energy prediction without conditions: the contrastive set is the batch, over all processes.
 
-    Batches hold samples of q as `actions` (B, A) and their `energies` (B,) >= 0; K is the global batch size. All K
-    samples are noised at each of `times_per_step` diffusion times, one contrast a time (Lu et al. 2023, Eq. 12: one).
+    Batches hold `samples` of q (B, A) and their `energies` (B,) >= 0; K is the global batch size. All K samples are
+    noised at each of `times_per_step` diffusion times, one contrast per time (Lu et al. 2023, Eq. 12: one time).
 
     Args:
         observation_size: must be 0.
@@ -114,14 +107,14 @@ class BatchEnergyGuidance(EnergyGuidance):
         net: as in `EnergyGuidance`.
         schedule: as there.
         objective: as there.
-        times_per_step: diffusion times of a step, one drawn from each of as many equal parts of the range.
+        times_per_step: diffusion times per step, one drawn from each of this many equal parts of the range.
         average_targets: as there.
         time_exponent: as there.
         batch_size: K, at least 2.
         options: those of `StageModule`.
     """
 
-    batch_fields = ("actions", "energies")
+    batch_fields = ("samples", "energies")
 
     def __init__(
         self,
@@ -150,7 +143,7 @@ class BatchEnergyGuidance(EnergyGuidance):
             **options,
         )
         if observation_size:
-            raise ConfigError(f"BatchEnergyGuidance has no condition; the data's observations have {observation_size}")
+            raise ConfigError(f"BatchEnergyGuidance takes no condition; observations have size {observation_size}")
         if batch_size < 2:
             raise ConfigError(f"guidance.batch_size is {batch_size}; the batch is contrasted, expected at least 2")
         if times_per_step < 1:
@@ -159,7 +152,7 @@ class BatchEnergyGuidance(EnergyGuidance):
         self.check_micro_batch(contrasted=True)
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        x0 = batch["actions"]  # (B, A) of this rank
+        x0 = batch["samples"]  # (B, A) of this rank
         sources, energies = self.from_all_ranks(x0, noise), self.from_all_ranks(batch["energies"], noise)
         logits, origins = self.logits_at_times(x0, sources, noise)
         logits = self.from_all_ranks(logits.expand(self.times_per_step, len(x0)), noise, axis=1)  # (T, B) -> (T, K)

@@ -1,4 +1,4 @@
-"""Stage 3 of samples with several energies: one energy network with a head for each of them."""
+"""Stage 3 of samples with several energies: one energy network with a head for each."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from cepdiff.diffusion.schedule import NoiseSchedule
-from cepdiff.energy.heads import head_guidance
 from cepdiff.energy.objectives import EnergyObjective
 from cepdiff.errors import ConfigError
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.modules.noise import Noise
 from cepdiff.precision import float32_products
-from cepdiff.types import Batch, EnergyLogits, Metrics, NoisePredictor
+from cepdiff.types import Batch, Metrics
 
 
 class HeadedEnergyGuidance(BatchEnergyGuidance):
     """Contrastive energy prediction of H energies at once, such as those of classes or hues (Lu et al. 2023).
 
-    Batches hold samples of q as `actions` (B, A) and their `energies` (B, H) >= 0. The contrastive set of each head is
-    the batch, over all processes. Energies of labels, -log p(h|x), are 0 for a sample's own class and infinite for the
+    Batches hold `samples` of q (B, A) and their `energies` (B, H) >= 0. The contrastive set of each head is the batch,
+    over all processes. Energies of labels, -log p(h|x), are 0 for a sample's own class and infinite for the
     others: CEP is then InfoNCE, each class's logits normalised over the batch. A class without a sample in the batch
     adds nothing to the loss.
 
-    Where beta is large, exp(-beta E) must not underflow: the data module measures each head's energies from that
-    head's lowest one in the data, a constant of the head, which leaves p as it is. (The lowest of a batch would not
-    do: it is another one in each batch, and would weigh the batches by it.)
+    With a large beta, exp(-beta E) must not underflow: the data module measures each head's energies from that head's
+    lowest one in the data, a constant that leaves p unchanged. (The lowest of a batch would not do: it differs from
+    batch to batch, and would weight the batches.)
 
     Args:
         observation_size: must be 0.
@@ -36,7 +35,7 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
             logits (..., H).
         schedule: the forward process of the behavior stage; None is `LinearVP()`.
         objective: CEP, a baseline, or for labels `NoisyClassifier` and `DPSClassifier`; None is `CEP()`.
-        times_per_step: diffusion times of a step, one drawn from each of as many equal parts of the range; each costs
+        times_per_step: diffusion times per step, one drawn from each of this many equal parts of the range; each costs
             a pass of the network over the batch.
         average_targets: as in `EnergyGuidance`.
         time_exponent: as there.
@@ -74,12 +73,12 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
         self._checked = False
 
     def on_fit_start(self) -> None:
-        """The data of this fit are not known yet."""
+        """Check the energies of each fit once."""
         super().on_fit_start()
         self._checked = False
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        x0 = batch["actions"]  # (B, A) of this rank
+        x0 = batch["samples"]  # (B, A) of this rank
         sources, energies = self.from_all_ranks(x0, noise), self.from_all_ranks(batch["energies"], noise)
         if energies.ndim != 2:
             raise ConfigError(
@@ -94,8 +93,8 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
         if logits.shape[-2:] != (len(x0), len(energies)):
             raise ConfigError(
                 f"the energy network gives logits {tuple(logits.shape)} for {len(x0)} samples; expected "
-                f"(..., {len(x0)}, {len(energies)}), because the data have {len(energies)} energies: set the heads of "
-                "guidance.net to as many"
+                f"(..., {len(x0)}, {len(energies)}), because the data have {len(energies)} energies: give "
+                "guidance.net that many heads"
             )
         logits = self.from_all_ranks(logits.transpose(-1, -2), noise, axis=-1)  # (..., B, H) -> (..., H, K)
         targets = self.objective.targets(energies, per_set=False)
@@ -104,7 +103,3 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
                 targets = targets @ origins.transpose(-1, -2)
             targets = self.from_all_ranks(targets, noise, axis=-1)
         return self.with_label_ess(self.objective.loss(logits, targets), energies)
-
-    def guidance_logits(self, eps_net: NoisePredictor) -> EnergyLogits:
-        """What the sampler takes the gradient of; the condition (B, 1) holds each row's head."""
-        return head_guidance(eps_net, self.sampling_net, self.objective, self.schedule)

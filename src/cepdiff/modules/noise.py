@@ -15,8 +15,8 @@ from cepdiff.randomness import generator
 class Noise:
     """The random numbers of one optimiser step, drawn for the global batch and cut for this rank.
 
-    Two processes therefore see together what one process sees alone. Without a seed (a plain DataLoader's batch)
-    numbers come from torch's global generator.
+    Two processes together therefore see the numbers of a single one. Without a seed (a plain DataLoader's batch) they
+    come from torch's global generator.
     """
 
     def __init__(self, seed: int | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
@@ -58,11 +58,11 @@ class Noise:
 class NoiseTape(Noise):
     """The random numbers of a block of steps in fixed memory, for a step that reads them at its `turn`.
 
-    The first step's calls say what is drawn and how much; from then on `fill` draws it for a whole block, number by
-    number as `Noise` would for each of its seeds. One process alone.
+    The first step's calls tell what to draw; from then on `fill` draws it for a whole block, with the numbers of
+    `Noise` for each seed. For one process only.
 
     Args:
-        num_steps: of a block at the most.
+        num_steps: steps of the longest block.
         turn: (1,) int64, the number of the step within the block.
     """
 
@@ -75,7 +75,7 @@ class NoiseTape(Noise):
         self._complete = False
 
     def rewind(self) -> None:
-        """A step begins, whose calls come in the same order as those of the first."""
+        """Begin a step, whose calls come in the same order as those of the first."""
         self._complete = bool(self._drawn)
         self._next = 0
 
@@ -83,7 +83,7 @@ class NoiseTape(Noise):
         return [_TapePart(self, part, count) for part in range(count)]
 
     def fill(self, seeds: list[int]) -> None:
-        """Draws the numbers of the next steps, one seed each."""
+        """Draw the numbers of the next steps, one seed each."""
         for step, seed in enumerate(seeds):
             stream = generator(seed, "noise", device=self._device)
             for normal, numbers in self._drawn:
@@ -112,7 +112,7 @@ class NoiseTape(Noise):
 
 
 class _TapePart(Noise):
-    """What `Noise.parts` gives, read from a tape: each part begins with the first number again."""
+    """A part of `Noise.parts`, read from a tape: each part begins with the first number again."""
 
     def __init__(self, tape: NoiseTape, part: int, count: int) -> None:
         super().__init__(None, tape._device, part, count)

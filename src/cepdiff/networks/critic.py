@@ -33,5 +33,5 @@ class QEnsemble(nn.Module):
         )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        # (..., 1) a critic -> (num_critics, ...)
+        # (..., 1) per critic -> (num_critics, ...)
         return torch.stack([critic(actions, observations).squeeze(-1) for critic in self.critics])

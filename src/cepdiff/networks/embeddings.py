@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class FourierFeatures(nn.Module):
     """Gaussian Fourier features (Tancik et al. 2020): [sin(2 pi W v), cos(2 pi W v)], W ~ N(0, scale²), fixed.
 
-    `size` outputs, even. A time (...) -> (..., size), or where `input_size` is given a vector (..., input_size).
+    `size` is even. Maps a time (...) or, with `input_size`, a vector (..., input_size) to (..., size).
     """
 
     frequencies: Tensor

@@ -38,22 +38,22 @@ class EnergyMLP(nn.Module):
 
 
 class ResidualEnergy(nn.Module):
-    """A residual MLP on (alpha_t x_t, Fourier(lambda_t), s), whose gradient has the right limit at t -> 1.
+    """A residual MLP on (alpha_t x_t, Fourier(lambda_t), s), whose gradient has the right limit for t -> 1.
 
     Since -∇E_t = alpha_t / sigma_t² (E_p[x_0|x_t] - E_q[x_0|x_t]), the gradient vanishes like alpha_t where x_t is all
-    noise. A function of alpha_t x_t, what is left of the data in x_t, does so by construction. Half log-SNR lambda_t
-    tells small times apart that t itself does not. Shapes as in `EnergyMLP`.
+    noise; so does that of any function of alpha_t x_t. Half log-SNR lambda_t resolves small times better than t.
+    Shapes as in `EnergyMLP`.
 
     Args:
         condition_size: S, or 0.
         data_size: A.
-        width: of all layers.
-        depth: residual blocks of two layers each.
-        time_features: Fourier features of lambda_t, even.
-        position_features: Fourier features of alpha_t x_t beside it, even, 0 for none. They let a network in few
-            dimensions tell neighbours apart, which plain inputs in [-1, 1] do slowly.
-        position_scale: their frequencies' standard deviation, in periods a unit of x.
-        schedule: whose alpha_t and lambda_t these are; None is `LinearVP()`.
+        width: width of all layers.
+        depth: number of residual blocks, of two layers each.
+        time_features: number of Fourier features of lambda_t, even.
+        position_features: number of additional Fourier features of alpha_t x_t, even, 0 for none. In few dimensions
+            they help to separate neighbouring points, which plain inputs in [-1, 1] learn slowly.
+        position_scale: standard deviation of their frequencies, in periods per unit of x.
+        schedule: noise schedule of alpha_t and lambda_t; None is `LinearVP()`.
     """
 
     def __init__(

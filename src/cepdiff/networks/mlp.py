@@ -1,9 +1,9 @@
-"""Multilayer perceptrons, and a first layer that shares what its inputs have in common."""
+"""Multilayer perceptrons, and a first layer that computes shared inputs once."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +15,23 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "ge
 
 
 def activation_class(name: str) -> type[nn.Module]:
-    """The activation of that name; raises ConfigError with the nearest names."""
+    """Return the activation of that name; raises ConfigError with the nearest names if there is none."""
     if name not in ACTIVATIONS:
-        raise ConfigError(f"no activation '{name}'; there are {', '.join(ACTIVATIONS)}.{nearest(name, ACTIVATIONS)}")
+        raise ConfigError(f"no activation '{name}'; known: {', '.join(ACTIVATIONS)}.{nearest(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class JointLinear(nn.Module):
-    """A linear layer on the concatenation of several inputs, computed input by input and added.
+    """A linear layer on the concatenation of several inputs, computed per input and summed.
 
     Equal to `Linear(cat(inputs))`, but the inputs' leading axes only need to broadcast: what K actions of a state
-    share (the state, the time) is multiplied once and not K times.
+    share (the state, the time) is multiplied once instead of K times.
     """
 
     def __init__(self, in_sizes: Sequence[int], out_size: int) -> None:
         super().__init__()
         self.in_sizes = list(in_sizes)
-        joint = nn.Linear(sum(in_sizes), out_size)  # one initialisation, with the fan-in of the whole
+        joint = nn.Linear(sum(in_sizes), out_size)  # initialised with the fan-in of all inputs together
         self.weight = joint.weight
         self.bias = joint.bias
 
@@ -44,10 +44,10 @@ class JointLinear(nn.Module):
 
 
 class OutputLinear(nn.Linear):
-    """A linear layer that stays in float32 under mixed precision: the last one of a network.
+    """A network's last linear layer, which stays in float32 under mixed precision.
 
-    What it gives is differenced, exponentiated or regressed on, where the three digits of bfloat16 are too few: logits
-    of a contrast, whose gradients must add up to zero over its set, would drift away for ever.
+    Its output is differenced, exponentiated or regressed on, for which bfloat16's three digits are too few: logits of a
+    contrastive set, whose gradients must sum to zero, would drift without bound.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class OutputLinear(nn.Linear):
 def mlp(sizes: Sequence[int], activation: str = "relu", first: nn.Module | None = None) -> nn.Sequential:
     """Linear layers between `sizes` with the activation between them, none after the last.
 
-    `first` replaces the first linear layer (for instance by an activation alone after a JointLinear).
+    `first`, if given, comes before them (e.g. the activation after a `JointLinear`).
     """
     layers: list[nn.Module] = [] if first is None else [first]
     for i, (size, next_size) in enumerate(itertools.pairwise(sizes)):
@@ -90,7 +90,7 @@ def residual_block(width: int) -> nn.Sequential:
 
 
 def present(*inputs: Tensor | None) -> list[Tensor]:
-    """The inputs that are there: an unconditional model has no condition."""
+    """The inputs that are neither None nor empty: an unconditional model has no condition."""
     return [value for value in inputs if value is not None and value.shape[-1] > 0]
 
 
@@ -99,6 +99,6 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def parameters_finite(module: nn.Module) -> bool:
-    """Whether every parameter is finite; one reduction a tensor, one synchronisation in all."""
-    return bool(torch.stack([p.detach().isfinite().all() for p in module.parameters()]).all())
+def all_finite(parameters: Iterable[Tensor]) -> bool:
+    """True if every value is finite; one reduction per tensor, one synchronisation in all."""
+    return bool(torch.stack([p.detach().isfinite().all() for p in parameters]).all())

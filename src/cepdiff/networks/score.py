@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Linear(in_size, out_size) if in_size != out_size else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """`embedding` (..., embedding_size) has been through its SiLU, once for all blocks."""
+        """`embedding` (..., embedding_size) has already been through its SiLU, once for all blocks."""
         hidden: Tensor = self.first(x) + self.embed[1](embedding)
         output: Tensor = self.second(hidden) + self.skip(x)
         return output
@@ -33,15 +33,15 @@ class ResidualUNet(nn.Module):
     """The recipe's residual MLP U-Net (official code of Lu et al. 2023), as a noise predictor.
 
     Input x (..., A), t (...), condition (..., S); leading axes broadcast, so that K actions of one state share its
-    embedding and one time for all is embedded once. Output (..., A).
+    embedding and a common time is embedded once. Output (..., A).
 
     Args:
         condition_size: S, or 0 for an unconditional model.
         data_size: A.
-        widths: of the three levels, down and up again.
-        time_features: Fourier features of t, even.
-        condition_features: size that the condition is embedded to.
-        embedding_size: of the joint embedding that every block receives.
+        widths: widths of the three levels, used on the way down and up.
+        time_features: number of Fourier features of t, even.
+        condition_features: size of the embedded condition.
+        embedding_size: size of the joint embedding that every block receives.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ResidualUNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != 3:
-            raise ConfigError(f"widths is {list(widths)}; expected three")
+            raise ConfigError(f"widths is {list(widths)}; expected three widths")
         self.time = nn.Sequential(
             FourierFeatures(time_features, fourier_scale), nn.Linear(time_features, time_features)
         )
@@ -74,7 +74,7 @@ class ResidualUNet(nn.Module):
         self.up = nn.ModuleList(
             ResidualBlock(i, o, embedding_size) for i, o in ((2 * narrow, middle), (2 * middle, wide))
         )
-        # No `OutputLinear`: nothing cancels here, and this wide layer in float32 costs a tenth of a step.
+        # No `OutputLinear`: nothing cancels here, and float32 in this wide layer would cost a tenth of a step.
         self.output = nn.Linear(2 * wide, data_size)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -93,7 +93,7 @@ class ResidualUNet(nn.Module):
 
 
 class MLPScore(nn.Module):
-    """A plain MLP on (x_t, Fourier(t), s): small and quick, for small problems. Shapes as in `ResidualUNet`."""
+    """A plain MLP on (x_t, Fourier(t), s): small and fast, for small problems. Shapes as in `ResidualUNet`."""
 
     def __init__(
         self,
@@ -116,18 +116,18 @@ class MLPScore(nn.Module):
 class ResidualMLPScore(nn.Module):
     """A residual MLP: (x_t, Fourier(t), s) into `width`, then `depth` pre-norm blocks. Shapes as in `ResidualUNet`.
 
-    The condition enters through its own two layers, so that a wide range of states is told apart before mixing.
+    The condition has its own two layers, which separate a wide range of states before mixing.
 
     Args:
         condition_size: S, or 0 for an unconditional model.
         data_size: A.
-        width: of all layers.
-        depth: residual blocks of two layers each.
-        time_features: Fourier features of t, even.
-        fourier_scale: their frequencies' standard deviation.
-        position_features: Fourier features of x_t beside it, even, 0 for none. In few dimensions they draw structures
-            that are thin against the data's range, which plain inputs blur.
-        position_scale: their frequencies' standard deviation, in periods a unit of x.
+        width: width of all layers.
+        depth: number of residual blocks, of two layers each.
+        time_features: number of Fourier features of t, even.
+        fourier_scale: standard deviation of their frequencies.
+        position_features: number of additional Fourier features of x_t, even, 0 for none. In few dimensions they
+            resolve structures that are thin relative to the data's range, which plain inputs blur.
+        position_scale: standard deviation of their frequencies, in periods per unit of x.
     """
 
     def __init__(

@@ -1,30 +1,31 @@
-"""What runs a policy in rollouts: torch operator by operator, a CUDA graph of the whole sampler, or onnxruntime.
+"""Engines that run a policy: torch operator by operator, a CUDA graph of the whole sampler, or onnxruntime.
 
-All give the same actions up to rounding. The networks are small, so that a control step is bound by the start of some
-thousand operators; a graph starts once, and onnxruntime starts operators at less cost than torch does.
+All give the same actions up to rounding. The networks are small, so a control step is bound by starting some thousand
+operators; a graph starts once, and onnxruntime starts operators at less cost than torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.errors import ConfigError, nearest
 from cepdiff.modules.graphs import Capture, cuda_graph
 from cepdiff.policy.export.check import load
 from cepdiff.policy.export.graph import onnx_file, require_onnx, trace
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.sampler import is_static
 from cepdiff.types import Policy
 
 
 class OnnxPolicy:
-    """An exported policy, run by onnxruntime on as many threads as torch has.
+    """An exported policy, run by onnxruntime on as many threads as torch uses.
 
     Args:
-        policy: on any device; what is exported are copies of its networks on the CPU.
+        policy: on any device; copies of its networks on the CPU are exported.
 
     Raises:
         ConfigError: a network that cannot be exported.
@@ -35,23 +36,23 @@ class OnnxPolicy:
         require_onnx()
         policy = policy.on("cpu")
         self._policy = policy
-        self.action_size = policy.action_size
+        self.action_size, self.noise_size = policy.action_size, policy.noise_size
         sampler = trace(policy, "noise")
         self._names = list(sampler.inputs)
         self._run = load(onnx_file(sampler), "onnx")
 
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor = 1.0, noise: Tensor) -> Tensor:
-        """Actions (B, A) for raw observations (B, S) and noise (B, A), as `GuidedPolicy.act` gives them."""
-        self._policy.require_energy(guidance_scale)
+        """As `GuidedPolicy.act`."""
+        self._policy.sampler.require_energy(guidance_scale)
         scale = torch.as_tensor(guidance_scale, dtype=torch.float32).cpu().expand(len(noise)).contiguous()
         every = {"observations": observations.cpu().float(), "guidance_scale": scale, "noise": noise.cpu().float()}
         return self._run({name: every[name] for name in self._names})
 
 
 class CapturedPolicy:
-    """A policy on a GPU, whose sampler is captured once for each power of two of rows, and replayed.
+    """A policy on a GPU, whose sampler is captured once per power of two of rows, and replayed.
 
-    Rows up to the next power of two are computed and not returned; every row pays for a gradient, also at scale 0.
+    Rows up to the next power of two are computed and dropped; every row pays for a gradient, even at scale 0.
 
     Args:
         policy: on the GPU.
@@ -59,18 +60,14 @@ class CapturedPolicy:
     """
 
     def __init__(self, policy: GuidedPolicy, capture: Capture = cuda_graph) -> None:
-        self.action_size = policy.action_size
+        self.action_size, self.noise_size = policy.action_size, policy.noise_size
         self._policy = policy
         self._capture = capture
         self._captured: dict[int, tuple[dict[str, Tensor], Callable[[], None]]] = {}
 
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor = 1.0, noise: Tensor) -> Tensor:
-        """Actions (B, A) for raw observations (B, S) and noise (B, A), as `GuidedPolicy.act` gives them.
-
-        Raises:
-            ConfigError: networks that cannot be captured.
-        """
-        self._policy.require_energy(guidance_scale)
+        """As `GuidedPolicy.act`; raises ConfigError for networks that cannot be captured."""
+        self._policy.sampler.require_energy(guidance_scale)
         rows = len(noise)
         size = 1 << (rows - 1).bit_length()
         if size not in self._captured:
@@ -85,7 +82,7 @@ class CapturedPolicy:
     def _captured_sampler(self, size: int) -> tuple[dict[str, Tensor], Callable[[], None]]:
         policy = self._policy
         shapes = {
-            "noise": (size, policy.action_size),
+            "noise": (size, policy.noise_size),
             "condition": (size, policy.spec.observation_size),
             "scale": (size,),
             "samples": (size, policy.action_size),
@@ -93,17 +90,7 @@ class CapturedPolicy:
         memory = {name: torch.zeros(shape, device=policy.device) for name, shape in shapes.items()}
 
         def sample() -> None:
-            samples = sample_guided(
-                policy.eps_net,
-                policy.schedule,
-                policy.solver,
-                memory["condition"],
-                memory["noise"],
-                logits=policy.logits,
-                guidance_scale=memory["scale"],
-                data_bound=1.0,
-                guide_every_row=True,
-            )
+            samples = policy.sampler.sample(memory["condition"], memory["noise"], memory["scale"], static=True)
             memory["samples"].copy_(samples)
 
         try:
@@ -126,31 +113,42 @@ ENGINES: dict[str, Callable[[GuidedPolicy], Policy]] = {
 
 
 def run_by(policy: GuidedPolicy, engine: str | None = None) -> Policy:
-    """`policy` as that engine runs it; None is a CUDA graph on a GPU and torch elsewhere.
+    """`policy` run by that engine; None is a CUDA graph on a GPU, if the policy can be captured, and torch elsewhere.
 
     Raises:
         ConfigError: as `require_engine`.
-        MissingExtraError: likewise.
+        MissingExtraError: as there.
     """
-    require_engine(engine, policy.device)
-    return ENGINES[engine or ("cuda_graph" if policy.device.type == "cuda" else "torch")](policy)
+    own = own_method(policy.sampler.sample, type(policy).act)
+    require_engine(engine, policy.device, own)
+    capture = policy.device.type == "cuda" and own is None
+    return ENGINES[engine or ("cuda_graph" if capture else "torch")](policy)
 
 
-def require_engine(engine: str | None, device: torch.device) -> None:
-    """Raises what `run_by` would, before any work.
+def own_method(sample: Callable[..., Tensor], act: Callable[..., Any] = GuidedPolicy.act) -> str | None:
+    """Name of a user's own method that only torch can run; None if every engine can run this policy."""
+    if act is not GuidedPolicy.act:
+        return act.__qualname__
+    return None if is_static(sample) else sample.__qualname__
+
+
+def require_engine(engine: str | None, device: torch.device, own: str | None = None) -> None:
+    """Raise what `run_by` would, before any work.
 
     Raises:
-        ConfigError: an unknown engine, or a CUDA graph without a GPU.
+        ConfigError: an unknown engine, a CUDA graph without a GPU, or the user's `own` method that it cannot run.
         MissingExtraError: packages of the extra "onnx" are missing.
     """
     check_engine(engine)
     if engine == "onnx":
         require_onnx()
     if engine == "cuda_graph" and device.type != "cuda":
-        raise ConfigError(f"the engine cuda_graph needs a GPU; the policy lies on {device}")
+        raise ConfigError(f"the engine cuda_graph needs a GPU; the policy is on {device}")
+    if own is not None and engine in ("onnx", "cuda_graph"):
+        raise ConfigError(f"the engine {engine} cannot run {own}, which takes no `static`: use the engine torch")
 
 
 def check_engine(engine: str | None) -> None:
-    """Raises ConfigError for an engine that is none."""
+    """Raise ConfigError for an unknown engine."""
     if engine is not None and engine not in ENGINES:
         raise ConfigError(f"no engine '{engine}'; there are {', '.join(ENGINES)}.{nearest(engine, ENGINES)}")

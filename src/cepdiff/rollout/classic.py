@@ -1,6 +1,6 @@
-"""D4RL's own environments in the classic stack (old gym, mujoco_py), through shimmy, as `cepdiff/classic-v0`.
+"""D4RL's own environments in the classic stack (old gym, mujoco_py), wrapped by shimmy, as `cepdiff/classic-v0`.
 
-Importing this module needs that stack, see docker/Dockerfile.d4rl; `import d4rl` registers the tasks in the old gym.
+Importing this module needs that stack (docker/Dockerfile.d4rl); `import d4rl` registers the tasks in old gym.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ importlib.import_module("gym")
 importlib.import_module("d4rl")
 _shimmy = importlib.import_module("shimmy")
 
-# What wrappers of old gym and of D4RL call the environment inside.
+# Attributes in which wrappers of old gym and D4RL keep the inner environment.
 _INNER = ("env", "_wrapped_env")
 
 
 class SeededEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """A reset with a seed always starts alike, as Gymnasium demands.
+    """A reset with a seed always starts in the same state, as Gymnasium requires.
 
-    D4RL's wrapper around AntMaze does not hand `seed` on, and its mazes draw starts and goals from NumPy's global
-    generator: here every layer is seeded, and the global generator for the time of the reset.
+    D4RL's AntMaze wrapper does not pass `seed` on, and its mazes draw starts and goals from NumPy's global generator:
+    this class seeds every layer, and the global generator for the duration of the reset.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """First observation and info; `options` are not known to old gym."""
+        """Return the first observation and info; `options` are ignored, because old gym has none."""
         if seed is None:
             return self.env.reset()
-        state = np.random.get_state()  # noqa: NPY002  what D4RL draws from
+        state = np.random.get_state()  # noqa: NPY002  the generator of D4RL
         try:
             np.random.seed(seed)  # noqa: NPY002
             for layer in _layers(getattr(self.env.unwrapped, "gym_env")):  # noqa: B009  shimmy's, unknown to Env
@@ -49,12 +49,12 @@ def make_classic(task: str, render_mode: str | None = None) -> Env:
 
 
 def _layers(env: Any) -> Iterator[Any]:
-    """An old environment and all that it wraps."""
+    """Yield an old environment and everything it wraps."""
     while env is not None:
         yield env
-        # Not getattr: these wrappers answer for the layers inside, which would skip none and never end.
+        # Not getattr: these wrappers forward attributes to their inner layers, so the loop would never end.
         env = next((vars(env)[name] for name in _INNER if name in vars(env)), None)
 
 
-# Gymnasium's checker asks for more than old environments do.
+# Old environments do not pass Gymnasium's checker.
 gym.register("cepdiff/classic-v0", "cepdiff.rollout.classic:make_classic", disable_env_checker=True)

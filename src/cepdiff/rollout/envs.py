@@ -1,4 +1,4 @@
-"""Simulation environments: made by name, checked against a buffer, batched without automatic resets."""
+"""Simulation environments: created by name, checked against a buffer, batched without automatic resets."""
 
 from __future__ import annotations
 
@@ -23,17 +23,14 @@ from cepdiff.types import DataSpec
 
 Env = gym.Env[Any, Any]
 
-# Modules of the classic stack, which the extra 'd4rl' installs.
+# Modules of the classic stack, installed by the extra 'd4rl'.
 _CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """How to make an environment: `module` (if any) is imported first, for what it registers.
-
-    For `cepdiff/...` it is by default what registers this package's own.
-    """
+    """How to make an environment; `module` is imported first to register it (`cepdiff.envs` for ids `cepdiff/...`)."""
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +42,7 @@ class EnvSpec:
 
 
 class EnvFacts(NamedTuple):
-    """What a buffer's description needs of an environment; `horizon` is None where no time limit is set."""
+    """Sizes, action bounds and time limit of an environment; `horizon` is None without a time limit."""
 
     observation_size: int
     action_low: tuple[float, ...]
@@ -54,24 +51,24 @@ class EnvFacts(NamedTuple):
 
 
 def reset_seed(seed: int, *labels: str | int) -> int:
-    """A seed for `reset`, named like a stream: 32 bits, which is what environments accept at most."""
+    """Seed for `reset`, named like a stream, with 32 bits: environments accept no more."""
     return stream_seed(seed, *labels) >> 31
 
 
 def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
-    """The environment of `spec`; `kwargs` (e.g. `render_mode`) come on top of the spec's own.
+    """Make the environment of `spec`; `kwargs` (e.g. `render_mode`) override the spec's own.
 
     Raises:
-        MissingExtraError: a module of the classic D4RL stack that is not installed.
-        SimulationError: a module that fails to import, an unknown id, or arguments that the environment refuses.
+        MissingExtraError: a module of the classic D4RL stack is not installed.
+        SimulationError: a module fails to import, the id is unknown, or the environment rejects its arguments.
     """
     if spec.module is not None:
         _import(spec.module)
     try:
-        # A spec instead of an id: no deprecation warning for the -v4 environments, which D4RL's data belong to.
+        # A spec instead of an id avoids the deprecation warning of the -v4 environments, which D4RL's data need.
         registered = gym.spec(spec.env_id)
     except gym.error.Error:
-        hint = nearest(spec.env_id, gym.registry) or " Gymnasium lists all with gymnasium.pprint_registry()."
+        hint = nearest(spec.env_id, gym.registry) or " gymnasium.pprint_registry() lists them all."
         raise SimulationError(f"No environment is registered as '{spec.env_id}'.{hint}") from None
     _quiet_mujoco()
     try:
@@ -80,47 +77,39 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
         if spec.module in _CLASSIC_MODULES:
             raise MissingExtraError(f"The environment '{spec.env_id}'", "d4rl") from error
         raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}") from error
-    except Exception as error:  # every environment has its own kinds
+    except Exception as error:  # environments raise any type
         gl = os.environ.get("MUJOCO_GL")
         hint = f" (MUJOCO_GL={gl} is set: is its library installed?)" if gl and "gl" in str(error) else ""
         raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}{hint}") from error
 
 
 def make_vector_env(spec: EnvSpec, num_envs: int) -> SyncVectorEnv:
-    """`num_envs` copies that are reset only when told to, by `reset(seed=[...], options={"reset_mask": mask})`.
+    """`num_envs` copies that reset only on request, by `reset(seed=[...], options={"reset_mask": mask})`.
 
-    Gymnasium's default resets on the step after an end and counts that step, with reward 0.
+    By default Gymnasium resets on the step after an end and counts that step, with reward 0.
     """
     return SyncVectorEnv([lambda: make_env(spec)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def box_spaces(env: Env) -> tuple[Box, Box]:
-    """The observation and action space, both flat; actions continuous and bounded.
-
-    Raises:
-        SimulationError: any other spaces.
-    """
+    """Return the spaces of observations and actions; raises SimulationError unless both are flat, actions bounded."""
     observations, actions = env.observation_space, env.action_space
     if not isinstance(observations, Box) or len(observations.shape) != 1:
-        raise SimulationError(f"{_name(env)} observes {observations}; expected a flat Box, i.e. one vector")
+        raise SimulationError(f"{_name(env)} has observation space {observations}; expected a flat Box (one vector)")
     if (
         not isinstance(actions, Box)
         or len(actions.shape) != 1
         or not np.issubdtype(actions.dtype, np.floating)
         or not actions.is_bounded()
     ):
-        raise SimulationError(f"{_name(env)} acts in {actions}; expected a flat, bounded Box of floats")
+        raise SimulationError(f"{_name(env)} has action space {actions}; expected a flat, bounded Box of floats")
     return observations, actions
 
 
 def check_spaces(env: Env, data: DataSpec) -> None:
-    """Pass if the environment's spaces are those of the buffer.
-
-    Raises:
-        SimulationError: with both sides and what to change.
-    """
+    """Raise SimulationError unless the environment's spaces are the buffer's."""
     observations, actions = box_spaces(env)
-    change = "Choose the environment of the buffer with --data.env_id."
+    change = "Choose the buffer's environment with --data.env_id."
     found = (observations.shape[0], actions.shape[0])
     expected = (data.observation_size, data.action_size)
     if found != expected:
@@ -137,11 +126,7 @@ def check_spaces(env: Env, data: DataSpec) -> None:
 
 
 def env_facts(spec: EnvSpec) -> EnvFacts:
-    """Sizes, action bounds and time limit of an environment.
-
-    Raises:
-        SimulationError: as `make_env` and `box_spaces`.
-    """
+    """Make an environment and return its facts; raises as `make_env` and `box_spaces`."""
     env = make_env(spec)
     try:
         observations, actions = box_spaces(env)
@@ -159,13 +144,13 @@ def _import(module: str) -> None:
         if error.name in _CLASSIC_MODULES:
             raise MissingExtraError(f"The module '{module}'", "d4rl") from None
         raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
-    except Exception as error:  # d4rl, for one, raises many kinds where MuJoCo 2.1 is missing
+    except Exception as error:  # d4rl raises many types if MuJoCo 2.1 is missing
         raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
 
 
 def _quiet_mujoco() -> None:
-    """Log MuJoCo's warnings; without a handler it prints them and writes MUJOCO_LOG.TXT into the working folder."""
-    with suppress(Exception):  # an environment that needs MuJoCo says so itself
+    """Log MuJoCo's warnings; without a handler it prints them and writes MUJOCO_LOG.TXT to the working folder."""
+    with suppress(Exception):  # an environment that needs MuJoCo reports it itself
         mujoco = importlib.import_module("mujoco")
         if mujoco.get_mju_user_warning() is None:
             mujoco.set_mju_user_warning(_log_once)
@@ -173,7 +158,7 @@ def _quiet_mujoco() -> None:
 
 @lru_cache(maxsize=256)
 def _log_once(message: str) -> None:
-    # Gymnasium's own models use deprecated attributes, and say so for every environment that is made.
+    # Gymnasium's own models use deprecated attributes and warn about them in every environment.
     level = logging.DEBUG if "deprecated" in message else logging.WARNING
     _logger.log(level, "MuJoCo: %s", message.strip())
 

@@ -1,4 +1,4 @@
-"""Mazes drawn from above: where a buffer has been, and the ways of episodes at several guidance scales."""
+"""Mazes drawn from above: where a buffer has been, and the paths of episodes at several guidance scales."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
 from cepdiff.envs.layouts import Layout
-from cepdiff.files import written_aside
+from cepdiff.figures import new_panels, save_figure
 from cepdiff.rollout.envs import Env, EnvSpec, make_env
 from cepdiff.rollout.rollout import Episode, rollout
 from cepdiff.types import Policy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Path2D = NDArray[np.float64]  # (L, 2)
 
 
 def maze_of(env_spec: EnvSpec) -> Layout | None:
-    """The maze of an environment, None where it is none."""
+    """Make the environment and return its maze, or None if it has none."""
     env = make_env(env_spec)
     try:
         return layout_of(env)
@@ -34,7 +33,7 @@ def maze_of(env_spec: EnvSpec) -> Layout | None:
 
 
 def layout_of(env: Env) -> Layout | None:
-    """The maze that an environment is in, None where it is in none."""
+    """Return the maze of an environment, or None if it has none."""
     layout = getattr(env.unwrapped, "layout", None)
     return layout if isinstance(layout, Layout) else None
 
@@ -50,7 +49,7 @@ def episode_paths(
 ) -> tuple[dict[float, list[Path2D]], list[NDArray[np.float64]]]:
     """Positions of the first `episodes` episodes of `rollout` at each scale, and the goal of each episode.
 
-    Each path (L, 2) has the positions before the L steps of its episode.
+    Each path (L, 2) holds the positions before each of the L steps of its episode.
     """
     plan = [Episode(index, scale) for scale in scales for index in range(episodes)]
     paths: list[list[NDArray[np.float64]]] = [[] for _ in plan]
@@ -72,8 +71,8 @@ def episode_paths(
 def draw_paths(
     layout: Layout, paths: Mapping[float, Sequence[Path2D]], goals: Sequence[NDArray[np.float64]], path: Path
 ) -> None:
-    """A panel a guidance scale; dots are starts, crosses goals, an episode has one colour in all panels."""
-    figure, panels = _figure(len(paths))
+    """Draw a panel per guidance scale; dots are starts, crosses goals, and each episode keeps its colour."""
+    figure, panels = new_panels(len(paths), 4, 3.5, 3.7)
     for axes, (scale, episodes) in zip(panels, paths.items(), strict=True):
         draw_maze(axes, layout)
         axes.set_title(f"guidance scale {scale:g}", fontsize=9)
@@ -82,14 +81,14 @@ def draw_paths(
             axes.plot(way[:, 0], way[:, 1], color=colour, linewidth=0.8, alpha=0.8)
             axes.plot(*way[0], "o", color=colour, markersize=4)
             axes.plot(*goal, "x", color=colour, markersize=6)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_visits(layout: Layout, positions: NDArray[np.floating], path: Path, title: str = "") -> None:
-    """How often each place of a maze is visited by `positions` (N, 2), on a logarithmic scale."""
+    """Draw how often `positions` (N, 2) visit each part of a maze, on a logarithmic scale."""
     from matplotlib.colors import LogNorm
 
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = new_panels(1, 1, 4.8, 3.9)
     low, high = layout.bounds()
     bins = [max(int((high[i] - low[i]) / layout.cell_size * 16), 1) for i in (0, 1)]
     counts, x, y = np.histogram2d(positions[:, 0], positions[:, 1], bins, range=list(zip(low, high, strict=True)))
@@ -97,11 +96,11 @@ def draw_visits(layout: Layout, positions: NDArray[np.floating], path: Path, tit
     draw_maze(axes, layout)
     axes.set_title(title, fontsize=9)
     figure.colorbar(mesh, label="visits", shrink=0.8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_maze(axes: Axes, layout: Layout) -> None:
-    """Walls, in observed coordinates with equal scales."""
+    """Draw the walls in observed coordinates, with equal axes."""
     from matplotlib.patches import Rectangle
 
     half = layout.cell_size / 2
@@ -112,22 +111,3 @@ def draw_maze(axes: Axes, layout: Layout) -> None:
     axes.set_ylim(low[1], high[1])
     axes.set_aspect("equal")
     axes.tick_params(labelsize=7)
-
-
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(panels, 4)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(3.6 * columns + (1.2 if panels == 1 else 0), 3.9 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for empty in grid[panels:]:
-        empty.set_axis_off()
-    return figure, grid[:panels]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with written_aside(path) as file:
-        figure.savefig(file, dpi=130, format=path.suffix[1:] or "png")

@@ -1,4 +1,4 @@
-"""Replay of recorded steps: put the environment into a row's state, apply its action, compare what comes out."""
+"""Replay of recorded steps: put the environment into a row's state, apply its action, compare the results."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cepdiff.rollout.replay_groups import Family, family_of, observation_groups,
 from cepdiff.rollout.replay_report import WORTH_A_LOOK, Deviation, ReplayReport
 
 Rows = NDArray[np.int64]
-# Rows that decide whether states were recorded before or after the step.
+# Number of rows used to decide whether states were recorded before or after the step.
 _PROBE_ROWS = 64
 
 
 class _Steps(NamedTuple):
-    """What the environment answered in M rows: observations (M, S) and rewards (M,) as float32, terminated (M,)."""
+    """The environment's results for M rows: observations (M, S) and rewards (M,) as float32, terminated (M,)."""
 
     observations: NDArray[np.float32]
     rewards: NDArray[np.float32]
@@ -33,9 +33,9 @@ class _Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class _States:
-    """States by row: `qpos` and `qvel`, or whatever the environment's own `set_env_state` takes; exact (N,).
+    """States per row: `qpos` and `qvel`, or whatever the environment's `set_env_state` takes; `exact` (N,) if known.
 
-    The first `hidden` positions are made up: a step goes on from where the step before it has led.
+    The first `hidden` positions are not known: a step continues from where the previous one ended.
     """
 
     source: str
@@ -52,20 +52,20 @@ def replay(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ReplayReport:
-    """Replays a random sample of `rows` rows of `raw` (read with its `infos`) that `seed` fixes.
+    """Replay a random sample of `rows` rows of `raw` (read with its `infos`), determined by `seed`.
 
-    A row counts where its successor is known or it is terminal (then reward and flag are compared alone). Before each
-    row its predecessor is replayed, so that what MuJoCo carries from step to step (the bodies' last computed positions,
-    from which Ant's reward is made, and the solver's warm start) is what it was; then the recorded state is set.
-    `on_progress` gets the number of replayed rows and of all.
+    A row is eligible if its successor is known or it is terminal (then only reward and flag are compared). Its
+    predecessor is replayed first, to restore what MuJoCo carries from step to step (the last computed body positions,
+    which Ant's reward uses, and the solver's warm start); then the recorded state is set. `on_progress` gets the
+    number of replayed rows and the total.
 
-    What D4RL's files do differently is found by trying both: states recorded before or after the step, rewards for
-    the goals of the file or of the environment, and (Maze2D) rewards one step late.
+    Where D4RL's files differ, both options are tried: states recorded before or after the step, rewards for the goals
+    of the file or of the environment, and (Maze2D) rewards one step late.
 
     Raises:
-        DataError: no states in the file and none to be had from its observations, states with NaN, states that the
-            environment cannot go on from, or no row with a known successor.
-        SimulationError: an environment without a settable state, or of other sizes than the file.
+        DataError: the file has no states and its observations do not determine them, states contain NaN, the
+            environment cannot use them, or no row has a known successor.
+        SimulationError: the environment's state cannot be set, or its sizes differ from the file's.
     """
     with _opened(spec) as env:
         family = family_of(spec.env_id)
@@ -75,7 +75,7 @@ def replay(
 
 
 class _Replay:
-    """One file in one environment."""
+    """Replay of one file in one environment."""
 
     def __init__(self, env: Env, raw: RawArrays, states: _States, family: Family | None) -> None:
         self.env, self.raw, self.states, self.family = env, raw, states, family
@@ -90,7 +90,7 @@ class _Replay:
     def report(
         self, spec: EnvSpec, count: int, seed: int, on_progress: Callable[[int, int], None] | None
     ) -> ReplayReport:
-        """The comparison."""
+        """Replay rows and compare."""
         rng = np.random.default_rng(stream_seed(seed, "replay"))
         lags = (0, 1) if self.states.source == "recorded" else (0,)
         rows = self._draw(rng, count, max(lags))
@@ -119,7 +119,7 @@ class _Replay:
         return self._compare(spec, rows, runs[which], lag, goal, shifted)
 
     def _draw(self, rng: np.random.Generator, count: int, lag: int) -> Rows:
-        """Ascending rows to replay, `count` at most; their state and that of `lag` rows before are known."""
+        """Rows to replay, ascending, at most `count`; their states and those `lag` rows before are known."""
         before = np.arange(len(self.raw)) - lag
         exact = self.states.exact & self.states.exact[before]
         known = (before >= 0) & (self.episode[before] == self.episode) & exact
@@ -130,7 +130,7 @@ class _Replay:
         return chosen
 
     def _run(self, rows: Rows, lag: int, goals: NDArray[Any] | None, on_row: Callable[[], None]) -> _Steps:
-        """Replays `rows` from the states of the rows `lag` before; with the row's own goal where `goals` are given."""
+        """Replay `rows` from the states of the rows `lag` before, with each row's own goal if `goals` are given."""
         observations = np.empty((len(rows), self.raw.observations.shape[1]), np.float32)
         rewards = np.empty(len(rows), np.float32)
         terminated = np.empty(len(rows), np.bool_)
@@ -144,7 +144,7 @@ class _Replay:
             on_row()
         if not (np.isfinite(observations).all() and np.isfinite(rewards).all()):
             raise DataError(
-                f"{self.raw.source}: the environment answers the recorded states with NaN or infinity; look at infos/"
+                f"{self.raw.source}: the environment returns NaN or infinity for recorded states; check infos/"
             )
         return _Steps(observations, rewards, terminated)
 
@@ -158,14 +158,14 @@ class _Replay:
         if before >= 0 and self.episode[before] == self.episode[source] and self.states.exact[before]:
             inner.set_state(arrays["qpos"][before].astype(np.float64), arrays["qvel"][before].astype(np.float64))
             self.env.step(self.raw.actions[before + lag])
-            # Not `set_state`: it would compute anew what the step before has left behind.
+            # Not `set_state`, which would recompute what the previous step left behind.
             known = slice(self.states.hidden, None)
             inner.data.qpos[known], inner.data.qvel[:] = arrays["qpos"][source][known], arrays["qvel"][source]
         else:
             inner.set_state(arrays["qpos"][source].astype(np.float64), arrays["qvel"][source].astype(np.float64))
 
     def _successors(self, rows: Rows) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """(known (M,), observations (M', S) of the known ones)."""
+        """Return which successors are known (M,), and the observations (M', S) of those."""
         known = self.has_successor[rows]
         following = self.raw.next_observations
         return known, self.raw.observations[rows[known] + 1] if following is None else following[rows[known]]
@@ -176,7 +176,7 @@ class _Replay:
         return float(np.median(found.max(axis=1)))
 
     def _reward_deviation(self, rows: Rows, steps: _Steps, late: bool) -> tuple[NDArray[np.float64], Rows]:
-        """(deviation (M',), the rows compared); with `late`, the following row holds a step's reward."""
+        """Return deviations (M',) and the rows compared; with `late`, the following row holds a step's reward."""
         kept = self.goes_on[rows] if late else np.ones(len(rows), np.bool_)
         recorded = self.raw.rewards[rows[kept] + late]
         return np.abs(steps.rewards[kept].astype(np.float64) - recorded), rows[kept]
@@ -218,7 +218,7 @@ class _Replay:
 
 @contextmanager
 def _opened(spec: EnvSpec) -> Iterator[Env]:
-    """The environment, reset once and without time limit."""
+    """The environment, reset once, without a time limit."""
     env = make_env(spec, max_episode_steps=-1, disable_env_checker=True)
     try:
         env.reset(seed=0)
@@ -248,10 +248,10 @@ def _states_of(raw: RawArrays, env: Env, spec: EnvSpec, family: Family | None) -
     if hasattr(inner, "set_env_state"):
         try:
             inner.set_env_state({name: values[0] for name, values in raw.infos.items()})
-        except Exception as error:  # every environment has its own kinds
+        except Exception as error:  # environments raise any type
             there = ", ".join(sorted(raw.infos)) or "nothing"
             raise DataError(
-                f"{raw.source}: infos/ holds {there}, from which '{spec.env_id}' cannot be put into a row's state "
+                f"{raw.source}: '{spec.env_id}' cannot restore a row's state from infos/, which holds {there} "
                 f"({' '.join(str(error).split()) or type(error).__name__})"
             ) from error
         return _States("recorded", raw.infos, exact)
@@ -276,13 +276,13 @@ def _states_of(raw: RawArrays, env: Env, spec: EnvSpec, family: Family | None) -
 
 
 def _sizes(env: Env) -> tuple[int, int] | None:
-    """(nq, nv) of a MuJoCo environment."""
+    """(nq, nv) of a MuJoCo environment, None for others."""
     model = getattr(env.unwrapped, "model", None)
     return None if model is None else (int(model.nq), int(model.nv))
 
 
 def _worst(deviations: Iterator[tuple[NDArray[np.float64], Rows]]) -> list[int]:
-    """At most five rows that deviate by more than `WORTH_A_LOOK`."""
+    """Up to five rows that deviate by more than `WORTH_A_LOOK`, worst first."""
     worst: dict[int, float] = {}
     for values, rows in deviations:
         for place in np.flatnonzero(values > WORTH_A_LOOK).tolist():

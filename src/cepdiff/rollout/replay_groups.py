@@ -1,4 +1,4 @@
-"""How the observations of a family of MuJoCo environments are made of the simulator's state."""
+"""How families of MuJoCo environments build observations from the simulator's state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# Observed velocities this near the bound of the clip may have been beyond it.
+# Observed velocities this close to the clipping bound may have been clipped.
 _CLIP_MARGIN = 1e-5
 
 
@@ -16,11 +16,10 @@ _CLIP_MARGIN = 1e-5
 class Family:
     """Observations that are `qpos` without its first `hidden_positions` entries, then `qvel`, then `further` values.
 
-    `velocity_clip` bounds the observed velocities. Where `has_velocities` is False the velocities are not observed.
-    `reward_of_state` says that D4RL's files of this family may hold r(s_i) in row i, not r(s_i, a_i): Maze2D's rewards
-    were computed afterwards from the observations (D4RL, `scripts/generation/relabel_maze2d_rewards.py`). With
-    `has_goal` the reward depends on the environment's attribute `goal`, of which a file may note its own. `remark` is
-    for the reader of a comparison.
+    `velocity_clip` bounds the observed velocities; without `has_velocities` they are not observed. With
+    `reward_of_state`, row i of D4RL's files may hold r(s_i) instead of r(s_i, a_i): Maze2D's rewards were computed
+    afterwards from the observations (D4RL, `scripts/generation/relabel_maze2d_rewards.py`). With `has_goal`, the reward
+    depends on the environment's attribute `goal`, which a file may record. `remark` is printed with a comparison.
     """
 
     hidden_positions: int = 0
@@ -32,7 +31,7 @@ class Family:
     remark: str = ""
 
 
-# The beginning of an environment's name, in small letters -> its family. Facts of Gymnasium's and D4RL's sources.
+# Lower-case prefix of an environment's name -> its family, from the sources of Gymnasium and D4RL.
 FAMILIES = {
     "halfcheetah": Family(hidden_positions=1),
     "hopper": Family(hidden_positions=1, velocity_clip=10.0),
@@ -44,21 +43,21 @@ FAMILIES = {
     "invertedpendulum": Family(),
     "maze2d": Family(reward_of_state=True, has_goal=True),
     "kitchen": Family(
-        further="goal", has_velocities=False, remark="observations carry noise of about 0.01, which no replay repeats"
+        further="goal", has_velocities=False, remark="observations have noise of about 0.01, which differs in a replay"
     ),
 }
 
 
 def family_of(env_id: str) -> Family | None:
-    """The family of `Hopper-v4`, `cepdiff/antmaze-umaze-v2`, ...; None where unknown."""
+    """The family of `Hopper-v4`, `cepdiff/antmaze-umaze-v2`, ...; None if unknown."""
     name = env_id.rpartition("/")[2].lower()
     return next((family for stem, family in FAMILIES.items() if name.startswith(stem)), None)
 
 
 def observation_groups(family: Family | None, size: int, nq: int, nv: int) -> dict[str, slice]:
-    """The parts of an observation of `size` numbers by name; nq and nv are the sizes of `qpos` and `qvel`.
+    """Parts of an observation of `size` numbers by name; nq and nv are the sizes of `qpos` and `qvel`.
 
-    One group of all where the family is unknown or does not fit the sizes.
+    A single group if the family is unknown or does not fit the sizes.
     """
     if family is None:
         return {"observation": slice(0, size)}
@@ -81,11 +80,11 @@ def observation_groups(family: Family | None, size: int, nq: int, nv: int) -> di
 def state_from_observation(
     family: Family | None, observations: NDArray[np.float32], nq: int, nv: int
 ) -> tuple[Floats, Floats, NDArray[np.bool_], int] | None:
-    """(qpos (N, nq), qvel (N, nv), exact (N,), number of hidden positions) of observations (N, S); None where they do
-    not determine the state.
+    """Return qpos (N, nq), qvel (N, nv), exact (N,) and the number of hidden positions for observations (N, S).
 
-    Hidden positions are where the robot stands on an endless plane; they are set to 0, which changes neither the next
-    observation nor a reward that pays for the distance of one step. Rows with a velocity at the clip are not exact.
+    None if they do not determine the state. Hidden positions are the robot's place on an endless plane; they are set
+    to 0, which changes neither the next observation nor a reward for the distance of one step. Rows with a velocity at
+    the clip are not exact.
     """
     if family is None or not family.has_velocities:
         return None
@@ -104,6 +103,6 @@ def state_from_observation(
 
 
 def _hidden(family: Family, size: int, nq: int, nv: int) -> int:
-    """Gymnasium's `exclude_current_positions_from_observation=False` shows all positions."""
+    """Number of hidden positions: 0 with Gymnasium's `exclude_current_positions_from_observation=False`."""
     shown = family.has_velocities and size == nq + nv
     return 0 if shown else family.hidden_positions

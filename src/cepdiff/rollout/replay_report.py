@@ -1,4 +1,4 @@
-"""What a replay found: deviations by group, thresholds, verdict, table and figure."""
+"""Results of a replay: deviations by group, thresholds, verdict, table and figure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cepdiff.files import written_aside
+from cepdiff.figures import new_figure, save_figure
 
 VERDICTS = ("matches", "close", "differs")
-# Largest (median, 99th percentile, maximum) of a deviation, in units of the recorded values' standard deviation.
-# "matches" leaves room for states rounded to float32, which a step amplifies where bodies touch (99th percentile up to
-# 3e-6 on recorded locomotion) and where rounding makes or breaks a contact (about 1 row of 1,000 in AntMaze: 5e-2).
-# "close" leaves room for another release of the simulator.
+# Limits on (median, 99th percentile, maximum) of a deviation, in units of the recorded values' standard deviation.
+# "matches" allows for states rounded to float32, which a step amplifies if bodies touch (99th percentile up to 3e-6 on
+# recorded locomotion) or if rounding makes or breaks a contact (about 1 row in 1,000 in AntMaze: 5e-2).
+# "close" allows for another release of the simulator.
 LIMITS = {"matches": (1e-5, 1e-4, 1e-1), "close": (1e-3, 1e-2, math.inf)}
-# Rows beyond this, in the same units, are named.
+# Rows that deviate by more than this, in the same units, are listed.
 WORTH_A_LOOK = 1e-2
-# Least share of rows whose terminal flag agrees.
+# Minimum share of rows whose terminal flags agree.
 TERMINAL_LIMITS = {"matches": 1.0, "close": 0.99}
 
 
@@ -30,7 +30,7 @@ class Deviation:
     """|replayed - recorded| of one group, the largest of the group's numbers in each row.
 
     `median`, `p99` and `maximum` are over rows, in the recorded units; `scale` is the standard deviation of the
-    recorded values, 1 where they are constant.
+    recorded values, or 1 if they are constant.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Deviation:
 
     @classmethod
     def of(cls, name: str, values: NDArray[np.float64], recorded: NDArray[Any]) -> Deviation:
-        """Of one deviation a row (M,) and the recorded values (M,) or (M, D)."""
+        """From one deviation per row (M,) and the recorded values (M,) or (M, D)."""
         spread = math.sqrt(float(recorded.astype(np.float64).var(axis=0).mean()))
         median, p99 = (float(np.quantile(values, q)) for q in (0.5, 0.99))
         return cls(name, median, p99, float(values.max()), spread if spread > 1e-6 else 1.0)
@@ -64,21 +64,21 @@ class ReplayReport:
         dataset: name of the file.
         env_id: the environment.
         env_kwargs: its arguments.
-        rows: how many rows were replayed.
-        file_rows: how many the file holds.
+        rows: number of replayed rows.
+        file_rows: number of rows in the file.
         states: "recorded" (`infos/`) or "observations" (reconstructed).
-        state_time: whether a row's recorded state is that "before" or "after" its step.
-        goal: whose goals the rewards were compared with: "file", "environment", which fitted better than the file's,
-            "missing", which is the environment's because the file has none, or None where there are no goals.
-        reward_time: "step", or "state" where row i holds the reward of step i-1.
+        state_time: "before" or "after": when a row's state was recorded, relative to its step.
+        goal: source of the goals behind the compared rewards: "file", "environment" (fits better than the file's),
+            "missing" (the environment's, because the file has none), or None if there are no goals.
+        reward_time: "step", or "state" if row i holds the reward of step i-1.
         skipped: rows left out because their observation does not determine the state.
-        deviations: of the observation's groups and of the reward.
-        terminals: rows whose terminal flag was compared (time limits are left out), of which
-        terminals_set: are terminal in the file, and
-        terminals_equal: agree.
-        worst_rows: the rows that deviate by more than `WORTH_A_LOOK`, worst first, five at most.
-        remark: what is known of this family's comparisons.
-        row_deviations: one deviation a row, by group, in units of its scale; for the figure.
+        deviations: one entry per group of the observation, and the reward's.
+        terminals: number of rows whose terminal flag was compared (time limits are left out).
+        terminals_set: number of these rows that are terminal in the file.
+        terminals_equal: number of compared rows whose flags agree.
+        worst_rows: up to five rows that deviate by more than `WORTH_A_LOOK`, worst first.
+        remark: a note on comparisons of this family.
+        row_deviations: deviation per row, by group, in units of the group's scale; for the figure.
     """
 
     dataset: str
@@ -101,13 +101,13 @@ class ReplayReport:
 
     @property
     def terminal_verdict(self) -> str:
-        """That of the terminal flags alone."""
+        """Verdict on the terminal flags only."""
         share = self.terminals_equal / self.terminals if self.terminals else 1.0
         return next((verdict for verdict, limit in TERMINAL_LIMITS.items() if share >= limit), "differs")
 
     @property
     def verdict(self) -> str:
-        """The worst of all groups, the reward and the terminal flags."""
+        """Worst verdict of all groups, the reward and the terminal flags."""
         return max([*(d.verdict for d in self.deviations), self.terminal_verdict], key=VERDICTS.index)
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class ReplayReport:
 
 
 def format_replay(report: ReplayReport) -> str:
-    """A text table with what was assumed above and the verdict below it."""
+    """Text table, with the assumptions above it and the verdict below."""
     head = ["deviation", "median", "99%", "maximum", "scale", ""]
     lines = [head] + [
         [d.name, *(f"{value:.1e}" for value in (d.median, d.p99, d.maximum)), f"{d.scale:.3g}", d.verdict]
@@ -155,25 +155,23 @@ _MEANING = {
 
 def _assumptions(report: ReplayReport) -> list[str]:
     if report.states == "recorded":
-        lines = [f"states: infos/ of the file, recorded {report.state_time} a row's step"]
+        lines = [f"states: infos/ of the file, recorded {report.state_time} each row's step"]
     else:
         skipped = f"; {report.skipped:,} rows with clipped velocities left out" if report.skipped else ""
         lines = [f"states: reconstructed from the observations, which are rounded to float32{skipped}"]
     if report.goal == "missing":
-        lines.append("goals: the file holds none (infos/goal), rewards are compared with those for the environment's")
+        lines.append("goals: the file has none (infos/goal), so rewards are computed for the environment's goal")
     elif report.goal is not None:
-        lines.append(f"goals: those of the {report.goal}")
+        lines.append(f"goals: from the {report.goal}")
     if report.reward_time == "state":
         lines.append("rewards: a row holds the reward of the state in which its action was taken, one step late")
     return [*lines, report.remark] if report.remark else lines
 
 
 def plot_replay(report: ReplayReport, path: Path) -> None:
-    """Writes a PNG: sorted deviations of each group in units of its scale, with the limits of the verdicts beside."""
-    from matplotlib.figure import Figure
-
-    smallest = 1e-9  # equal values would be at minus infinity
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    """Write a PNG: sorted deviations of each group in units of its scale, with the verdicts' limits marked."""
+    smallest = 1e-9  # because 0 has no place on a logarithmic axis
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for name, values in report.row_deviations.items():
         shares = np.arange(1, len(values) + 1) / len(values)
@@ -183,5 +181,4 @@ def plot_replay(report: ReplayReport, path: Path) -> None:
         axes.annotate(verdict, (50, median), (0, 4), textcoords="offset points", ha="center", fontsize="small")
     axes.set(xlabel="rows (%)", ylabel="deviation / scale", yscale="log", title=f"{report.dataset} in {report.env_id}")
     axes.legend(fontsize="small")
-    with written_aside(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    save_figure(figure, path)

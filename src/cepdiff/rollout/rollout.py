@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode to run: start state and policy noise follow from the index alone."""
+    """One episode to run; its start state and policy noise depend only on the index."""
 
     index: int
     guidance_scale: float
@@ -32,7 +32,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """`terminated` is False where the time limit ended the episode."""
+    """Result of an episode; `terminated` is False if the time limit ended it."""
 
     index: int
     guidance_scale: float
@@ -47,7 +47,7 @@ def shard(episodes: Sequence[T], rank: int, world: int) -> Sequence[T]:
 
 
 class _Idle(gym.Wrapper[Any, Any, Any, Any]):
-    """A sub-environment with no episode left: the vectorised one steps it on, but nothing is simulated."""
+    """A sub-environment with no episode left: it is still stepped, but simulates nothing."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -82,16 +82,16 @@ def rollout(
 ) -> list[EpisodeResult]:
     """Run exactly `episodes`, at most `max_envs` at a time, and return their results in the same order.
 
-    Episode i starts from `reset(seed=reset_seed(seed, "rollout", i))` and its step noise comes from the stream
-    (seed, "rollout-noise", i), at every scale. So a result depends on `seed`, index and scale alone, not on
-    `max_envs`, on the other episodes or on how they are sharded: exactly, if the policy computes rows independently;
-    matrix products round differently for other batch sizes, which chaotic simulations amplify. Actions are clipped to
-    the environment's bounds. `on_progress` gets the number of finished episodes and of all; `on_step` the vectorised
-    environment before each step, e.g. to render it.
+    At every scale, episode i starts from `reset(seed=reset_seed(seed, "rollout", i))` and draws its noise from the
+    stream (seed, "rollout-noise", i). A result depends only on `seed`, index and scale, not on `max_envs`, the other
+    episodes or the sharding. This is exact if the policy computes rows independently; otherwise matrix products round
+    differently for other batch sizes, which chaotic simulations amplify. Actions are clipped to the environment's
+    bounds. `on_progress` gets the number of finished episodes and the total; `on_step` gets the vectorised environment
+    before each step, e.g. to render it.
 
     Raises:
-        DivergenceError: an action that is NaN or infinite.
-        SimulationError: spaces that are not flat Boxes, or a policy of another action size.
+        DivergenceError: an action is NaN or infinite.
+        SimulationError: the spaces are not flat Boxes, or the policy has another action size.
     """
     if not episodes:
         return []
@@ -100,7 +100,7 @@ def rollout(
         _, actions = box_spaces(envs.envs[0])
         if actions.shape[0] != policy.action_size:
             raise SimulationError(
-                f"The policy gives {policy.action_size} actions, '{env_spec.env_id}' takes {actions.shape[0]}. "
+                f"The policy has {policy.action_size} actions, '{env_spec.env_id}' takes {actions.shape[0]}. "
                 "Choose the environment that the policy was trained for."
             )
         return _run(policy, envs, actions, episodes, seed, device, on_progress, on_step)
@@ -172,7 +172,7 @@ def _act(
     if bad.size:
         run = running[bad[0]]
         raise DivergenceError(
-            f"The policy gave a NaN or infinite action at guidance scale {run.episode.guidance_scale:g}, "
+            f"The policy returned a NaN or infinite action at guidance scale {run.episode.guidance_scale:g}, "
             f"step {run.length} of episode {run.episode.index}"
         )
     result: NDArray[Any] = actions

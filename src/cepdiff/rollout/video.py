@@ -1,4 +1,4 @@
-"""Episodes as an MP4 file."""
+"""Video of episodes as an MP4 file."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def record_video(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Episodes 0, 1, ... of `rollout` at one scale, one after the other; written aside and renamed.
+    """Record episodes 0, 1, ... of `rollout` at one scale into a temporary file, then rename it to `path`.
 
     Raises:
-        MissingExtraError: without imageio and its ffmpeg.
-        SimulationError: where nothing can be rendered, e.g. on a machine without a display.
+        MissingExtraError: imageio or its ffmpeg is not installed.
+        SimulationError: the environment cannot be rendered, e.g. without a display.
         DivergenceError: as `rollout`.
     """
     try:
@@ -41,7 +41,7 @@ def record_video(
     except ImportError:
         raise MissingExtraError("Writing a video", "video") from None
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default needs a display, and crashes without
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default crashes without a display
 
     writer: Any = None
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix or '.mp4'}")
@@ -50,13 +50,13 @@ def record_video(
         nonlocal writer
         try:
             frame = envs.render()[0]
-        except Exception as error:  # the kind depends on the graphics library
+        except Exception as error:  # the type depends on the graphics library
             raise SimulationError(
                 f"'{env_spec.env_id}' cannot be rendered ({' '.join(str(error).split())}). On a machine without a "
                 "display set MUJOCO_GL=egl (Debian: libegl1) or MUJOCO_GL=osmesa (libosmesa6)."
             ) from error
         if writer is None:
-            # H.264's usual colour format wants even sizes; imageio would resize to multiples of 16.
+            # H.264's usual colour format needs even sizes; imageio would resize to multiples of 16.
             writer = imageio.get_writer(aside, fps=envs.metadata.get("render_fps", 30), macro_block_size=2)
         writer.append_data(frame)
 

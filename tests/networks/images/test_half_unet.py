@@ -130,7 +130,7 @@ def test_channels_last_changes_the_memory_format_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 3}, "64 values are no square image of 3 channels"),
+        ({"channels": 3}, "64 values do not form a square image of 3 channels"),
         ({"num_heads": 0}, "num_heads is 0"),
         ({"pooling": "max"}, "pooling is 'max'; expected average or attention"),
         ({"block_channels": (8,) * 5}, "half U-Net halves 8 x 8 pixels too often: the side must be a multiple of 16"),
@@ -142,5 +142,5 @@ def test_what_makes_no_network_is_refused(options: dict[str, Any], message: str)
 
 
 def test_data_with_a_condition_are_refused() -> None:
-    with pytest.raises(ConfigError, match="HalfUNet has no condition; the data's observations have 5 values"):
+    with pytest.raises(ConfigError, match="HalfUNet takes no condition, but the data's observations have 5 values"):
         HalfUNet(5, A, channels=C)

@@ -142,7 +142,7 @@ def edit(path: Path, **values: Any) -> None:
         ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel; expected an unconditional UNet2DModel"),
         ({"num_class_embeds": 10}, "is conditioned on classes"),
         ({"in_channels": 3, "out_channels": 3}, "3 input and 3 output channels; expected channels = 1 of both"),
-        ({"sample_size": 16}, "is made for images of 16 x 16 pixels; the data's have 8 x 8"),
+        ({"sample_size": 16}, "is made for images of 16 x 16 pixels; the data have 8 x 8"),
         ({"time_embedding_type": "fourier"}, "embeds timesteps as 'fourier'"),
         ({"layers_per_block": 2}, "its weights do not fit its config.json .missing keys"),
         ({"block_out_channels": [8, 16]}, "its weights"),
@@ -168,7 +168,7 @@ def test_torn_and_missing_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"pickles \(.bin\) are not loaded: convert it"):
         load(folder)
     config.write_text(config.read_text()[:40])
-    with pytest.raises(ConfigError, match=r"config.json is no JSON file, or is torn"):
+    with pytest.raises(ConfigError, match=r"config.json is not valid JSON"):
         load(folder)
     config.write_text("[]")
     with pytest.raises(ConfigError, match=r"config.json holds a list"):
@@ -176,7 +176,7 @@ def test_torn_and_missing_files(folder: Path, tmp_path: Path) -> None:
     config.unlink()
     with pytest.raises(ConfigError, match=r"has neither config.json nor unet/config.json"):
         load(folder)
-    with pytest.raises(ConfigError, match=r"nowhere' is no folder; expected one of diffusers, or a hub id"):
+    with pytest.raises(ConfigError, match=r"nowhere' is no folder; expected a diffusers folder or a hub id"):
         load(tmp_path / "nowhere")
 
 

@@ -95,8 +95,8 @@ def test_networks_from_scratch_are_told_thousandths() -> None:
     ("scheduler", "message"),
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "FlowMatchEuler.* no beta_schedule"),
-        ({"beta_schedule": "squared"}, "no discrete process .*squared"),
-        ({"beta_schedule": "linear", "num_train_timesteps": "many"}, "no discrete process .*many"),
+        ({"beta_schedule": "squared"}, "cannot build a discrete process .*squared"),
+        ({"beta_schedule": "linear", "num_train_timesteps": "many"}, "cannot build a discrete process .*many"),
     ],
 )
 def test_schedulers_that_describe_no_process(scheduler: dict[str, Any], message: str) -> None:
@@ -106,5 +106,5 @@ def test_schedulers_that_describe_no_process(scheduler: dict[str, Any], message:
 
 @pytest.mark.parametrize("abar", [[0.9, 0.9, 0.5], [0.9], [1.0, 0.5], [0.5, 0.0]])
 def test_values_that_are_no_process(abar: list[float]) -> None:
-    with pytest.raises(ConfigError, match="do not fall from step to step"):
+    with pytest.raises(ConfigError, match="must decrease from step to step"):
         MatchedTimesteps(torch.tensor(abar), LinearVP())

@@ -192,7 +192,7 @@ def test_groups_of_four_channels_or_more(channels: tuple[int, ...], groups: int)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 1}, "192 values are no square image of 1 channels"),
+        ({"channels": 1}, "192 values do not form a square image of 1 channels"),
         ({"channels": 0}, "channels is 0"),
         ({"block_channels": (8, 8, 8, 8, 8)}, "8 x 8 pixels too often: the side must be a multiple of 16"),
         ({"block_channels": ()}, r"block_channels is \[\]"),
@@ -202,11 +202,11 @@ def test_groups_of_four_channels_or_more(channels: tuple[int, ...], groups: int)
         ({"attention": (0, 2)}, "attention names level 2; block_channels has levels 0 to 1"),
         ({"prediction": "velocity"}, "prediction is 'velocity'; expected one of epsilon, v_prediction, sample"),
         ({"config": {"block_channels": [8]}}, "config: UNet2DModel has no option 'block_channels'. Did you mean"),
-        ({"config": {"block_out_channels": [32]}}, "config: no UNet2DModel can be made"),
+        ({"config": {"block_out_channels": [32]}}, "config: cannot build a UNet2DModel"),
         ({"config": {"num_class_embeds": 10}}, "conditioned on classes"),
         ({"config": {"time_embedding_type": "fourier"}}, "embeds timesteps as 'fourier'"),
         ({"config": {"out_channels": 6}}, "3 input and 6 output channels"),
-        ({"config": {"sample_size": [8, 4]}}, "images of 8 x 4 pixels; the data's have 8 x 8"),
+        ({"config": {"sample_size": [8, 4]}}, "images of 8 x 4 pixels; the data have 8 x 8"),
         ({"config": {}, "pretrained": "somewhere"}, "both pretrained and config"),
         ({"scheduler": {"beta_schedule": "linear", "prediction_type": "flow"}}, "prediction is 'flow'"),
     ],
@@ -217,7 +217,7 @@ def test_what_makes_no_network_is_refused(options: dict[str, Any], message: str)
 
 
 def test_data_with_a_condition_are_refused() -> None:
-    with pytest.raises(ConfigError, match="UNetScore has no condition; the data's observations have 5 values"):
+    with pytest.raises(ConfigError, match="UNetScore takes no condition, but the data's observations have 5 values"):
         UNetScore(5, A)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cepdiff.data.checks.findings import episodes_of, horizon_of, references_of
 from cepdiff.data.rl.arrays import FloatArray, RawArrays, blocks
 from cepdiff.data.rl.tasks import Task
-from cepdiff.files import written_aside
+from cepdiff.figures import new_figure, save_figure
 
 BINS = 50
 
@@ -28,11 +28,7 @@ def action_histogram(actions: FloatArray) -> tuple[npt.NDArray[np.float64], npt.
 
 def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
     """Write a PNG to `path`: histograms of returns and episode lengths, and a heat map with one row per action."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 3.4)
     left, middle, right = figure.subplots(1, 3)
     episodes, horizon = episodes_of(raw), horizon_of(raw, task)
     references = dict(zip(("score 0", "score 100"), references_of(raw, task) or (), strict=False))
@@ -46,8 +42,7 @@ def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
     right.set_ylabel("dimension")
     right.yaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{Path(raw.source).name}: {len(raw):,} rows, {len(episodes.lengths):,} episodes")
-    with written_aside(path) as file:
-        figure.savefig(file, dpi=150, format="png")
+    save_figure(figure, path)
 
 
 def _histogram(axes: Any, values: npt.NDArray[Any], label: str, lines: dict[str, float]) -> None:

@@ -22,7 +22,7 @@ from cepdiff.types import Batch, DataSpec
 class EnergyDataModule(StageDataModule):
     """Points of a density and their energies, for unconditional training of p(x) ∝ q(x) exp(-beta E(x)).
 
-    Networks see the points scaled to [-1, 1] by the data's range, as the field `actions` (B, A); `energies` (B,) are
+    Networks see the points scaled to [-1, 1] by the data's range, as the field `samples` (B, A); `energies` (B,) are
     relative to their minimum, which does not change p. To serve other data, subclass and override `load`, and
     `exact_samples` if you have something better than resampling.
 
@@ -34,6 +34,8 @@ class EnergyDataModule(StageDataModule):
         block_size: minibatches per `training_step`.
         seed: of the points and their order.
     """
+
+    problem = "cepdiff.problems.density.points.PointDensity"
 
     def __init__(
         self, dataset: str, energy: str | None = None, num_points: int = 1_000_000, block_size: int = 50, seed: int = 0
@@ -150,7 +152,7 @@ class EnergyDataModule(StageDataModule):
 
     def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
         scaled = 2.0 * (self.points - self._low) / (self._high - self._low) - 1.0
-        tables = {"actions": scaled, "energies": self.energies - self.energies.min()}
+        tables = {"samples": scaled, "energies": self.energies - self.energies.min()}
         for field in fields:
             if field not in tables:
                 raise ConfigError(f"the module needs the batch field '{field}'; points have {', '.join(tables)}")

@@ -35,7 +35,7 @@ _BROKEN = ("refuse", "skip")
 class ImageDataModule(StageDataModule):
     """Images x ~ q for unconditional training of p(x) ∝ q(x) exp(-beta E_h(x)), with one energy E_h per head.
 
-    Networks see an image as the field `actions` (B, A), A = C H W: flattened channel by channel, in [-1, 1].
+    Networks see an image as the field `samples` (B, A), A = C H W: flattened channel by channel, in [-1, 1].
     `energies` (B, heads) are relative to each head's minimum over the training rows, which does not change p;
     `labels` (B,) are int64. Held-out images are never served. To serve other images, subclass and override `load`.
 
@@ -58,6 +58,8 @@ class ImageDataModule(StageDataModule):
         block_size: minibatches per `training_step`.
         seed: of the held-out images, the hues and the row order.
     """
+
+    problem = "cepdiff.problems.density.images.ImageDensity"
 
     def __init__(
         self,
@@ -250,16 +252,16 @@ class ImageDataModule(StageDataModule):
     def _gather_one(self, field: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
         """Return a function from row numbers (...) to one field (..., size)."""
         data, count = self._loaded(), len(self.images)
-        if field == "actions":
+        if field == "samples":
             images, mirrored = data.images.to(device), self.horizontal_flip
 
-            def actions(rows: Tensor) -> Tensor:
+            def samples(rows: Tensor) -> Tensor:
                 picked = images[rows % count]
                 if mirrored:
                     picked = torch.where((rows >= count)[..., None, None, None], picked.flip(-1), picked)
                 return from_bytes(picked.flatten(-3))  # (..., C, H, W) -> (..., A)
 
-            return actions
+            return samples
         if field == "labels" or (field == "energies" and self.energy == LABELS):
             if data.labels is None:
                 raise ConfigError(f"the module needs the batch field 'labels'; {self.dataset} has none")
@@ -271,7 +273,7 @@ class ImageDataModule(StageDataModule):
             table = self._table()
             shifted = (table - table[self.rows(())].amin(0)).to(device)
             return lambda rows: shifted[rows]
-        raise ConfigError(f"the module needs the batch field '{field}'; images have actions, energies, labels")
+        raise ConfigError(f"the module needs the batch field '{field}'; images have samples, energies, labels")
 
     def _read(self, form: ImageFormat) -> ImageSet:
         if self.dataset == DIGITS:

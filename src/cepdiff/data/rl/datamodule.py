@@ -42,6 +42,8 @@ class OfflineDataModule(StageDataModule):
         seed: of the row order.
     """
 
+    problem = "cepdiff.problems.offline.problem.OfflineRL"
+
     def __init__(
         self,
         dataset: str,

@@ -1,4 +1,4 @@
-"""diffusers' `UNet2DModel`, made of few options or of its own config, and checked against the data."""
+"""diffusers' `UNet2DModel`, built from a few options or its own config, and checked against the data."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from cepdiff.errors import ConfigError, nearest
 from cepdiff.networks.images.library import image_library
 
-HEAD_SIZE = 8  # channels of an attention head
+HEAD_SIZE = 8  # channels per attention head
 
 
 def unet_class() -> Any:
-    """`diffusers.UNet2DModel`; raises MissingExtraError without diffusers."""
+    """Return `diffusers.UNet2DModel`; raises MissingExtraError if diffusers is not installed."""
     return image_library().UNet2DModel
 
 
@@ -29,14 +29,14 @@ def unet_config(
     attention: Sequence[int],
     dropout: float,
 ) -> dict[str, Any]:
-    """Arguments of `UNet2DModel` for square images; raises ConfigError for what makes no network.
+    """Arguments of `UNet2DModel` for square images; raises ConfigError for invalid options.
 
-    Levels are numbered from 0, the images' own resolution, and each has half the side of the one before it. A group
-    of the group norms has at least four channels, so that the coarsest levels of tiny images are not normalised away.
+    Level 0 has the images' resolution, and each further level half the side of the one before. Group norms have at
+    least four channels per group, so that the coarsest levels of tiny images are not normalised away.
     """
     levels = len(block_channels)
     if not levels or min(block_channels) < HEAD_SIZE:
-        raise ConfigError(f"block_channels is {list(block_channels)}; expected {HEAD_SIZE} or more channels a level")
+        raise ConfigError(f"block_channels is {list(block_channels)}; expected {HEAD_SIZE} or more channels per level")
     if layers_per_block < 1:
         raise ConfigError(f"layers_per_block is {layers_per_block}; expected at least 1")
     if not 0.0 <= dropout < 1.0:
@@ -59,7 +59,7 @@ def unet_config(
 
 
 def build_unet(config: Mapping[str, Any], where: str) -> Any:
-    """A `UNet2DModel` with random weights; raises ConfigError with `where` for arguments that it does not take."""
+    """Build a `UNet2DModel` with random weights; raises ConfigError for invalid arguments, naming `where`."""
     cls = unet_class()
     known = list(inspect.signature(cls.__init__).parameters)
     for name in config:
@@ -68,13 +68,13 @@ def build_unet(config: Mapping[str, Any], where: str) -> Any:
     try:
         return cls(**config)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: no UNet2DModel can be made of these arguments ({error})") from error
+        raise ConfigError(f"{where}: cannot build a UNet2DModel from these arguments ({error})") from error
 
 
 def checkpoint_gradients(unet: Any) -> None:
-    """Makes a `UNet2DModel` compute its blocks' activations again in the backward pass instead of keeping them.
+    """Make a `UNet2DModel` recompute its blocks' activations in the backward pass instead of keeping them.
 
-    Random numbers are replayed where there is dropout alone: that reads their state, which a CUDA graph cannot.
+    Random numbers are replayed only if there is dropout: replaying reads their state, which a CUDA graph cannot.
     """
     replay = unet.config["dropout"] > 0.0
     recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=replay)
@@ -82,13 +82,13 @@ def checkpoint_gradients(unet: Any) -> None:
 
 
 def plain_config(unet: Any) -> dict[str, Any]:
-    """The arguments that rebuild a `UNet2DModel`, plain types only."""
+    """Arguments that rebuild a `UNet2DModel`, as plain types."""
     known = inspect.signature(unet_class().__init__).parameters
     return {name: list(v) if isinstance(v, tuple) else v for name, v in unet.config.items() if name in known}
 
 
 def check_unet(config: Mapping[str, Any], channels: int, side: int, where: str) -> None:
-    """Raises ConfigError with `where` unless `config` is an unconditional U-Net for (channels, side, side) images."""
+    """Raise ConfigError, naming `where`, unless `config` is an unconditional U-Net for such images."""
     name = config.get("_class_name", "UNet2DModel")
     if name != "UNet2DModel":
         raise ConfigError(f"{where} is a {name}; expected an unconditional UNet2DModel")
@@ -97,7 +97,7 @@ def check_unet(config: Mapping[str, Any], channels: int, side: int, where: str) 
     embedding = config.get("time_embedding_type", "positional")
     if embedding != "positional":
         raise ConfigError(
-            f"{where} embeds timesteps as '{embedding}'; expected 'positional', which any noise level has"
+            f"{where} embeds timesteps as '{embedding}'; expected 'positional', which takes any noise level"
         )
     found = config.get("in_channels", 3), config.get("out_channels", 3)
     if found != (channels, channels):
@@ -108,7 +108,7 @@ def check_unet(config: Mapping[str, Any], channels: int, side: int, where: str) 
     sides = [side] if size is None else [size] if isinstance(size, int) else list(size)
     if any(value != side for value in sides):
         raise ConfigError(
-            f"{where} is made for images of {sides[0]} x {sides[-1]} pixels; the data's have {side} x {side}"
+            f"{where} is made for images of {sides[0]} x {sides[-1]} pixels; the data have {side} x {side}"
         )
     factor = 2 ** (len(config.get("block_out_channels", (0,) * 4)) - 1)
     if side % factor:

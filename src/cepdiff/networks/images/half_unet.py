@@ -1,4 +1,4 @@
-"""The energy network of images: the encoder half of a U-Net, with one logit a head."""
+"""The energy network for images: the encoder half of a U-Net, with one logit per head."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from cepdiff.networks.mlp import OutputLinear
 class HalfUNet(nn.Module):
     """Time embedding, down blocks and middle block of diffusers' `UNet2DModel`, pooled to logits of several energies.
 
-    x (..., A) with A = C * H * W flattened channel first, t (...) with broadcasting leading axes -> (..., H), head h
-    standing for -E_t of energy h. The condition is not looked at. The images are scaled by alpha_t: all noise looks
-    alike then, as in `ResidualEnergy`. The output layer starts at random and not at zero, through which the encoder
-    would get no gradient.
+    x (..., A) with A = C * H * W flattened channel first, t (...) with broadcasting leading axes -> (..., H); head h
+    stands for -E_t of energy h. The condition is ignored. Images are scaled by alpha_t, so that pure noise always looks
+    the same, as in `ResidualEnergy`. The output layer is initialised randomly: from zero the encoder would get no
+    gradient.
 
     Args:
         condition_size: must be 0.
         data_size: A.
         num_heads: H.
         channels: C.
-        block_channels: of the levels, each of half the side of the one before it.
-        layers_per_block: residual blocks a level.
-        attention: levels with self-attention, from 0, the images' own resolution; the coarsest has one in any case.
-        dropout: in the residual blocks.
-        pooling: "average" over pixels, or "attention": the mean asks all pixels (Radford et al. 2021, as Dhariwal &
-            Nichol 2021 pool their classifier).
-        schedule: whose alpha_t it is; None is `LinearVP()`.
-        gradient_checkpointing: activations are computed again in the backward pass: less memory, more time.
-        channels_last: memory format of weights and activations, which tensor cores like.
+        block_channels: channels per level; each level has half the side of the one before.
+        layers_per_block: residual blocks per level.
+        attention: levels with self-attention; level 0 has the images' resolution. The middle block always has it.
+        dropout: dropout in the residual blocks.
+        pooling: "average" over pixels, or "attention": the mean attends to all pixels (Radford et al. 2021; used by the
+            classifier of Dhariwal & Nichol 2021).
+        schedule: noise schedule of alpha_t; None is `LinearVP()`.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        channels_last: memory format of weights and activations that suits tensor cores.
 
     Raises:
-        ConfigError: sizes that do not fit.
+        ConfigError: sizes do not fit.
         MissingExtraError: diffusers is not installed.
     """
 
@@ -89,7 +89,7 @@ class HalfUNet(nn.Module):
         images, times, leading = as_images(self.schedule.alpha(t).unsqueeze(-1) * x, t, self.channels)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        # The sinusoids come in float32 whatever the weights are.
+        # The sinusoids are float32 whatever the weights' type.
         embedding = self.time_embedding(self.time_proj(scaled_times(times)).to(images.dtype))
         hidden = self.conv_in(images)
         for block in self.down_blocks:

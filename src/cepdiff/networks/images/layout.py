@@ -1,4 +1,4 @@
-"""Flat samples as square images: A = C * H * W values, channel first, and back."""
+"""Conversion of flat samples, A = C * H * W values with channels first, to square images."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from cepdiff.errors import ConfigError
 
 
 def square_side(data_size: int, channels: int) -> int:
-    """H = W of images of `channels` channels and `data_size` values; raises ConfigError where there is none."""
+    """Side H = W of images with `channels` channels and `data_size` values; raises ConfigError if there is none."""
     if channels < 1:
         raise ConfigError(f"channels is {channels}; expected at least 1")
     side = math.isqrt(data_size // channels)
     if channels * side * side != data_size or not side:
-        raise ConfigError(f"{data_size} values are no square image of {channels} channels: check channels")
+        raise ConfigError(f"{data_size} values do not form a square image of {channels} channels: check channels")
     return side
 
 
 def refuse_condition(condition_size: int, name: str) -> None:
-    """Raises ConfigError for data with a condition, which image networks do not take."""
+    """Raise ConfigError for data with a condition, which image networks do not take."""
     if condition_size:
-        raise ConfigError(f"{name} has no condition; the data's observations have {condition_size} values")
+        raise ConfigError(f"{name} takes no condition, but the data's observations have {condition_size} values")
 
 
 def as_images(x: Tensor, t: Tensor, channels: int) -> tuple[Tensor, Tensor, torch.Size]:
-    """Images (N, C, H, W), one time each (N,), and the leading axes (...) of N, of flat `x` (..., A) and `t` (...).
+    """Return images (N, C, H, W), their times (N,) and the leading axes (...) of N, from `x` (..., A) and `t` (...).
 
     The leading axes of `x` and `t` broadcast against each other.
     """

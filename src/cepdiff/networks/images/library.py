@@ -1,4 +1,4 @@
-"""The library that image networks come from, imported late: it takes seconds."""
+"""Late import of the libraries behind image networks, which takes seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cepdiff.errors import MissingExtraError
 
 
 def image_library(name: str = "diffusers") -> Any:
-    """The package `name` of the extra "images"; raises MissingExtraError where it is not installed."""
+    """Import the package `name` of the extra "images"; raises MissingExtraError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

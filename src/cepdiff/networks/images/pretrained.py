@@ -1,8 +1,7 @@
 """Pretrained image diffusion models in diffusers' formats: found, checked and loaded, on disk or on the hub.
 
-Known layouts: a folder of `UNet2DModel.save_pretrained`, and that of a `DDPMPipeline` with `unet/` and `scheduler/`
-(or, as its first models have it, all in one folder). Weights are read from safetensors files alone: a pickle from
-elsewhere can run any code.
+Known layouts: a folder of `UNet2DModel.save_pretrained`, or of a `DDPMPipeline` with `unet/` and `scheduler/` (its
+oldest models have all files in one folder). Weights are only read from safetensors files: a pickle can run any code.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from cepdiff.networks.images.architecture import check_unet, unet_class
 from cepdiff.networks.images.library import image_library
 
 WEIGHTS = "diffusion_pytorch_model"
-# Whole or in shards, but no variants of lower precision beside them.
+# Single or sharded, without the variants of lower precision.
 WEIGHT_FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}-*-of-*.safetensors")
 HUB_FILES = ("config.json", "scheduler_config.json", f"{WEIGHTS}.safetensors.index.json", *WEIGHT_FILES)
-# Not the paths of a file system: "name" or "owner/name".
+# "name" or "owner/name", not a file system path.
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class PretrainedUNet:
-    """The files of a pretrained U-Net: its folder, both configs as they stand, None where there is no scheduler's."""
+    """Files of a pretrained U-Net: its folder and both configs; `scheduler` is None if there is none."""
 
     name: str
     folder: Path
@@ -37,7 +36,7 @@ class PretrainedUNet:
     files: tuple[Path, ...]
 
     def load(self, channels: int, side: int) -> Any:
-        """The U-Net with its weights in float32; raises ConfigError for another architecture or a torn file."""
+        """Load the U-Net in float32; raises ConfigError for another architecture or a damaged file."""
         check_unet(self.config, channels, side, self.name)
         if not any(path.suffix == ".safetensors" for path in self.files):
             raise ConfigError(
@@ -53,7 +52,7 @@ class PretrainedUNet:
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
             )
-        except Exception as error:  # diffusers and safetensors raise many kinds on torn or foreign files
+        except Exception as error:  # diffusers and safetensors raise many types on damaged or foreign files
             first_line = str(error).strip().split("\n")[0]
             raise ConfigError(f"{self.name}: its weights cannot be read ({first_line})") from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -75,12 +74,12 @@ class PretrainedUNet:
 
 
 def find_pretrained(pretrained: str, revision: str | None = None, cache_dir: str | None = None) -> PretrainedUNet:
-    """The model in the folder `pretrained`, or of that hub id (downloaded to the hub's cache, or found there).
+    """Find the model in the folder `pretrained`, or of that hub id (downloaded unless it is in the hub's cache).
 
-    `revision` is a branch, tag or commit, `cache_dir` another place for downloads; both for hub ids alone.
+    `revision` is a branch, tag or commit, `cache_dir` another folder for downloads; both apply only to hub ids.
 
     Raises:
-        ConfigError: no such folder or model, no network, no `config.json` in it, or a torn one.
+        ConfigError: no such folder or model, no network, or a missing or invalid `config.json`.
         MissingExtraError: a hub id without the hub's client.
     """
     root = Path(pretrained).expanduser()
@@ -88,7 +87,7 @@ def find_pretrained(pretrained: str, revision: str | None = None, cache_dir: str
         root = _from_hub(pretrained, revision, cache_dir)
     folder = root / "unet" if (root / "unet").is_dir() else root
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{pretrained} has neither config.json nor unet/config.json; expected a folder of diffusers")
+        raise ConfigError(f"{pretrained} has neither config.json nor unet/config.json; expected a diffusers folder")
     candidates = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
     schedulers = [path for path in candidates if path.is_file()][:1]
     weights = sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
@@ -102,14 +101,14 @@ def find_pretrained(pretrained: str, revision: str | None = None, cache_dir: str
 
 
 def pretrained_hash(pretrained: str, revision: str | None = None, cache_dir: str | None = None) -> str:
-    """Hash of what `find_pretrained` finds: for a run's record of what its prior was made from."""
+    """Hash of the model that `find_pretrained` finds, for a run's record of its prior's source."""
     return find_pretrained(pretrained, revision, cache_dir).hash()
 
 
 def _from_hub(pretrained: str, revision: str | None, cache_dir: str | None) -> Path:
     """The local snapshot of a hub model: configs and safetensors weights, nothing else."""
     if not HUB_ID.fullmatch(pretrained) or Path(pretrained).exists():
-        raise ConfigError(f"pretrained: '{pretrained}' is no folder; expected one of diffusers, or a hub id owner/name")
+        raise ConfigError(f"pretrained: '{pretrained}' is no folder; expected a diffusers folder or a hub id")
     hub = image_library("huggingface_hub")
     errors = image_library("huggingface_hub.errors")
     patterns = [f"{folder}{name}" for folder in ("", "unet/", "scheduler/") for name in HUB_FILES]
@@ -118,13 +117,13 @@ def _from_hub(pretrained: str, revision: str | None, cache_dir: str | None) -> P
     except errors.RevisionNotFoundError as error:
         raise ConfigError(f"pretrained: the hub's '{pretrained}' has no revision '{revision}'") from error
     except errors.GatedRepoError as error:
-        raise ConfigError(f"pretrained: the hub's '{pretrained}' asks for a login: run `hf auth login`") from error
+        raise ConfigError(f"pretrained: the hub's '{pretrained}' requires a login: run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
         raise ConfigError(f"pretrained: '{pretrained}' is neither a folder nor a public model of the hub") from error
-    except Exception as error:  # the network has many ways to fail, and the hub's client its own kind for each
+    except Exception as error:  # the network fails in many ways, each with its own type
         raise ConfigError(
-            f"pretrained: '{pretrained}' is no folder, is not in the hub's cache, and the hub cannot be reached "
-            f"({type(error).__name__}): download it where there is a network, and name the folder"
+            f"pretrained: '{pretrained}' is not a folder and not in the hub's cache, and the hub cannot be reached "
+            f"({type(error).__name__}): download it on a machine with a network and pass the folder"
         ) from error
 
 
@@ -132,7 +131,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON file, or is torn: download it again") from error
+        raise ConfigError(f"{path} is not valid JSON: download it again") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected a JSON object")
     return values

@@ -1,8 +1,8 @@
-"""Diffusion times as networks are told them: the timesteps of a discrete process, matched by log-SNR.
+"""Timesteps of a discrete process for given diffusion times, matched by log-SNR.
 
-A network that was trained on a variance-preserving process with N steps knows its noise level by a timestep k in
-0..N-1, where x_k = sqrt(abar_k) x_0 + sqrt(1 - abar_k) eps. It serves any other variance-preserving process: at equal
-half log-SNR lambda the two have equal alpha and sigma (Kingma et al. 2021, "Variational Diffusion Models", Sec. 5.1).
+A network trained on a variance-preserving process with N steps gets the noise level as a timestep k in 0..N-1, where
+x_k = sqrt(abar_k) x_0 + sqrt(1 - abar_k) eps. It works for any other variance-preserving process: at equal half log-SNR
+lambda both have the same alpha and sigma (Kingma et al. 2021, "Variational Diffusion Models", Sec. 5.1).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.errors import ConfigError
 from cepdiff.networks.images.library import image_library
 
-# What t = 1 is told as where there is no discrete process: UNet2DModel's sinusoids are made for numbers up to about it.
+# Timestep of t = 1 without a discrete process: UNet2DModel's sinusoids are made for numbers up to about this.
 TIMESTEPS_PER_UNIT = 1000.0
-# What of a scheduler's config describes the process; the rest is its way of sampling.
+# Keys of a scheduler's config that describe the process; the others are about sampling.
 PROCESS = (
     "num_train_timesteps",
     "beta_start",
@@ -36,10 +36,10 @@ def scaled_times(t: Tensor) -> Tensor:
 
 
 def alphas_cumprod(scheduler: Mapping[str, Any], where: str) -> Tensor:
-    """abar (N,) of the discrete process that a diffusers scheduler's config describes; `where` begins messages.
+    """abar (N,) of the discrete process that a diffusers scheduler's config describes; messages start with `where`.
 
     Raises:
-        ConfigError: a scheduler without betas (no variance-preserving process), or values that make none.
+        ConfigError: the scheduler has no betas (not a variance-preserving process) or invalid values.
         MissingExtraError: diffusers is not installed.
     """
     if not ({"beta_schedule", "trained_betas"} & scheduler.keys()):
@@ -49,18 +49,18 @@ def alphas_cumprod(scheduler: Mapping[str, Any], where: str) -> Tensor:
     try:
         return torch.as_tensor(image_library().DDPMScheduler(**process).alphas_cumprod)
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{where}: no discrete process can be made of {process} ({error})") from error
+        raise ConfigError(f"{where}: cannot build a discrete process from {process} ({error})") from error
 
 
 class MatchedTimesteps(nn.Module):
     """Timesteps of a discrete process for the times of `schedule`, by equal half log-SNR.
 
-    Between the process's steps lambda is interpolated linearly; times beyond its first and last step are told as
-    these. A last step without any signal (zero terminal SNR) has no lambda and counts as beyond.
+    Between the process's steps, lambda is interpolated linearly; times outside them get the first or last step. A last
+    step without any signal (zero terminal SNR) has no lambda and is dropped.
 
     Args:
         alphas_cumprod: abar (N,) of the process, decreasing in (0, 1).
-        schedule: of the times.
+        schedule: noise schedule of the times.
     """
 
     lambdas: Tensor
@@ -71,14 +71,14 @@ class MatchedTimesteps(nn.Module):
         if lambdas[-1] == -torch.inf:
             lambdas = lambdas[:-1]
         if len(lambdas) < 2 or not bool(lambdas.isfinite().all() and (lambdas.diff() < 0.0).all()):
-            raise ConfigError("the scheduler's alphas_cumprod do not fall from step to step between 1 and 0")
+            raise ConfigError("the scheduler's alphas_cumprod must decrease from step to step, between 1 and 0")
         self.schedule = schedule
         # Not saved with the weights: they follow from the arguments.
         self.register_buffer("lambdas", lambdas.flip(0).float(), persistent=False)  # increasing, step N-1 first
         self.first_time, self.last_time = schedule.inverse_lambda(lambdas[[0, -1]]).tolist()
 
     def within(self, t: Tensor) -> Tensor:
-        """`t` moved to the nearest time that the process has."""
+        """Clamp `t` to the times that the process covers."""
         return t.clamp(self.first_time, self.last_time)
 
     def forward(self, t: Tensor) -> Tensor:

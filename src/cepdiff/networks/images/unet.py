@@ -17,7 +17,7 @@ from cepdiff.networks.images.pretrained import find_pretrained
 from cepdiff.networks.images.timesteps import MatchedTimesteps, alphas_cumprod, scaled_times
 from cepdiff.types import Predictor
 
-# What a U-Net predicts, in diffusers' words -> the noise prediction made of it.
+# Prediction type in diffusers' terms -> conversion to a noise prediction.
 PREDICTIONS: dict[str, Callable[[NoiseSchedule, Predictor], Predictor]] = {
     "epsilon": lambda schedule, predictor: predictor,
     "v_prediction": noise_from_velocity,
@@ -29,34 +29,34 @@ class UNetScore(nn.Module):
     """A U-Net on square images as a noise predictor, for unconditional models.
 
     x (..., A) with A = C * H * W flattened channel first, t (...) with broadcasting leading axes -> (..., A). The
-    condition is not looked at.
+    condition is ignored.
 
-    The architecture comes from one of three: `pretrained`; `config`; or the options from `block_channels` to `dropout`.
-    A pretrained network was trained at the timesteps of its scheduler, which `schedule`'s times are mapped onto, see
-    `MatchedTimesteps`; from scratch a network is told 1000 t. `rebuild_args` replace what names files, so that a
-    finished run does not need them again.
+    The architecture comes from `pretrained`, `config`, or the options from `block_channels` to `dropout`. A pretrained
+    network was trained at the timesteps of its scheduler, to which `MatchedTimesteps` maps the times of `schedule`; a
+    network from scratch gets 1000 t. `rebuild_args` replaces arguments that name files, so that a finished run does not
+    need those files.
 
     Args:
         condition_size: must be 0.
         data_size: A.
         channels: C.
-        block_channels: of the levels, each of half the side of the one before it.
-        layers_per_block: residual blocks a level.
-        attention: levels with self-attention, from 0, the images' own resolution; the coarsest has one in any case.
-        dropout: in the residual blocks.
+        block_channels: channels per level; each level has half the side of the one before.
+        layers_per_block: residual blocks per level.
+        attention: levels with self-attention; level 0 has the images' resolution. The middle block always has it.
+        dropout: dropout in the residual blocks.
         pretrained: a folder of `UNet2DModel.save_pretrained` or of a `DDPMPipeline`, or a hub id, with safetensors.
         revision: branch, tag or commit of a hub id.
-        cache_dir: where the hub's files are kept; None is the hub's own place.
-        config: arguments of `UNet2DModel`, in place of `block_channels` to `dropout`.
-        scheduler: `beta_schedule`, `prediction_type` and whatever else a diffusers scheduler's config says of the
-            process that the network is for; None is the one beside the pretrained weights.
-        prediction: of the U-Net: "epsilon", "v_prediction" or "sample"; None is what the scheduler says, else epsilon.
-        schedule: of the times t; None is `LinearVP()`.
-        gradient_checkpointing: activations are computed again in the backward pass: less memory, more time.
-        channels_last: memory format of weights and activations, which tensor cores like.
+        cache_dir: folder for the hub's files; None is the hub's default.
+        config: arguments of `UNet2DModel`, instead of `block_channels` to `dropout`.
+        scheduler: the network's training process as in a diffusers scheduler's config (`beta_schedule`,
+            `prediction_type`, ...); None is the one saved with the pretrained weights.
+        prediction: "epsilon", "v_prediction" or "sample"; None is the scheduler's, or epsilon without one.
+        schedule: noise schedule of the times t; None is `LinearVP()`.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        channels_last: memory format of weights and activations that suits tensor cores.
 
     Raises:
-        ConfigError: sizes that do not fit, or what `find_pretrained` and `PretrainedUNet.load` raise it for.
+        ConfigError: sizes do not fit, or as `find_pretrained` and `PretrainedUNet.load`.
         MissingExtraError: diffusers is not installed.
     """
 
@@ -89,7 +89,7 @@ class UNetScore(nn.Module):
             scheduler = found.scheduler if scheduler is None else scheduler
             if scheduler is None:
                 raise ConfigError(
-                    f"{pretrained} has no scheduler_config.json, so nothing tells the noise it was trained on: give "
+                    f"{pretrained} has no scheduler_config.json, so the noise it was trained on is unknown: give "
                     f"scheduler, e.g. {{beta_schedule: linear, prediction_type: epsilon}}"
                 )
             unet = found.load(channels, side)
@@ -117,10 +117,7 @@ class UNetScore(nn.Module):
 
     @property
     def rebuild_args(self) -> dict[str, Any]:
-        """Arguments to put over those of the constructor for the same network without the files it was made from.
-
-        Plain types only. The weights are in `state_dict`.
-        """
+        """Plain constructor arguments that rebuild the network, apart from its weights, without the original files."""
         return {
             "pretrained": None,
             "revision": None,
@@ -137,7 +134,7 @@ class UNetScore(nn.Module):
         return noise(x, t.unsqueeze(-1))  # (...) -> (..., 1)
 
     def _output(self, x: Tensor, t: Tensor) -> Tensor:
-        """What the U-Net itself predicts, (..., A), at `x` (..., A) and `t` (..., 1)."""
+        """The U-Net's own prediction (..., A) at `x` (..., A) and `t` (..., 1)."""
         images, times, leading = as_images(x, t.squeeze(-1), self.channels)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

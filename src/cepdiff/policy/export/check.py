@@ -1,4 +1,4 @@
-"""Does an exported sampler act as its policy does, and how fast?"""
+"""Compare an exported sampler with its policy: actions and latency."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Latency:
 
 @dataclass(frozen=True)
 class Check:
-    """Largest difference from the policy by guidance scale, in parts of the action range, and latencies."""
+    """Largest difference from the policy per guidance scale, as a fraction of the action range, and latencies."""
 
     differences: dict[float, float]
     latencies: list[Latency]
 
     @property
     def passed(self) -> bool:
-        """Whether the file acts as the policy does."""
+        """True if the file acts as the policy does."""
         return all(difference <= TOLERANCE for difference in self.differences.values())  # NaN fails
 
     def differences_text(self) -> str:
         """One line."""
         parts = ", ".join(f"{value:.1e} at scale {scale:g}" for scale, value in self.differences.items())
-        return f"largest difference from the policy, in parts of the action range: {parts}"
+        return f"largest difference from the policy, as a fraction of the action range: {parts}"
 
     def table(self) -> str:
         """Latencies, for a terminal."""
@@ -58,7 +58,7 @@ class Check:
 
 
 def load(content: bytes, file_format: Format) -> Sampler:
-    """The sampler in the content of a file, on as many threads as torch has."""
+    """The sampler in the content of a file, on as many threads as torch uses."""
     if file_format == "torch":
         module = torch.export.load(io.BytesIO(content)).module()
 
@@ -96,9 +96,9 @@ def check(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str]) -> Check
 def example(
     policy: GuidedPolicy, names: Sequence[str], num_rows: int, scale: float
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs of a file, and the noise (B, A) that makes the policy act alike.
+    """Inputs of a file, and the noise (B, noise_size) for which the policy acts the same.
 
-    Observations are normal, with the buffer's mean and standard deviation where the policy knows them.
+    Observations are normal, with the buffer's mean and standard deviation if the policy has them.
     """
     generator = torch.Generator().manual_seed(num_rows)
     seed = torch.tensor(1000 + num_rows)
@@ -106,7 +106,7 @@ def example(
     mean, std = policy.spec.observation_mean, policy.spec.observation_std
     if mean is not None and std is not None:
         observations = torch.tensor(mean) + torch.tensor(std) * observations
-    noise = noise_of_seed(seed, num_rows, policy.action_size)
+    noise = noise_of_seed(seed, num_rows, policy.noise_size)
     every = {
         "observations": observations,
         "guidance_scale": torch.full((num_rows,), scale),
@@ -136,7 +136,7 @@ def _latency(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str], num_r
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
-    """Median of some calls after a first one, which prepares."""
+    """Median of some calls, after a first one that prepares."""
     call()
     seconds: list[float] = []
     while len(seconds) < MIN_CALLS or (sum(seconds) < SECONDS and len(seconds) < MAX_CALLS):

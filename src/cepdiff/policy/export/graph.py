@@ -1,8 +1,8 @@
 """The whole guided sampler of a policy as one graph of tensor operators, and as a file that needs no cepdiff.
 
-The solver is unrolled, the energy gradient is written out as operators, and all that hangs on the diffusion time alone
-(embeddings, coefficients) is computed once, here. A file takes keyword inputs and gives actions; which inputs it has
-hangs on the policy, see `input_names`.
+The solver is unrolled, the energy gradient is written out as operators, and everything that depends on the diffusion
+time only (embeddings, coefficients) is computed once, here. A file takes keyword inputs and returns actions; which
+inputs depends on the policy, see `input_names`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cepdiff import __version__
-from cepdiff.diffusion.guidance import logits_gradient
-from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.errors import ConfigError, MissingExtraError, RunError
 from cepdiff.policy.export.noise import noise_of_seed
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.sampler import GuidedSampler, is_static
 
 Format = Literal["torch", "onnx"]
 Randomness = Literal["seed", "noise"]
 SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
 DEFAULT_OPSET = 18
 MIN_OPSET = 18  # the first with bitwise operators
-# Where a file keeps what it says about itself: an extra file of a .pt2, an entry of an .onnx file's metadata.
+# Where a file keeps its metadata: an extra file of a .pt2, an entry of an .onnx file.
 TORCH_METADATA = "cepdiff.json"
 ONNX_METADATA = "cepdiff"
-# Sizes of the batch that is traced: one that no other axis has, or both would be taken for the same axis.
+# Batch sizes to trace with: one that no other axis has, or both would be taken for the same axis.
 BATCH_SIZES = (13, 17, 19)
 
 
@@ -62,50 +61,51 @@ class TracedSampler:
 
 
 def input_names(policy: GuidedPolicy, randomness: Randomness) -> tuple[str, ...]:
-    """Of "observations" (B, S), "guidance_scale" (B,), "seed" () and "noise" (B, A) those that the file takes.
+    """The file's inputs, of "observations" (B, S), "guidance_scale" (B,), "seed" () and "noise" (B, noise_size).
 
-    An unconditional policy (S = 0) has no observations, and one without an energy network no guidance scale.
+    An unconditional policy (S = 0) takes no observations, and one without an energy network no guidance scale.
 
     Raises:
-        RunError: no input is left that tells the batch size.
+        RunError: no input is left that has the batch size.
     """
     names = ["observations"] if policy.spec.observation_size else []
-    names += ["guidance_scale"] if policy.energy_net is not None else []
+    names += ["guidance_scale"] if policy.sampler.has_energy else []
     if not names and randomness == "seed":
         raise RunError(
-            "this density has no energy network yet, so nothing tells how many samples a seed shall give: finish the "
+            "this density has no energy network yet, so no input says how many samples to draw from a seed: finish the "
             "run with `cepdiff fit`, or use --randomness noise"
         )
     return (*names, randomness)
 
 
 def trace(policy: GuidedPolicy, randomness: Randomness = "seed") -> TracedSampler:
-    """The sampler of `policy`, which lies on the CPU, as a graph; see `input_names` for what it takes.
+    """The sampler of `policy`, on the CPU, as a graph; `input_names` says what it takes.
 
-    With "seed", noise is `noise_of_seed(seed, B, A)`.
+    With "seed", noise is `noise_of_seed(seed, B, noise_size)`.
 
     Raises:
-        ConfigError: a network, solver or schedule that is no fixed sequence of tensor operators.
+        ConfigError: a network, solver, schedule or sampler that is not one fixed sequence of tensor operators.
         RunError: as `input_names`.
     """
+    if not is_static(policy.sampler.sample):
+        raise ConfigError(f"{type(policy.sampler).__name__}.sample cannot be exported: it takes no `static`")
     inputs = _example_inputs(policy, input_names(policy, randomness))
-    solve = _unrolled(policy)
 
     def sampler(*values: Tensor) -> Tensor:
         named = dict(zip(inputs, values, strict=True))
         scale, noise = named.get("guidance_scale"), named.get("noise")
         if noise is None:
-            noise = noise_of_seed(named["seed"], values[0].shape[0], policy.action_size)  # len() would fix it
+            noise = noise_of_seed(named["seed"], values[0].shape[0], policy.noise_size)  # len() would fix it
         observations = named.get("observations")
         condition = noise[:, :0] if observations is None else policy.condition(observations)
-        actions = solve(noise, condition, None if scale is None else scale.unsqueeze(-1))  # (B,) -> (B, 1)
-        return policy.in_bounds(actions)
+        return policy.in_bounds(policy.sampler.sample(condition, noise, scale, static=True))
 
     # Written out as simple operators: ONNX has none of a backward pass.
     table: dict[Any, Callable[..., Any]] = {
         operator: function for operator, function in decomposition_table.items() if "_backward" in str(operator)
     }
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _named(policy.sampler), _named_parts(policy.sampler):
+        sampler(*inputs.values())  # grids of times are computed in float64 here, and found again by the tracer
         tracer = make_fx(sampler, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)
         graph = _with_constants_computed(tracer(*inputs.values()), list(inputs))
         batch = Dim("batch", min=1)
@@ -152,84 +152,27 @@ def onnx_file(sampler: TracedSampler, opset: int = DEFAULT_OPSET) -> bytes:
 
 
 def require_onnx(opset: int = DEFAULT_OPSET) -> None:
-    """Raises what `onnx_file` does before any work."""
+    """Raise what `onnx_file` does, before any work."""
     if opset < MIN_OPSET:
         raise ConfigError(f"the ONNX opset is {opset}; expected {MIN_OPSET} or later")
     if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
         raise MissingExtraError("the format onnx", "onnx")
 
 
-class _Guided(nn.Module):
-    """The guided noise prediction at one time; every row pays for its gradient, for a graph has no choice."""
-
-    def __init__(self, policy: GuidedPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, scale: Tensor | None) -> Tensor:
-        policy = self.policy
-        with _named(policy.eps_net):
-            eps: Tensor = policy.eps_net(x, t, condition)
-        if scale is None:
-            return eps
-        assert policy.energy_net is not None
-        assert policy.logits is not None
-        with _named(policy.energy_net):
-            gradient = logits_gradient(policy.logits, x, t, condition)
-        return eps - policy.schedule.sigma(t) * scale * gradient
-
-
-class _Sampler(nn.Module):
-    """Noise (B, A) to samples (B, A) in [-1, 1]."""
-
-    def __init__(self, policy: GuidedPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-        self.guided = _Guided(policy)
-
-    def forward(self, noise: Tensor, condition: Tensor, scale: Tensor | None) -> Tensor:
-        return sample_guided(
-            lambda x, t, condition: self.guided(x, t, condition, scale),
-            self.policy.schedule,
-            self.policy.solver,
-            condition,
-            noise,
-            data_bound=1.0,
-        )
-
-
-class _SolverTracer(fx.Tracer):
-    """Records a solver's arithmetic and leaves the networks whole.
-
-    Only values that come from the noise are stand-ins, so that the grid of times is computed as ever: in float64, as
-    Python floats, which tracers that replace every tensor cannot give.
-    """
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _Guided)
-
-
-def _unrolled(policy: GuidedPolicy) -> Callable[..., Tensor]:
-    sampler = _Sampler(policy)
-    with _named(policy.solver):
-        graph = _SolverTracer().trace(sampler)
-    return fx.GraphModule(sampler, graph)
-
-
 def _example_inputs(policy: GuidedPolicy, names: tuple[str, ...]) -> dict[str, Tensor]:
     size, action_size = policy.spec.observation_size, policy.action_size
-    rows = next(n for n in BATCH_SIZES if n not in (size, action_size))
+    rows = next(n for n in BATCH_SIZES if n not in (size, action_size, policy.noise_size))
     examples = {
         "observations": torch.zeros(rows, size),
         "guidance_scale": torch.ones(rows),
         "seed": torch.tensor(0),
-        "noise": torch.zeros(rows, action_size),
+        "noise": torch.zeros(rows, policy.noise_size),
     }
     return {name: examples[name] for name in names}
 
 
 def _with_constants_computed(module: fx.GraphModule, names: list[str]) -> fx.GraphModule:
-    """The graph with one stored tensor for each part that hangs on no input; inputs get their `names`.
+    """The graph with one stored tensor for each part that depends on no input; inputs get their `names`.
 
     Stored tensors are copies: a view would bring the whole parameter into the file, and a parameter ask for gradients.
     """
@@ -261,19 +204,19 @@ def _with_constants_computed(module: fx.GraphModule, names: list[str]) -> fx.Gra
 
 
 def _metadata(policy: GuidedPolicy, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """What a file says about itself; plain types."""
+    """A file's metadata; plain types."""
     sizes = {"observations": ["B", policy.spec.observation_size], "guidance_scale": ["B"], "seed": []}
-    sizes["noise"] = ["B", policy.action_size]
+    sizes["noise"] = ["B", policy.noise_size]
     recipe = policy.recipe
     return {
         "cepdiff": __version__,
-        "task": None if recipe is None else recipe.task,
+        "task": None if recipe is None else recipe.dataset,
         "observation_size": policy.spec.observation_size,
         "action_size": policy.action_size,
         "action_low": list(policy.spec.action_low),
         "action_high": list(policy.spec.action_high),
         "guidance_scales": [] if recipe is None else recipe.scales,
-        "num_solver_steps": policy.solver.num_steps,
+        "num_solver_steps": policy.sampler.solver.num_steps,
         "inputs": {
             name: {"shape": sizes[name], "dtype": str(value.dtype).removeprefix("torch.")}
             for name, value in inputs.items()
@@ -284,7 +227,7 @@ def _metadata(policy: GuidedPolicy, inputs: dict[str, Tensor]) -> dict[str, Any]
 
 @contextmanager
 def _named(part: object) -> Iterator[None]:
-    """Turns what goes wrong while `part` is traced into one line that names its class."""
+    """Turn an error while `part` is traced into one line that names its class."""
     try:
         yield
     except ConfigError:
@@ -292,8 +235,29 @@ def _named(part: object) -> Iterator[None]:
     except Exception as error:  # a user's code may raise anything
         raise ConfigError(
             f"{type(part).__name__} cannot be exported ({_cause(error)}): it must be one fixed sequence of tensor "
-            "operators, without branches, shapes or numbers that are read from a tensor's values"
+            "operators, without branches, shapes or numbers that depend on a tensor's values"
         ) from error
+
+
+@contextmanager
+def _named_parts(sampler: GuidedSampler) -> Iterator[None]:
+    """`_named` for each network and the solver, while they are called."""
+    parts = [*((net, "forward") for net in sampler.networks.values()), (sampler.solver, "sample")]
+    for part, method in parts:
+        object.__setattr__(part, method, _naming(part, getattr(part, method)))
+    try:
+        yield
+    finally:
+        for part, method in parts:
+            object.__delattr__(part, method)
+
+
+def _naming(part: object, method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        with _named(part):
+            return method(*args, **options)
+
+    return call
 
 
 def _cause(error: BaseException) -> str:
@@ -305,7 +269,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own insides."""
+    """Hide the exporters' own warnings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """Standard normal noise as a plain function of a seed, in integer arithmetic that any tensor runtime repeats.
 
-A generator with a hidden state cannot be written into a file that other programs run; a counter-based one can. This is
-SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators") with the Box-Muller transform.
+A generator with hidden state cannot be exported; a counter-based one can. This is SplitMix64 (Steele et al. 2014, "Fast
+splittable pseudorandom number generators") with the Box-Muller transform.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-# Constants of SplitMix64 as signed 64-bit numbers: tensors know no others with arithmetic, and products wrap alike.
+# Constants of SplitMix64 as signed 64-bit numbers: tensors have no unsigned arithmetic, and products wrap the same.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
@@ -22,14 +22,14 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
 
 
 def mix(values: Tensor) -> Tensor:
-    """SplitMix64's finalizer, a bijection of 64-bit integers whose every output bit hangs on every input bit."""
+    """SplitMix64's finalizer, a bijection of 64-bit integers; every output bit depends on every input bit."""
     values = (values ^ _shifted(values, 30)) * MULTIPLIERS[0]
     values = (values ^ _shifted(values, 27)) * MULTIPLIERS[1]
     return values ^ _shifted(values, 31)
 
 
 def noise_of_seed(seed: Tensor, num_rows: int, size: int) -> Tensor:
-    """Standard normal noise (num_rows, size) float32 of a seed () int64; a row does not hang on `num_rows`.
+    """Standard normal noise (num_rows, size) float32 of a seed () int64; a row does not depend on `num_rows`.
 
     Element i is made of the i-th output of SplitMix64 in the state mix(seed): its upper half is the radius, its lower
     half the angle. The seed is mixed first, or neighbouring seeds would be neighbouring states. Computed in float64 and

@@ -1,0 +1,134 @@
+"""The guided sampler: the one place where noise predictor, energy, schedule, solver and bounds meet."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cepdiff.diffusion.guidance import predicted_data_logits
+from cepdiff.diffusion.sampling import sample_guided
+from cepdiff.diffusion.schedule import NoiseSchedule
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.energy.heads import head_guidance, without_condition
+from cepdiff.energy.objectives import CEP, EnergyObjective
+from cepdiff.errors import RunError
+from cepdiff.types import EnergyLogits
+
+S = TypeVar("S", bound="GuidedSampler")
+
+
+@dataclass(frozen=True)
+class SamplerParts:
+    """The parts of a sampler.
+
+    Args:
+        size: A, of one sample.
+        networks: by name: "behavior" (the noise predictor) and, once they are trained, "energy" and "critic".
+        schedule: the forward process.
+        solver: of the diffusion ODE.
+        objective: what "energy" was trained on; None is `CEP()`.
+        headed: "energy" has heads; a row's condition is then (1,), the index of its head.
+    """
+
+    size: int
+    networks: Mapping[str, nn.Module]
+    schedule: NoiseSchedule
+    solver: DPMSolver
+    objective: EnergyObjective | None = None
+    headed: bool = False
+
+
+class GuidedSampler:
+    """Samples in [-1, 1] of p(x|s) ∝ q(x|s) exp(-scale beta E(x, s)) by guided diffusion (Lu et al. 2023, Eq. 8).
+
+    To sample in another way, override `sample`, and name the class under `sampler:`. A subclass adds options as
+    arguments after `parts`; policy files keep its class and options.
+
+    Args:
+        parts: networks, schedule, solver and objective.
+    """
+
+    supplied: ClassVar[frozenset[str]] = frozenset({"parts"})
+    needs: ClassVar[tuple[str, ...]] = ("behavior", "energy")
+    """Networks to use, of those there are; policy files keep these."""
+
+    def __init__(self, parts: SamplerParts) -> None:
+        self.size = parts.size
+        self.networks = {name: net.eval() for name, net in parts.networks.items() if name in self.needs}
+        self.schedule = parts.schedule
+        self.solver = parts.solver
+        self.objective = parts.objective or CEP()
+        self.headed = parts.headed
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers per sample: A, unless a subclass draws more."""
+        return self.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next((p.device for net in self.networks.values() for p in net.parameters()), torch.device("cpu"))
+
+    @property
+    def has_energy(self) -> bool:
+        """True if the samples can be guided."""
+        return "energy" in self.networks
+
+    @property
+    def logits(self) -> EnergyLogits | None:
+        """The function whose gradient guides: the energy network, or its value at the predicted clean sample."""
+        if not self.has_energy:
+            return None
+        behavior, energy = self.networks["behavior"], self.networks["energy"]
+        if self.headed:
+            return head_guidance(behavior, energy, self.objective, self.schedule)
+        return predicted_data_logits(energy, behavior, self.schedule) if self.objective.on_clean else energy
+
+    def require_energy(self, guidance_scale: float | Tensor) -> None:
+        """Raise RunError for a scale other than 0 if nothing can guide."""
+        if not self.has_energy and bool((torch.as_tensor(guidance_scale) != 0).any()):
+            raise RunError("there is no energy network yet (the guidance stage is unfinished): use scale 0")
+
+    def on(self: S, device: torch.device | str) -> S:
+        """This sampler on another device; networks are copied, unless they are there already."""
+        if torch.device(device) == self.device:
+            return self
+        moved = copy.deepcopy(self)
+        for net in moved.networks.values():
+            net.to(device)
+        return moved
+
+    def sample(
+        self, condition: Tensor, noise: Tensor, guidance_scale: Tensor | None = None, *, static: bool = False
+    ) -> Tensor:
+        """Samples (..., A) from standard normal `noise` (..., `noise_size`), given `condition` (..., S).
+
+        With guidance all have one batch axis, and `guidance_scale` is (B,); None does not guide, and leading axes
+        broadcast. `static` fixes the sequence of operators, whatever the values are, for capture and export: gradients
+        are computed at scale 0 too. An override without it runs operator by operator only.
+        """
+        behavior = self.networks["behavior"]
+        with torch.no_grad():
+            return sample_guided(
+                without_condition(behavior) if self.headed else behavior,
+                self.schedule,
+                self.solver,
+                condition,
+                noise,
+                logits=None if guidance_scale is None else self.logits,
+                guidance_scale=guidance_scale,
+                data_bound=1.0,
+                guide_every_row=static,
+            )
+
+
+def is_static(sample: Callable[..., Tensor]) -> bool:
+    """True if this `sample` can be captured and exported: it takes `static`."""
+    return "static" in inspect.signature(sample).parameters

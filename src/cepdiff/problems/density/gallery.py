@@ -1,0 +1,108 @@
+"""Pictures of samples: grids of images, and their hues next to those of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cepdiff.data.images.energies import from_bytes
+from cepdiff.figures import new_figure, save_figure
+from cepdiff.files import written_aside
+from cepdiff.policy.images import tiled
+from cepdiff.problems.density.judges import EnergyJudge, image_hues
+
+SHOWN_HEADS = 20
+BINS = 36
+
+
+def shown_heads(count: int) -> list[int]:
+    """The heads that figures show: all, or some evenly spaced."""
+    shown = min(count, SHOWN_HEADS)
+    return [index * count // shown for index in range(shown)]
+
+
+def plot_grids(samples: Mapping[float, Tensor], heads: Sequence[str], path: Path, title: str) -> None:
+    """One grid per guidance scale of images (H, M, C, H, W) uint8, with one row per head, named `heads`."""
+    figure = new_figure(0.35 * next(iter(samples.values())).shape[1] * len(samples) + 1.0, 0.35 * len(heads) + 0.9)
+    panels = figure.subplots(1, len(samples), squeeze=False)[0]
+    for axes, (scale, images) in zip(panels, samples.items(), strict=True):
+        axes.imshow(tiled(images).permute(1, 2, 0).numpy(), interpolation="nearest")
+        height = images.shape[-2] + 1
+        axes.set_yticks([height * row + height / 2 for row in range(len(heads))], heads, fontsize=7)
+        axes.tick_params(length=0)
+        axes.set_xticks([])
+        axes.set_title(f"scale {scale:g}", fontsize=9)
+    for axes in panels[1:]:
+        axes.set_yticks([])
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def plot_hues(
+    samples: Mapping[float, Tensor],
+    heads: Sequence[int],
+    judge: EnergyJudge,
+    names: Sequence[str],
+    path: Path,
+    title: str,
+) -> None:
+    """Histograms of the hues of samples (H, M, C, H, W) uint8, of the data and of the reweighted data.
+
+    One row per guidance scale, one column per head of `heads`.
+    """
+    assert judge.hues is not None
+    figure = new_figure(2.0 * len(heads) + 1.0, 1.3 * len(samples) + 1.0)
+    panels = figure.subplots(len(samples), len(heads), squeeze=False, sharex=True)
+    for row, (scale, images) in zip(panels, samples.items(), strict=True):
+        for axes, head in zip(row, heads, strict=True):
+            ones = torch.ones_like(judge.hues)
+            for hues, weights, style in (
+                (image_hues(from_bytes(images[head])), None, {"color": "tab:blue", "fill": True, "label": "samples"}),
+                (judge.hues, judge.weights(head, scale), {"color": "black", "label": "reweighted data"}),
+                (judge.hues, ones, {"color": "tab:gray", "linestyle": ":", "label": "data"}),
+            ):
+                axes.stairs(histogram(hues, weights), [index / BINS for index in range(BINS + 1)], **style)
+            axes.set_yticks([])
+        row[0].set_ylabel(f"scale {scale:g}", fontsize=8)
+    for axes, head in zip(panels[0], heads, strict=True):
+        axes.set_title(f"head {names[head]}", fontsize=9)
+    panels[-1][0].set_xlabel("hue", fontsize=8)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def histogram(hues: Tensor, weights: Tensor | None) -> Any:
+    """Density in each of the bins of [0, 1)."""
+    bins = (hues * BINS).long().clamp(max=BINS - 1)
+    masses = torch.ones_like(hues) if weights is None else weights
+    counts = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, masses.double())
+    return (counts * BINS / counts.sum()).numpy()
+
+
+def write_picture(path: Path, images: Tensor) -> None:
+    """Write images (N, C, H, W) uint8 as one nearly square grid, a PNG file."""
+    from PIL import Image
+
+    columns = math.isqrt(len(images) - 1) + 1
+    rows = -(-len(images) // columns)
+    missing = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)
+    grid = tiled(torch.cat([images, missing]).reshape(rows, columns, *images.shape[1:]))
+    with written_aside(path) as file:
+        Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(file, format="png")
+
+
+def write_array(path: Path, images: Tensor) -> None:
+    """Write images (N, C, H, W) uint8 as the array `images` of an NPZ file."""
+    with written_aside(path) as file:
+        np.savez_compressed(file, images=images.numpy())
+
+
+WRITERS: dict[str, Callable[[Path, Tensor], None]] = {".png": write_picture, ".npz": write_array}

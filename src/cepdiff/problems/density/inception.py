@@ -1,0 +1,52 @@
+"""The Fréchet inception distance, if its weights are available."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cepdiff.data.images.datamodule import ImageDataModule
+from cepdiff.errors import ConfigError
+from cepdiff.runs.results import Row
+
+SIZE = 64  # images at a time
+
+
+def check_inception(weights: str) -> None:
+    """Raise ConfigError unless `weights` is a file, and the packages that read it are installed."""
+    if not Path(weights).expanduser().is_file():
+        raise ConfigError(f"evaluation.fid_weights: there is no file {weights}; leave it out for no FID")
+    try:
+        import torch_fidelity  # type: ignore[import-not-found]  # noqa: F401
+        import torchmetrics.image.fid  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "evaluation.fid_weights needs torchmetrics and torch-fidelity: pip install 'torchmetrics[image]'"
+        ) from error
+
+
+def fid_rows(
+    samples: Mapping[float, Tensor], data: ImageDataModule, weights: str, device: torch.device | str
+) -> list[Row]:
+    """The FID of each scale's samples (H, M, C, H, W) against the training images."""
+    real = data.images[data.train_rows]
+    return [
+        Row(scale, "fid", inception_distance(real, images.flatten(0, 1), weights, device))
+        for scale, images in samples.items()
+    ]
+
+
+def inception_distance(real: Tensor, fake: Tensor, weights: str, device: torch.device | str) -> float:
+    """FID (Heusel et al. 2017) of images (N, C, H, W) and (M, C, H, W) uint8, by torchmetrics; grey ones as RGB."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    path = str(Path(weights).expanduser())
+    metric: Any = FrechetInceptionDistance(feature_extractor_weights_path=path).to(device)
+    for images, is_real in ((real, True), (fake, False)):
+        for some in torch.split(images, SIZE):
+            metric.update(some.expand(-1, 3, -1, -1).to(device), real=is_real)
+    return float(metric.compute())

@@ -1,0 +1,78 @@
+"""Diagnostics of a run as files: JSON, a figure and TensorBoard."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from cepdiff.figures import new_panels, save_figure
+from cepdiff.files import write_json
+from cepdiff.problems.offline.diagnostics import PERCENTILES, Diagnostics
+from cepdiff.runs.logs import log_result
+
+
+def write_diagnostics(folder: Path, diagnostics: Diagnostics, title: str = "") -> Path:
+    """Write `diagnostics.json` and the figure `diagnostics.png` to `folder`; return the figure's path."""
+    write_json(folder / "diagnostics.json", diagnostics.to_dict())
+    figure = folder / "diagnostics.png"
+    plot_diagnostics(diagnostics, figure, title)
+    return figure
+
+
+def diagnostic_scalars(diagnostics: Diagnostics) -> dict[str, float]:
+    """TensorBoard names and values, without the curves over diffusion time."""
+    of_run = asdict(diagnostics)
+    values = {name: float(value) for name, value in of_run.items() if isinstance(value, float | int)}
+    for of in ("q_data", "q_support"):
+        values |= {f"{of}_{level}": value for level, value in of_run[of].items()}
+    values["guidance_to_score"] = max(diagnostics.norms.ratios)
+    for evidence in diagnostics.scales:
+        of_scale = asdict(evidence)
+        scale = of_scale.pop("guidance_scale")
+        values |= {f"{name}/s={scale}": value for name, value in of_scale.items()}
+    return {f"diagnostics/{name}": value for name, value in values.items()}
+
+
+def log_diagnostics(folder: Path, diagnostics: Diagnostics, figure: Path, step: int) -> None:
+    """Log scalars and the `figure` at `step`, and norms over diffusion time with 1000 t as the x axis."""
+    norms = diagnostics.norms
+    curves = {
+        name: [(round(1000 * t), value) for t, value in zip(norms.times, found, strict=True)]
+        for name, found in (("diagnostics/guidance_norm", norms.guidance), ("diagnostics/score_norm", norms.score))
+    }
+    log_result(folder, diagnostic_scalars(diagnostics), figure, step, curves)
+
+
+def plot_diagnostics(diagnostics: Diagnostics, path: Path, title: str = "") -> None:
+    """Four panels: Q percentiles; guidance and score over t; value and inside share, and distance, against scale."""
+    d = diagnostics
+    figure, (values, norms, choice, distances) = new_panels(4, 2, 4.75, 3.15)
+    figure.suptitle(title)
+
+    for label, found in (("dataset actions", d.q_data), ("support actions", d.q_support)):
+        values.plot(PERCENTILES, [found[f"p{level}"] for level in PERCENTILES], marker="o", label=label)
+    values.set(xlabel="percentile", ylabel="Q")
+
+    norms.loglog(d.norms.times, d.norms.score, marker="o", label="|score|")
+    norms.loglog(d.norms.times, d.norms.guidance, marker="o", label="|guidance| at scale 1")
+    norms.set(xlabel="diffusion time t", ylabel="mean norm")
+
+    scales = [e.guidance_scale for e in d.scales]
+    choice.plot(scales, [e.value for e in d.scales], marker="o", label="value of guided actions")
+    choice.plot(scales, [e.penalized_value for e in d.scales], marker=".", linestyle="--", label="penalized value")
+    choice.axvline(d.offline_choice, color="tab:green", linestyle=":", label="offline choice")
+    choice.set(xlabel="guidance scale", ylabel="Q")
+    share = choice.twinx()
+    share.plot(scales, [e.inside_support for e in d.scales], color="0.5", marker="s", label="inside support (right)")
+    share.set(ylim=(0.0, 1.02))
+
+    distances.plot(scales, [e.distance for e in d.scales], marker="o", label="guided actions")
+    distances.axhline(d.data_distance, color="tab:orange", linestyle="--", label="dataset actions")
+    distances.axhline(d.support_distance, color="0.4", linestyle="--", label="support actions among themselves")
+    distances.set(xlabel="guidance scale", ylabel="distance to nearest support action", ylim=(0.0, None))
+
+    for axes in (values, norms, choice, distances):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    choice.legend(handles=[*choice.get_lines(), *share.get_lines()])
+    save_figure(figure, path)

@@ -1,0 +1,187 @@
+"""The judgement of offline RL: rollouts and offline evidence of each guidance scale, as results and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cepdiff.callbacks.progress import progress
+from cepdiff.components import class_path_of
+from cepdiff.errors import RunError
+from cepdiff.figures import new_figure, save_figure
+from cepdiff.policy.engines import run_by
+from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.sampler import GuidedSampler
+from cepdiff.problems.offline.diagnostics import Diagnostics, diagnose
+from cepdiff.problems.offline.diagnostics_report import log_diagnostics, write_diagnostics
+from cepdiff.problems.offline.environment import Evaluation
+from cepdiff.rollout.evaluation import evaluate
+from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
+from cepdiff.rollout.rollout import EpisodeResult
+from cepdiff.rollout.scores import ScoreRow, best_row, summarize
+from cepdiff.runs.logs import log_result
+from cepdiff.runs.processes import Processes
+from cepdiff.runs.results import Results, Row
+
+if TYPE_CHECKING:
+    from cepdiff.problems.offline.problem import OfflineRL
+
+DRAWN_EPISODES = 8  # per scale, in a picture of a maze
+COLUMNS = {
+    "episodes": ("episodes", "d"),
+    "mean_return": ("mean return", ".2f"),
+    "normalized_score": ("normalized score", ".1f"),
+    "offline_value": ("offline value", ".3f"),
+    "inside_support": ("inside support", ".0%"),
+}
+
+
+def judge(problem: OfflineRL) -> Results:
+    """Diagnostics on the main process, then rollouts on all; figures and logs."""
+    evaluation, processes = problem.evaluation, problem.run.processes
+    found = processes.on_main(lambda: diagnostics_of(problem))
+    rows: list[ScoreRow] = []
+    if evaluation.environment is not None:
+        rows = summarize(rollouts(problem.policy(), evaluation, processes), evaluation.reference)
+    results = Results(
+        problem=class_path_of(type(problem)),
+        dataset=problem.data.dataset_name,
+        seed=problem.run.seed,
+        title=f"{problem.data.dataset_name}, seed {problem.run.seed}",
+        rows=[*score_rows(rows), *offline_rows(found)],
+        columns=COLUMNS,
+        method=type(problem.objective).__name__,
+        inverse_temperature=problem.objective.inverse_temperature,
+        marks=marks(rows, evaluation.scales, found.offline_choice),
+        about={"offline_choice": found.offline_choice},
+    )
+    if rows:
+        processes.on_main(lambda: draw(problem, results))
+    return results
+
+
+def diagnostics_of(problem: OfflineRL) -> Diagnostics:
+    """Diagnostics of the trained modules, written and logged."""
+    run = problem.run
+    found = diagnose(
+        problem.sampler(),
+        GuidedSampler(problem.parts(problem.networks())),
+        problem.critic,
+        problem.data,
+        problem.support.cache,
+        problem.evaluation.scales,
+        seed=run.seed,
+        device=run.processes.device,
+    )
+    figure = write_diagnostics(run.folder.path, found, f"{problem.data.dataset_name}, seed {run.seed}")
+    log_diagnostics(run.folder.logs / "diagnostics", found, figure, problem.lengths.guidance.max_steps)
+    return found
+
+
+def score_rows(rows: Sequence[ScoreRow]) -> list[Row]:
+    """Scores as results."""
+    found = []
+    for row in rows:
+        found.append(Row(row.guidance_scale, "episodes", row.episodes))
+        found.append(Row(row.guidance_scale, "mean_return", row.mean_return, error=row.standard_error))
+        if row.normalized_score is not None:
+            error = row.normalized_standard_error
+            found.append(Row(row.guidance_scale, "normalized_score", row.normalized_score, error=error))
+    return found
+
+
+def offline_rows(found: Diagnostics) -> list[Row]:
+    """Offline evidence as results: the value that scales are ranked by, and the share inside the support."""
+    return [
+        row
+        for e in found.scales
+        for row in (
+            Row(e.guidance_scale, "offline_value", e.penalized_value),
+            Row(e.guidance_scale, "inside_support", e.inside_support),
+        )
+    ]
+
+
+def marks(rows: Sequence[ScoreRow], scales: Sequence[float], choice: float | None) -> dict[float, str]:
+    """Remarks: the behavior policy (scale 0), the best scale and the offline choice."""
+    best = best_row(rows).guidance_scale if rows else None
+    named = {"behavior policy": 0.0, "best": best, "offline choice": choice}
+    found = {scale: ", ".join(name for name, marked in named.items() if marked == scale) for scale in scales}
+    return {scale: text for scale, text in found.items() if text}
+
+
+def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes) -> list[EpisodeResult]:
+    """Episodes of a policy on all processes, with a progress bar."""
+    if evaluation.environment is None:
+        raise RunError("there is no environment to evaluate in")
+    total = len(evaluation.scales) * evaluation.episodes
+    shown = processes.is_main and processes.settings.progress_bar
+    with progress(-(-total // processes.world), "evaluation", "episode", enabled=shown) as bar:
+        return evaluate(
+            run_by(policy, evaluation.engine),
+            evaluation.environment,
+            scales=evaluation.scales,
+            episodes=evaluation.episodes,
+            seed=evaluation.seed,
+            rank=processes.rank,
+            world=processes.world,
+            max_envs=evaluation.max_envs,
+            device=processes.device,
+            on_progress=lambda done, _: bar.update(done - bar.n),
+        )
+
+
+def draw(problem: OfflineRL, results: Results) -> None:
+    """Figures of the scores and, in a maze, of some paths; both in TensorBoard too."""
+    folder, step = problem.run.folder, problem.lengths.guidance.max_steps
+    figure = folder.path / "scores.png"
+    plot_scores(results, figure)
+    shown = ("mean_return", "normalized_score")
+    values = {name: value for name, value in results.scalars().items() if name.split("/")[1] in shown}
+    log_result(folder.logs / "evaluation", values, figure, step)
+    evaluation = problem.evaluation
+    assert evaluation.environment is not None
+    layout = maze_of(evaluation.environment)
+    if layout is None:
+        return
+    paths, goals = episode_paths(
+        problem.policy(),
+        evaluation.environment,
+        scales=evaluation.scales,
+        episodes=min(evaluation.episodes, DRAWN_EPISODES),
+        seed=evaluation.seed,
+        device=problem.run.processes.device,
+    )
+    figure = folder.path / "paths.png"
+    draw_paths(layout, paths, goals, figure)
+    log_result(folder.logs / "evaluation", {}, figure, step)
+
+
+def score_metric(results: Results) -> str:
+    """The normalised score, or the mean return if no reference is known."""
+    return "normalized_score" if results.values("normalized_score") else "mean_return"
+
+
+def plot_scores(results: Results, path: Path) -> None:
+    """Score against guidance scale, with standard errors; the behavior policy is a dashed line with its error band."""
+    metric = score_metric(results)
+    rows = [row for row in results.rows if row.metric == metric]
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
+    style: Mapping[str, Any] = {"color": "0.4"}
+    for row in rows:
+        error = row.error or 0.0
+        if row.scale == 0:
+            axes.axhline(row.value, linestyle="--", label="behavior policy (scale 0)", **style)
+            axes.axhspan(row.value - error, row.value + error, alpha=0.15, linewidth=0, **style)
+        if row.scale == results.about.get("offline_choice"):
+            axes.axvline(row.scale, color="tab:green", linestyle=":", label="offline choice")
+    axes.errorbar(
+        [row.scale for row in rows], [row.value for row in rows], yerr=[row.error or 0.0 for row in rows],
+        marker="o", capsize=3, label="guided policy",
+    )  # fmt: skip
+    axes.set(xlabel="guidance scale", ylabel=metric.replace("_", " "), title=results.title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)

@@ -1,0 +1,159 @@
+"""The support stage: actions of the behavior policy at every state, and their energies by the critic."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cepdiff.callbacks.progress import progress
+from cepdiff.data.rl.buffer import select_episodes
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.support import SupportCache, fill, states_of_rows, support_noise
+from cepdiff.errors import RunError
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.policy.sampler import GuidedSampler
+from cepdiff.problems.offline.settings import SupportSettings
+from cepdiff.runs.folder import StageFolder, record_hash
+from cepdiff.runs.processes import Processes
+from cepdiff.runs.stage import Stage
+
+if TYPE_CHECKING:
+    from cepdiff.problems.offline.problem import OfflineRL
+
+DEFAULT_SUPPORT_ACTIONS = 16
+# Actions sampled at a time on a CPU: activations of this many rows stay in a core's cache, which is twice as fast.
+CACHED_ACTIONS = 2048
+
+
+class SupportStage(Stage):
+    """Draws K actions of the behavior policy at s and s' of the chosen episodes, once, and keeps them on disk.
+
+    Args:
+        problem: whose behavior policy and data.
+        settings: how many.
+    """
+
+    def __init__(self, problem: OfflineRL, settings: SupportSettings) -> None:
+        super().__init__(problem.run, "support", self._record)
+        self.problem = problem
+        self.settings = settings
+        task = problem.data.task
+        self.num_actions = settings.num_actions or (task.num_support_actions if task else DEFAULT_SUPPORT_ACTIONS)
+
+    @property
+    def cache(self) -> SupportCache:
+        """The drawn actions."""
+        return self._cache
+
+    @property
+    def hash(self) -> str:
+        """Hash of the record."""
+        return record_hash(self._record())
+
+    def _record(self) -> dict[str, object]:
+        return {
+            **self.problem.common,
+            "behavior_checkpoint": self.context.weights_hash("behavior"),
+            "solver": self.problem.components["solver"].record,
+            "num_actions": self.num_actions,
+            "max_rows": self.settings.max_rows,
+        }
+
+    def run(self) -> None:
+        """Draw what is missing."""
+        problem = self.problem
+        # In mixed precision, casts are kept only of weights that could be trained.
+        net = copy.deepcopy(problem.behavior.sampling_net).requires_grad_(True)
+        sampler = GuidedSampler(problem.parts({"behavior": net}))
+        draw_support(
+            sampler, problem.data, self.folder, self.settings, self.num_actions, problem.run.seed, problem.run.processes
+        )
+
+    def load(self) -> None:
+        """Open the cache anew: it has what other processes wrote."""
+        self._cache = SupportCache(self.folder.path, len(self.problem.data.buffer.states))
+
+
+def draw_support(
+    sampler: GuidedSampler,
+    data: OfflineDataModule,
+    folder: StageFolder,
+    settings: SupportSettings,
+    num_actions: int,
+    seed: int,
+    processes: Processes,
+) -> None:
+    """Fill the cache in `folder` with unguided samples, each rank its chunks, from where an earlier run stopped."""
+    buffer = data.buffer
+    action_size = buffer.actions.shape[1]
+
+    def lay_out() -> None:
+        if not SupportCache.exists(folder.path):
+            state_ids = states_of_rows(buffer, select_episodes(buffer, settings.max_rows, seed))
+            SupportCache.create(folder.path, state_ids, num_actions, action_size, settings.chunk_size)
+
+    def finish() -> None:
+        if missing := SupportCache(folder.path, len(buffer.states)).pending():
+            raise RunError(
+                f"{len(missing)} chunks of support actions are missing in {folder.path}; run the command again"
+            )
+        folder.finish(time.monotonic() - started)
+
+    def draw(state_ids: Tensor) -> Tensor:
+        conditions = data.normalize(buffer.states[state_ids]).to(processes.device).unsqueeze(1)  # (M, 1, S)
+        noises = support_noise(seed, state_ids, num_actions, action_size).to(processes.device)
+        states = states_at_a_time(processes.device, num_actions, len(state_ids))
+        with torch.no_grad(), processes.autocast():
+            drawn = [
+                sampler.sample(condition, noise)
+                for condition, noise in zip(torch.split(conditions, states), torch.split(noises, states), strict=True)
+            ]
+        return torch.cat(drawn).float()
+
+    processes.on_main(lay_out)
+    cache = SupportCache(folder.path, len(buffer.states))
+    started = time.monotonic()
+    mine = sum(len(cache.chunk_ids(chunk)) for chunk in cache.pending(processes.rank, processes.world))
+    shown = processes.is_main and processes.settings.progress_bar
+    with progress(mine * num_actions, "support", "action", enabled=shown) as bar:
+        for states in fill(cache, draw, rank=processes.rank, world=processes.world):
+            bar.update(states * num_actions)
+    processes.barrier()
+    processes.on_main(finish)
+
+
+def states_at_a_time(device: torch.device, num_actions: int, num_states: int) -> int:
+    """States per sampler call: all of a chunk on a GPU, as many as fit in the cache on a CPU."""
+    return max(1, CACHED_ACTIONS // num_actions) if device.type == "cpu" else num_states
+
+
+def support_energies(
+    critic: SoftmaxQCritic, data: OfflineDataModule, cache: SupportCache, folder: StageFolder, processes: Processes
+) -> Tensor:
+    """Energies -Q(s, a_k) (M, K) of all support actions, computed once from the frozen critic and shared by a file."""
+    path = folder.path / "energies.npy"
+    shape = tuple(cache.actions.shape[:2])
+
+    def lay_out() -> None:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+
+    processes.on_main(lay_out)
+    energies = np.load(path, mmap_mode="r+")
+    spans = range(0, shape[0], cache.chunk_size)[processes.rank :: processes.world]
+    shown = processes.is_main and processes.settings.progress_bar
+    with progress(len(spans) * cache.chunk_size, "energies", "state", enabled=shown) as bar:
+        for start in spans:
+            span = slice(start, start + cache.chunk_size)
+            states = data.normalize(data.buffer.states[cache.state_ids[span]]).to(processes.device)
+            actions = torch.from_numpy(cache.actions[span]).to(processes.device)
+            with torch.no_grad():
+                energies[span] = -critic.q_value(states.unsqueeze(1), actions).cpu().numpy()
+            bar.update(cache.chunk_size)
+    energies.flush()
+    processes.barrier()
+    return torch.from_numpy(np.load(path))

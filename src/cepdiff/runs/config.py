@@ -1,0 +1,311 @@
+"""One configuration for a whole run: files and overrides merged by OmegaConf, types checked by jsonargparse."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import Callback
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cepdiff.components import Component, class_path_of, import_class
+from cepdiff.data.blocks import StageDataModule
+from cepdiff.errors import CepdiffError, ConfigError
+from cepdiff.runs.merging import forget_replaced, lifted
+from cepdiff.runs.messages import (
+    one_line,
+    readable,
+    refuse_null,
+    refuse_out_of_range,
+    refuse_unknown,
+    refuse_unknown_nested,
+    unresolved,
+)
+from cepdiff.runs.problem import Problem
+from cepdiff.runs.processes import TrainerSettings
+
+DEFAULT_DATA = "cepdiff.data.rl.datamodule.OfflineDataModule"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration.
+
+    `values` is plain and complete: every default filled in, every component as `class_path` and `init_args`; it is
+    what `--print_config` shows and the run folder keeps. `components` and `settings` are the problem's sections, ready
+    to use. `given` is what was checked.
+    """
+
+    given: dict[str, Any]
+    values: dict[str, Any]
+    problem: type[Problem]
+    components: dict[str, Component[Any]]
+    settings: dict[str, Any]
+    trainer: TrainerSettings
+    callbacks: list[Callback]
+    seed: int
+    run_dir: str | None
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The arguments of the problem's constructor after the run and the data."""
+        return {key: value for key, value in {**self.components, **self.settings}.items() if key != "data"}
+
+    def supplied(self, arguments: Mapping[str, Mapping[str, Any]]) -> Config:
+        """This configuration with arguments of components' networks that are known by now, see `check_config`."""
+        return check_config(self.given, arguments) if arguments else self
+
+    def to_yaml(self) -> str:
+        """The complete configuration; `load_config` reads it back."""
+        return str(yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True))
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """Merge YAML files in order, then dotted `overrides` ("critic.discount=0.97"); resolve `${...}` and check all.
+
+    Raises:
+        ConfigError: a missing or unreadable file, an unknown key (with the nearest names), a value of a wrong type, a
+            class that cannot be used.
+    """
+    layers = [read_layer(Path(name)) for name in files]
+    named = []
+    for override in overrides:
+        try:
+            named.append(OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+            key, _, value = override.partition("=")
+            raise ConfigError(f"{key}: the value '{value}' is no readable YAML") from error
+    return merge_config(layers, named)
+
+
+def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config:
+    """`load_config` for layers in memory (mappings); the order of `overrides` makes no difference."""
+    try:
+        problem = problem_of(OmegaConf.merge({}, *layers, *overrides))
+        components, _ = sections_of(problem)
+        named = [lifted(layer, components, problem.nested) for layer in overrides]
+        merged: Any = OmegaConf.create()
+        for layer in (*(lifted(layer, components, problem.nested) for layer in layers), OmegaConf.merge({}, *named)):
+            forget_replaced(merged, layer)
+            merged = OmegaConf.merge(merged, layer)
+        tree = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(unresolved(error)) from error
+    assert isinstance(tree, dict)
+    return check_config({str(key): value for key, value in tree.items()})
+
+
+def read_layer(path: Path) -> Any:
+    """One YAML file; classes in a file beside it can be imported from now on."""
+    if not path.is_file():
+        raise ConfigError(f"there is no configuration file {path}")
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        layer = OmegaConf.load(path)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {unresolved(error)}") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no readable YAML: {one_line(error)}") from error
+    if not OmegaConf.is_dict(layer):
+        raise ConfigError(f"{path} holds a list; expected a mapping of sections")
+    return layer
+
+
+def problem_of(tree: Any) -> type[Problem]:
+    """The problem that a configuration names, or the one its data module is for."""
+    abstract: Any = Problem
+    if isinstance(name := OmegaConf.select(tree, "problem"), str):
+        return import_class(name, abstract, "problem")
+    if name is not None:
+        raise ConfigError(f"problem is {name!r}; expected package.module.Class")
+    section = OmegaConf.select(tree, "data")
+    path = section.get("class_path") if OmegaConf.is_dict(section) else None
+    base: Any = StageDataModule
+    data = import_class(str(path or DEFAULT_DATA), base, "data")
+    if data.problem is None:
+        raise ConfigError(f"{path} does not say which problem it is for: name one under 'problem'")
+    return import_class(data.problem, abstract, "problem")
+
+
+def sections_of(problem: type[Problem]) -> tuple[dict[str, tuple[type, type]], dict[str, inspect.Parameter]]:
+    """(section -> (base, default) of its class; section -> parameter of its settings), by the problem's constructor.
+
+    A constructor with `**sections` has those of its base class too. The annotations of the parameters are resolved.
+    """
+    components: dict[str, tuple[type, type]] = {}
+    settings: dict[str, inspect.Parameter] = {}
+    constructors = [cls.__init__ for cls in problem.__mro__ if "__init__" in vars(cls) and issubclass(cls, Problem)]
+    complete = (not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(c).parameters.values()) for c in constructors)
+    last = next((index for index, found in enumerate(complete) if found), len(constructors) - 1)
+    for constructor in reversed(constructors[: last + 1]):
+        hints = typing.get_type_hints(constructor)
+        for name, parameter in inspect.signature(constructor).parameters.items():
+            hint = hints.get(name)
+            if name in ("self", "run") or parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            if name == "data":
+                components[name] = (StageDataModule, hint)  # type: ignore[assignment]
+            elif typing.get_origin(hint) is Component:
+                components[name] = (typing.get_args(hint)[0], parameter.default.cls)
+            else:
+                settings[name] = parameter.replace(annotation=hint)
+    return components, settings
+
+
+def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Check types and classes of a plain merged configuration.
+
+    `supplied` are arguments of a component's `net` that are known by now (channels of the data's images), used if the
+    network's class has them. Raises ConfigError if the configuration has other values.
+    """
+    problem = problem_of(OmegaConf.create({key: tree[key] for key in ("problem", "data") if key in tree}))
+    components, parameters = sections_of(problem)
+    settings = {**{key: parameter.annotation for key, parameter in parameters.items()}, "trainer": TrainerSettings}
+    refuse_unknown(tree, ["problem", "seed", "run_dir", *components, *settings, "callbacks"], "")
+    classes = {key: component_class(key, tree.get(key), *components[key]) for key in components}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run_dir", type=str | None, default=None)
+    for key, cls in classes.items():
+        skipped = set(getattr(components[key][0], "supplied", ())) | set(getattr(cls, "supplied", ()))
+        parser.add_class_arguments(cls, key, skip=skipped, instantiate=False)
+    for key, kind in settings.items():
+        if is_dataclass(kind):
+            parser.add_class_arguments(kind, key)
+        else:
+            parser.add_argument(f"--{key}", type=kind, default=parameters[key].default)
+    parser.add_argument("--callbacks", type=list[Callback], default=[])
+    defaults = {**dict.fromkeys(components, {}), **plain(parser.get_defaults())}  # a class may have no options
+    flat = {
+        key: flatten(tree[key], {**defaults.get(key, {}), **problem.nested.get(key, {})}, key)
+        if key in components
+        else tree[key]
+        for key in tree
+        if key != "problem"
+    }
+    for key in (*components, *(key for key, kind in settings.items() if is_dataclass(kind))):
+        if isinstance(flat.get(key), Mapping):
+            refuse_unknown_nested(flat[key], defaults[key], key)
+            refuse_null(flat[key], defaults[key], key)
+        elif key in flat and flat[key] is not None:
+            raise ConfigError(f"{key} is {flat[key]!r}; expected a mapping of options")
+    flat = {key: value for key, value in flat.items() if value is not None and (value or key not in components)}
+    if "dataset" in defaults["data"] and not flat.get("data", {}).get("dataset"):
+        raise ConfigError("data.dataset is missing: name a D4RL task or a file, e.g. --data.dataset hopper-medium-v2")
+    for key, nested in problem.nested.items():
+        for name, default in nested.items():
+            if name in defaults[key] and not flat.get(key, {}).get(name):
+                flat.setdefault(key, {})[name] = default
+    known = {key: supply(flat[key]["net"], arguments) for key, arguments in (supplied or {}).items()}
+    for key in components:
+        for name, value in (flat.get(key) or {}).items():
+            if isinstance(value, Mapping) and "class_path" in value and isinstance(defaults[key].get(name), Mapping):
+                # Another class than the default must not inherit the default's arguments.
+                parser.set_defaults({f"{key}.{name}": {"class_path": value["class_path"]}})
+    try:
+        parsed = parser.parse_object(flat)
+        built = parser.instantiate(parsed) if hasattr(parser, "instantiate") else parser.instantiate_classes(parsed)
+    except CepdiffError:
+        raise
+    except Exception as error:  # jsonargparse raises many kinds; all of them are about the user's values
+        raise ConfigError(readable(error)) from error
+    values = {"problem": class_path_of(problem), **plain(parsed)}
+    for key, cls in classes.items():
+        values[key] = {"class_path": class_path_of(cls), "init_args": values.get(key) or {}}
+    for key, arguments in known.items():
+        refuse_other(values[key]["init_args"]["net"]["init_args"], arguments, f"{key}.net")
+    found = {key: built[key] for key in settings}
+    for key, value in found.items():
+        refuse_out_of_range(value, key)
+    problem.check(found)
+    return Config(
+        given=copy.deepcopy(tree),
+        values=values,
+        problem=problem,
+        components={
+            key: Component(classes[key], dict(vars(built.get(key) or Namespace())), values[key]) for key in components
+        },
+        settings={key: value for key, value in found.items() if key != "trainer"},
+        trainer=found["trainer"],
+        callbacks=list(built.callbacks),
+        seed=built.seed,
+        run_dir=built.run_dir,
+    )
+
+
+def component_class(key: str, section: Any, base: type, default: type) -> type:
+    """The class that a section names, or its default."""
+    if isinstance(section, Mapping) and "class_path" in section:
+        return import_class(str(section["class_path"]), base, key)
+    return default
+
+
+def flatten(section: Any, nested: dict[str, Any], key: str) -> Any:
+    """A component's section as its plain arguments, whichever way it was written.
+
+    `{discount: 0.97}`, `{class_path: C, discount: 0.97}` and `{class_path: C, init_args: {discount: 0.97}}` are the
+    same; a flat key (as an override makes it) wins over `init_args`. An argument that is itself a class may be written
+    without `class_path` if its default is known, and a sibling of the default by its bare name (`objective: MSE`).
+    """
+    if not isinstance(section, Mapping):
+        return section
+    init_args = section.get("init_args") or {}
+    if not isinstance(init_args, Mapping):
+        raise ConfigError(f"{key}: its arguments are {init_args!r}; expected a mapping of options")
+    arguments = {**init_args}
+    arguments |= {name: value for name, value in section.items() if name not in ("class_path", "init_args")}
+    for name, value in arguments.items():
+        default = nested.get(name)
+        known = default if isinstance(default, Mapping) and "class_path" in default else {}
+        if known and isinstance(value, str):
+            value = {"class_path": value}
+        if known and value is not None and not isinstance(value, (Mapping, str)):
+            raise ConfigError(f"{key}.{name} is {value!r}; expected a class_path and its options")
+        if isinstance(value, Mapping) and ("class_path" in value or known):
+            rest = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
+            class_path = str(value.get("class_path", known.get("class_path")))
+            if known and "." not in class_path:  # a sibling of the default, by its bare name
+                class_path = f"{known['class_path'].rpartition('.')[0]}.{class_path}"
+            init_args = {**(value.get("init_args") or {}), **rest}
+            parameters = inspect.signature(import_class(class_path, object, f"{key}.{name}")).parameters
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                refuse_unknown(init_args, list(parameters), f"{key}.{name}.")
+            arguments[name] = {"class_path": class_path, "init_args": init_args}
+    return arguments
+
+
+def supply(net: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a network's `init_args` those `arguments` that its class has, unless given; return these."""
+    parameters = inspect.signature(import_class(str(net["class_path"]), object, "net")).parameters
+    taken = {name: value for name, value in arguments.items() if name in parameters}
+    net["init_args"] = {**taken, **(net.get("init_args") or {})}
+    return taken
+
+
+def refuse_other(found: Mapping[str, Any], supplied: Mapping[str, Any], where: str) -> None:
+    """ConfigError for an argument that the configuration gives another value than this run has."""
+    for name, value in supplied.items():
+        if found[name] != value:
+            raise ConfigError(f"{where}.{name} is {found[name]}, but here it is {value}: leave it out, it is supplied")
+
+
+def plain(value: Any) -> Any:
+    """Namespaces and dataclasses as dicts, tuples as lists: what YAML and JSON hold."""
+    if isinstance(value, Namespace):
+        return {key: plain(item) for key, item in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,67 @@
+"""From a configuration to finished stages and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cepdiff.errors import ConfigError, RunError
+from cepdiff.runs.config import Config
+from cepdiff.runs.folder import RunFolder
+from cepdiff.runs.problem import Problem, Run
+from cepdiff.runs.processes import Processes
+from cepdiff.runs.stage import announce, is_done
+
+
+def fit(
+    config: Config,
+    stage: str | None = None,
+    sources: Sequence[str] = (),
+    reuse: str | None = None,
+    data_arguments: Mapping[str, Any] | None = None,
+) -> Problem:
+    """Run all stages in order, or one whose predecessors are finished; skip what is finished.
+
+    Args:
+        config: what to do.
+        stage: run this one only.
+        sources: folders with the user's own classes, kept with the policy.
+        reuse: another run, whose finished stages are taken over if they were made from the same.
+        data_arguments: arguments of the data module that no file can hold (arrays in memory).
+
+    Raises:
+        CepdiffError: anything a user can mend.
+    """
+    data: Any = config.components["data"](seed=config.seed, **(data_arguments or {}))
+    folder = RunFolder(Path(config.run_dir or Path("runs") / data.dataset_name / str(config.seed)))
+    other = None if reuse is None else RunFolder(Path(reuse))
+    if other is not None and not other.config.is_file():
+        raise RunError(f"--reuse {reuse} is no run folder")
+    processes = Processes(config.trainer)
+    processes.on_main(data.prepare_data)
+    data.setup()
+    config = config.supplied(config.problem.network_arguments(data, config.values))
+    problem = config.problem(Run(folder, processes, config, list(sources), other), data, **config.sections)
+    stages = problem.stages()
+    names = [each.name for each in stages]
+    if stage is not None and stage not in names:
+        raise ConfigError(f"there is no stage '{stage}'; stages are {', '.join(names)}")
+    with ExitStack() as held:
+        processes.on_main(lambda: held.enter_context(folder.locked()))
+        processes.on_main(lambda: folder.open(config.to_yaml()))
+        for index, each in enumerate(stages):
+            if stage not in (None, each.name) and not processes.on_main(partial(is_done, each)):
+                raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
+            done = each.claim(names[index + 1 :])
+            announce(each, done)
+            if not done:
+                each.run()
+            each.load()
+            if each.name == stage:
+                break
+        processes.on_main(lambda: folder.keep(config.to_yaml()))
+    processes.close()
+    return problem

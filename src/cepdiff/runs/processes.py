@@ -1,0 +1,144 @@
+"""The processes of a run: started once, shared by all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from cepdiff.errors import CepdiffError, ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass
+class TrainerSettings:
+    """Arguments of Lightning's Trainer, the same in every stage.
+
+    Args:
+        accelerator: "auto", "cpu", "gpu", ...
+        devices: processes (GPUs) per node.
+        num_nodes: machines.
+        strategy: "auto", "ddp", ...
+        precision: Lightning's, e.g. "32-true" or "bf16-mixed".
+        matmul_precision: torch's float32 matrix products: "highest", "high" (TF32 on GPUs) or "medium".
+        num_threads: CPU threads per process; null leaves torch's choice.
+        deterministic: refuse operations that have no deterministic form.
+        profiler: "simple", "advanced" or null.
+        progress_bar: show progress bars.
+    """
+
+    accelerator: str = "auto"
+    devices: int = field(default=1, metadata={"least": 1})
+    num_nodes: int = field(default=1, metadata={"least": 1})
+    strategy: str = "auto"
+    precision: str = "32-true"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    num_threads: int | None = field(default=None, metadata={"least": 1})
+    deterministic: bool = False
+    profiler: str | None = None
+    progress_bar: bool = True
+
+
+class Processes:
+    """Rank, device and collectives; every process of a multi-device run executes the whole command.
+
+    Launching once, before the first stage, lets stages without a Trainer (support, evaluation) use all devices, even
+    if every trained stage was finished by an earlier command.
+    """
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        if settings.num_threads is not None:
+            torch.set_num_threads(settings.num_threads)
+        torch.set_float32_matmul_precision(settings.matmul_precision)
+        self.settings = settings
+        try:
+            self._fabric = Fabric(
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                num_nodes=settings.num_nodes,
+                strategy=settings.strategy,
+                precision=settings.precision,  # type: ignore[arg-type]
+            )
+        except Exception as error:  # Lightning raises many kinds, all about these settings
+            raise ConfigError(f"trainer: {error}") from error
+        self._fabric.launch()
+
+    @property
+    def rank(self) -> int:
+        """Global rank."""
+        return self._fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self._fabric.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that writes files and prints."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self._fabric.device
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self._fabric.barrier()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context of `trainer.precision` for forward passes outside a Trainer."""
+        return self._fabric.autocast()
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run `function` on the main process only; all processes get its result, or its CepdiffError."""
+        result: T | None = None
+        failure: CepdiffError | None = None
+        if self.is_main:
+            try:
+                result = function()
+            except CepdiffError as error:
+                failure = error
+        if self.world > 1:
+            result, message = self._fabric.broadcast((result, None if failure is None else str(failure)))
+            if message is not None and failure is None:
+                failure = CepdiffError(message)  # the main process raises the error itself, and prints it
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
+    def gather_rows(self, mine: Tensor, total: int) -> Tensor:
+        """Rows (total, ...) of all processes in order; this one has rows rank, rank + world, ..."""
+        if self.world == 1:
+            return mine
+        padded = torch.zeros(-(-total // self.world), *mine.shape[1:], dtype=mine.dtype, device=self.device)
+        padded[: len(mine)] = mine.to(self.device)
+        gathered: Tensor = self._fabric.all_gather(padded)  # type: ignore[assignment]
+        return gathered.transpose(0, 1).flatten(0, 1)[:total]  # (world, M, ...) -> (M * world, ...)
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of every stage's Trainer."""
+        settings = self.settings
+        return {
+            "accelerator": settings.accelerator,
+            "devices": settings.devices,
+            "num_nodes": settings.num_nodes,
+            "strategy": settings.strategy,
+            "precision": settings.precision,
+            "deterministic": settings.deterministic,
+            "profiler": settings.profiler,
+        }
+
+    def close(self) -> None:
+        """Leave together: a process that exits early would break another's last collective."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,164 @@
+"""`cepdiff report`: finished runs as tables and figures, on the screen and in a folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cepdiff import __version__
+from cepdiff.components import import_class
+from cepdiff.errors import ConfigError, RunError
+from cepdiff.files import write_json, write_text
+from cepdiff.runs.folder import EARLIER, LOCK, RunFolder
+from cepdiff.runs.results import Results
+from cepdiff.tables import Table, finite
+
+NAMED = 5  # folders that a line names before it counts the rest
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report.
+
+    Args:
+        title: of the page's section.
+        figures: file names in the report's folder.
+        tables: below the figures.
+        facts: the tables' numbers for `report.json`.
+        closing: a last line.
+    """
+
+    title: str
+    figures: Sequence[str]
+    tables: Sequence[Table]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    closing: str = ""
+
+    def text(self) -> str:
+        """The section for a terminal."""
+        return "\n\n".join([*(table.text() for table in self.tables), *filter(None, [self.closing])])
+
+    def markdown(self) -> str:
+        """The section for a page."""
+        figures = [f"![{self.title}]({figure})" for figure in self.figures]
+        tables = [table.markdown() for table in self.tables]
+        return "\n\n".join([f"## {self.title}", *figures, *tables, *filter(None, [self.closing])])
+
+
+def report(folders: Sequence[Path], output: Path) -> list[Section]:
+    """Compare the finished runs among `folders`: `report.md`, `report.json` and figures in `output`.
+
+    Each problem compares its own runs, see `Problem.report`.
+
+    Raises:
+        ConfigError: `output` cannot be a folder.
+        RunError: no folder is a finished run, one is missing or damaged, or two hold the same run.
+    """
+    runs = find_runs(folders)
+    if not runs:
+        raise RunError("there is no finished run among these folders; `cepdiff fit` leaves results.json at its end")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be a folder: {error.strerror}") from error
+    sections: list[Section] = []
+    for name in dict.fromkeys(run.problem for run in runs):
+        here = [run for run in runs if run.problem == name]
+        sys.path.extend(folder for run in here for folder in run.sources if folder not in sys.path)
+        problem: Any = import_class(name, object, str(here[0].folder))
+        sections += problem.report(here, output)
+    facts = {
+        "cepdiff": __version__,
+        "sections": [{"title": section.title, **section.facts} for section in sections],
+        "training_seconds": training_seconds(runs),
+        "runs": [run_facts(run) for run in runs],
+    }
+    write_json(output / "report.json", facts)
+    page = output / "report.md"
+    write_text(page, "\n\n".join(["# Report", *(section.markdown() for section in sections)]) + "\n")
+    return sections
+
+
+def find_runs(folders: Iterable[Path]) -> list[Results]:
+    """The finished runs among `folders`, each once; a line on stderr for each kind of folder that is left out.
+
+    Raises:
+        RunError: a folder that is missing, or damaged results.
+    """
+    found: list[Results] = []
+    skipped: dict[str, list[Path]] = {}
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        run = RunFolder(folder)
+        if not folder.exists():
+            raise RunError(f"there is no run folder {folder}")
+        if run.results.is_file():
+            found.append(Results.read(run.results))
+            continue
+        if any((folder / name).is_file() for name in EARLIER):
+            why = "made by an earlier version of cepdiff, skipped (run `cepdiff fit` with another --run_dir)"
+        elif run.config.is_file() or (folder / LOCK).is_file():
+            why = "not finished, skipped (run the same `cepdiff fit` again)"
+        else:
+            why = "no run folders, skipped"
+        skipped.setdefault(why, []).append(folder)
+    for why, left_out in skipped.items():
+        warn(why, left_out)
+    return found
+
+
+def warn(what: str, folders: Sequence[Path]) -> None:
+    """Print a line on stderr about these folders."""
+    more = f" and {len(folders) - NAMED} more" if len(folders) > NAMED else ""
+    print(f"cepdiff: {what}: {', '.join(map(str, folders[:NAMED]))}{more}", file=sys.stderr)
+
+
+def warn_of_sizes(counts: Iterable[int]) -> None:
+    """Print a line on stderr if runs that are compared have different numbers of samples."""
+    sizes = sorted(set(counts))
+    if len(sizes) > 1:
+        print(
+            f"cepdiff: runs with {', '.join(map(str, sizes))} samples side by side: the noise floor falls with their "
+            "number, so their multiples of it cannot be compared",
+            file=sys.stderr,
+        )
+
+
+def refuse_twins(runs: Sequence[Results], names: Sequence[str]) -> None:
+    """Raise RunError for two runs of the same name: tables would average them as if they were seeds."""
+    known: dict[str, Path] = {}
+    for run, name in zip(runs, names, strict=True):
+        if name in known:
+            raise RunError(f"{known[name]} and {run.folder} are both {name}; leave one of them out")
+        known[name] = run.folder
+
+
+def training_seconds(runs: Sequence[Results]) -> float:
+    """Wall clock of all training; a stage that runs share (`--reuse`) counts once."""
+    stages = {
+        (stage, run.made_from.get(f"{stage}_checkpoint", str(run.folder))): seconds
+        for run in runs
+        for stage, seconds in run.seconds.items()
+    }
+    return sum(stages.values())
+
+
+def total(runs: Sequence[Results], what: str) -> str:
+    """One line: how many runs, and how long they were trained."""
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of {what}"
+    return f"{count}, {training_seconds(runs):,.0f} s of training (a stage that runs share counts once)."
+
+
+def run_facts(run: Results) -> dict[str, Any]:
+    """A run in plain values."""
+    rows = [
+        {"scale": r.scale, "metric": r.metric, "value": finite(r.value), "error": finite(r.error),
+         "floor": finite(r.floor), "multiple": finite(r.multiple)}
+        for r in run.rows if not r.head
+    ]  # fmt: skip
+    return {
+        "folder": str(run.folder), "problem": run.problem, "dataset": run.dataset, "method": run.method,
+        "inverse_temperature": run.inverse_temperature, "seed": run.seed, "seconds": dict(run.seconds), "rows": rows,
+    }  # fmt: skip

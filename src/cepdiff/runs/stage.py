@@ -1,0 +1,269 @@
+"""A stage of a run: trained by a Trainer, or anything else that is made once and knows what it was made from."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from cepdiff.callbacks.checkpoint import AtomicCheckpointIO, StageCheckpoint
+from cepdiff.callbacks.progress import StageProgress
+from cepdiff.errors import CepdiffError, DivergenceError, RunError
+from cepdiff.files import written_aside
+from cepdiff.modules.base import StageModule
+from cepdiff.runs.folder import StageFolder, read_checkpoint
+from cepdiff.runs.problem import Run
+from cepdiff.runs.results import Results, are_finished
+
+
+@dataclass
+class StageSettings:
+    """Length of a trained stage.
+
+    Args:
+        max_steps: optimiser steps, at least 1.
+        checkpoint_every: steps between writes of `last.ckpt`, at least 1.
+    """
+
+    max_steps: int = field(metadata={"least": 1})
+    checkpoint_every: int = field(default=5000, metadata={"least": 1})
+
+
+class StoppedError(CepdiffError):
+    """A signal stopped the command after its state was saved."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped by signal {number} {where}; run the same command to go on")
+        self.exit_code = 128 + number
+
+
+class Stage(ABC):
+    """One step of a run, in a folder of its own; skipped once it is finished.
+
+    Args:
+        run: the run.
+        name: of the stage, its folder and `--stage`.
+        made_from: gives the record: plain values that name the data, the settings and the stages it depends on. It is
+            called when the stages before are finished.
+    """
+
+    def __init__(self, run: Run, name: str, made_from: Callable[[], Mapping[str, Any]]) -> None:
+        self.context = run
+        self.name = name
+        self.made_from = made_from
+        self.folder: StageFolder = run.folder.stage(name)
+
+    @property
+    def size(self) -> str:
+        """What to print when it starts, besides its name."""
+        return ""
+
+    def claim(self, later: Sequence[str]) -> bool:
+        """Write or check the record; True if the stage is finished, here or in the run to reuse."""
+        record, reuse = self.made_from(), self.context.reuse
+
+        def claim() -> bool:
+            if reuse is not None:
+                self.folder.adopt(reuse.stage(self.name), record)
+            self.folder.claim(record, later)
+            return self.folder.done
+
+        return self.context.processes.on_main(claim)
+
+    @abstractmethod
+    def run(self) -> None:
+        """Make the stage, from where an earlier command stopped, and mark it as done."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Take up what the finished stage left, for the stages after it."""
+
+
+class TrainedStage(Stage):
+    """Trains a module with a Trainer of its own: resumed from `last.ckpt`, finished with `final.ckpt`.
+
+    Args:
+        run: the run.
+        module: to train; `module.stage` names the stage.
+        data: gives the data to train on; called only if the stage is not finished.
+        settings: its length; 0 steps keep the weights as they are.
+        made_from: as in `Stage`; the length is added.
+        callbacks: besides those of the configuration.
+        after: called when the trained weights are loaded.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        module: StageModule,
+        data: Callable[[], LightningDataModule],
+        settings: StageSettings,
+        made_from: Callable[[], Mapping[str, Any]],
+        callbacks: Sequence[Callback] = (),
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(run, module.stage, lambda: {**made_from(), "max_steps": settings.max_steps})
+        self.module = module
+        self.data = data
+        self.settings = settings
+        self.callbacks = [*run.callbacks, *callbacks]
+        self.after = after
+
+    @property
+    def size(self) -> str:
+        return f", {sum(p.numel() for p in self.module.trained_parameters()):,} parameters"
+
+    def run(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            DivergenceError: with the last good checkpoint's name; the checkpoint stays.
+            StoppedError: after SIGTERM or SIGINT; the stage goes on from there next time.
+        """
+        folder, processes = self.folder, self.context.processes
+        if not self.settings.max_steps:
+            processes.on_main(lambda: self._keep_untrained())
+            return
+        resume = processes.on_main(folder.last.exists)
+        if resume:
+            processes.on_main(lambda: read_checkpoint(folder.last) and None)
+        checkpoint = StageCheckpoint(folder.last, self.settings.checkpoint_every)
+        trainer = self._trainer(checkpoint)
+        try:
+            trainer.fit(self.module, self.data(), ckpt_path=folder.last if resume else None)
+        except DivergenceError as error:
+            kept = (
+                f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
+            )
+            raise DivergenceError(f"{error}; {kept}") from error
+        if checkpoint.stopped_by is not None:
+            raise StoppedError(checkpoint.stopped_by, f"at step {trainer.global_step} of the {self.name} stage")
+        if trainer.global_step < self.settings.max_steps:
+            raise RunError(f"the {self.name} stage ended at step {trainer.global_step} of {self.settings.max_steps}")
+        trainer.save_checkpoint(folder.final, weights_only=True)
+        processes.on_main(lambda: folder.finish(checkpoint.elapsed))
+
+    def load(self) -> None:
+        """Load the trained weights into the module, on this process's device, and freeze it."""
+        try:
+            self.module.load_state_dict(self.folder.load_weights())
+        except RuntimeError as error:
+            raise RunError(
+                f"{self.folder.final} holds other networks than the configuration; "
+                f"choose another --run_dir or delete {self.folder.path}"
+            ) from error
+        self.module.to(self.context.processes.device).eval().requires_grad_(False)
+        self.after()
+
+    def _trainer(self, checkpoint: StageCheckpoint) -> Trainer:
+        run, shown = self.context, self.context.processes.settings.progress_bar
+        quieten()
+        return Trainer(
+            **run.processes.trainer_arguments(),
+            max_steps=self.settings.max_steps,
+            max_epochs=-1,
+            logger=TensorBoardLogger(run.folder.path, name=run.folder.logs.name, version=self.name),
+            callbacks=[
+                checkpoint,
+                *([StageProgress(self.name)] if shown else []),
+                *copy.deepcopy(self.callbacks),
+            ],
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=shown,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # the loader shares each batch among the ranks itself
+            log_every_n_steps=1,  # counts blocks
+        )
+
+    def _keep_untrained(self) -> None:
+        weights = {name: value.cpu() for name, value in self.module.state_dict().items()}
+        with written_aside(self.folder.final) as file:
+            torch.save({"state_dict": weights}, file)
+        self.folder.finish(0.0)
+
+
+class Judgement(Stage):
+    """The last stage: results, written and shown; made again if the record or a file changed.
+
+    Args:
+        run: the run.
+        made_from: as in `Stage`.
+        judge: makes the results on all processes, and all files; `made_from` and `seconds` are added.
+        files: figures and samples that must be there besides the results.
+        before: names of the stages whose times are shown.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        made_from: Callable[[], Mapping[str, Any]],
+        judge: Callable[[], Results],
+        files: Sequence[Path],
+        before: Sequence[str],
+    ) -> None:
+        super().__init__(run, "evaluation", made_from)
+        self.judge = judge
+        self.files = files
+        self.before = before
+
+    def claim(self, later: Sequence[str]) -> bool:
+        record, path = self.made_from(), self.context.folder.results
+        return self.context.processes.on_main(lambda: are_finished(path, record, self.files))
+
+    def run(self) -> None:
+        found, path = self.judge(), self.context.folder.results
+        sources = list(self.context.sources)
+        record = {**vars(found), "made_from": self.made_from(), "seconds": self.seconds(), "sources": sources}
+        self.context.processes.on_main(lambda: Results(**record).write(path))
+
+    def load(self) -> None:
+        """Print the table, the times and where the files are."""
+        if not self.context.processes.is_main:
+            return
+        folder = self.context.folder
+        times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds().items())
+        files = ", ".join(map(str, [folder.results, *(file for file in self.files if file.suffix == ".png")]))
+        print(f"\n{Results.read(folder.results).table().text()}\n")
+        print(f"wall clock: {times}\nresults {files}\ntensorboard --logdir {folder.logs}")
+
+    def seconds(self) -> dict[str, float]:
+        """Wall clock of the stages before."""
+        return {name: self.context.folder.stage(name).seconds for name in self.before}
+
+
+def is_done(stage: Stage) -> bool:
+    """True if the stage has finished."""
+    return stage.folder.done
+
+
+def announce(stage: Stage, done: bool) -> None:
+    """Print that a stage begins, or is skipped."""
+    if stage.context.processes.is_main:
+        print(f"{stage.name}: {'finished earlier, skipped' if done else f'running{stage.size}'}", file=sys.stderr)
+
+
+def quieten() -> None:
+    """Hide Lightning's advice that does not apply here; everything else is shown."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*You defined a `validation_step` but have no.*",
+        ".*pre-optimization state.*",  # manual optimisation steps before Lightning looks
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the loader starts at the right step
+        ".*Starting from v.*tensorboardX.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # frozen targets and averages are meant to be
+        ".*treespec, LeafSpec.*",  # torch's own deprecation, raised by Lightning
+    ):
+        warnings.filterwarnings("ignore", message=message)
