@@ -1,6 +1,6 @@
 """Each stage of a run as a row of the table: this package's real code path and the plain reference.
 
-This package's stages are run by the functions that `fit` calls: `TrainedStage` with its Trainer, logger and checkpoints,
+This package's stages are run by the code that `fit` calls: `TrainedStage` with its Trainer, logger and checkpoints,
 `draw_support`, `support_energies`, `run_by` and `evaluate`. Seconds are per `unit`.
 """
 

@@ -100,5 +100,5 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def all_finite(parameters: Iterable[Tensor]) -> bool:
-    """True if every value is finite; one reduction per tensor, one synchronisation in all."""
+    """True if every value is finite; one reduction per tensor, one synchronisation in total."""
     return bool(torch.stack([p.detach().isfinite().all() for p in parameters]).all())
