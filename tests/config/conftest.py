@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cepdiff.errors import CepdiffError
+from cepdiff.policy.sampler import SamplerParts
 from cepdiff.runs.config import Config, load_config
 
 BASE = "data: {dataset: some-buffer}\n"
@@ -55,10 +56,11 @@ def fault(load: Load) -> Fault:
 
 def construct(config: Config) -> None:
     """Builds everything that a run would."""
-    for key in ("schedule", "solver"):
-        config.build(key)
-    config.build("data", seed=config.seed)
-    sizes = SIZES if "critic" in config.classes else (0, 2)
+    components = config.components
+    schedule, solver = components["schedule"](), components["solver"]()
+    components["data"](seed=config.seed)
+    sizes = SIZES if "critic" in components else (0, 2)
     for key in ("behavior", "critic", "guidance"):
-        if key in config.classes:
-            config.module(key, sizes)
+        if key in components:
+            components[key](*sizes)
+    components["sampler"](SamplerParts(sizes[1], {}, schedule, solver))

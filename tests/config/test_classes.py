@@ -94,9 +94,9 @@ solver: {{class_path: {parts}.OwnSolver, polish: true}}
 callbacks: [{{class_path: {parts}.OwnCallback, init_args: {{note: hello}}}}]
 """
     config = load(text, overrides=["critic.caution=0.75"])
-    data, schedule, solver = config.build("data", seed=4), config.build("schedule"), config.build("solver")
-    critic, behavior = config.module("critic", SIZES), config.module("behavior", SIZES)
-    objective = config.arguments["guidance"]["objective"]
+    data, schedule, solver = config.components["data"](seed=4), config.components["schedule"](), config.components["solver"]()
+    critic, behavior = config.components["critic"](*SIZES), config.components["behavior"](*SIZES)
+    objective = config.components["guidance"].arguments["objective"]
     assert [type(part).__name__ for part in (data, schedule, solver, critic, behavior.net, objective)] == [
         "OwnData",
         "OwnSchedule",
@@ -142,14 +142,14 @@ def test_an_own_file_with_a_mistake_is_named(fault: Fault, tmp_path: Path) -> No
 
 def test_sections_are_built_from_their_classes(load: Load) -> None:
     config = load("schedule: {class_path: cepdiff.diffusion.schedule.CosineVP}")
-    assert isinstance(config.build("schedule"), CosineVP)
-    assert isinstance(config.build("solver"), DPMSolver)
-    data = config.build("data", seed=9)
+    assert isinstance(config.components["schedule"](), CosineVP)
+    assert isinstance(config.components["solver"](), DPMSolver)
+    data = config.components["data"](seed=9)
     assert isinstance(data, OfflineDataModule)
     assert (data.dataset, data.seed) == ("some-buffer", 9)
     schedule = LinearVP()
-    assert config.module("behavior", SIZES, schedule=schedule).schedule is schedule  # type: ignore[attr-defined]
-    net = config.module("behavior", SIZES).net
+    assert config.components["behavior"](*SIZES, schedule=schedule).schedule is schedule  # type: ignore[attr-defined]
+    net = config.components["behavior"](*SIZES).net
     assert net(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 3)).shape == (1, 2)
 
 
@@ -176,10 +176,10 @@ def test_ways_to_name_a_sibling_of_the_default(load: Load, name: str) -> None:
 
 def test_a_network_by_its_bare_name(load: Load) -> None:
     config = load("behavior: {net: MLPScore}", overrides=["behavior.net.hidden=[6,5]", "guidance.net=ResidualEnergy"])
-    net = config.module("behavior", SIZES).net
+    net = config.components["behavior"](*SIZES).net
     assert isinstance(net, MLPScore)
     assert [p.shape[0] for p in net.parameters() if p.ndim == 2][-3:] == [6, 5, 2]
-    assert isinstance(config.module("guidance", SIZES).net, ResidualEnergy)
+    assert isinstance(config.components["guidance"](*SIZES).net, ResidualEnergy)
 
 
 @pytest.mark.parametrize("key", ["behavior.net=MLPScore", "behavior.net.class_path=MLPScore"])
@@ -189,7 +189,7 @@ def test_the_order_of_overrides_makes_no_difference(load: Load, key: str) -> Non
     first, second = (load(overrides=order) for order in (overrides, overrides[::-1]))
     assert first.values == second.values
     assert first.values["behavior"]["init_args"]["net"]["init_args"]["hidden"] == [6, 5]
-    assert first.arguments["guidance"]["objective"].inverse_temperature == 2.0
+    assert first.components["guidance"].arguments["objective"].inverse_temperature == 2.0
     assert load().values == load(overrides=[]).values
 
 
@@ -197,7 +197,7 @@ def test_the_same_class_by_its_bare_name_keeps_its_arguments(load: Load) -> None
     text = "guidance: {objective: {class_path: cepdiff.energy.objectives.CEP, inverse_temperature: 9}}"
     for name, kept in (("CEP", 9.0), ("cepdiff.energy.objectives.CEP", 9.0), ("MSE", 3.0)):
         config = load(text, overrides=[f"guidance.objective.class_path={name}"])
-        assert config.arguments["guidance"]["objective"].inverse_temperature == kept
+        assert config.components["guidance"].arguments["objective"].inverse_temperature == kept
 
 
 @pytest.mark.parametrize(
@@ -221,15 +221,15 @@ DENSITY = "data: {class_path: cepdiff.data.densities.datamodule.EnergyDataModule
 
 def test_points_with_energies_have_their_own_sections(load: Load) -> None:
     config = load(DENSITY)
-    assert list(config.classes) == ["data", "schedule", "behavior", "solver", "guidance"]
-    assert list(vars(config.stages)) == ["behavior", "guidance"]
+    assert list(config.components) == ["data", "schedule", "behavior", "guidance", "solver", "sampler"]
+    assert list(vars(config.settings["stages"])) == ["behavior", "guidance"]
     assert set(config.values["evaluation"]) == {"num_samples", "scales", "floor_repeats", "seed"}
-    data, module = config.build("data", seed=3), config.module("guidance", (0, 2))
+    data, module = config.components["data"](seed=3), config.components["guidance"](0, 2)
     assert isinstance(data, EnergyDataModule)
     assert (data.dataset, data.seed) == ("moons", 3)
     assert isinstance(module, BatchEnergyGuidance)
     assert isinstance(module.net, ResidualEnergy)
-    assert config.module("behavior", (0, 2)).batch_fields == ("actions",)
+    assert config.components["behavior"](0, 2).batch_fields == ("samples",)
     again = load(config.to_yaml())
     assert again.values == config.values
 
@@ -240,7 +240,7 @@ def test_a_subclass_of_the_data_has_the_same_sections(load: Load, tmp_path: Path
     )
     own = DENSITY.replace("cepdiff.data.densities.datamodule.EnergyDataModule", "config_test_density.Own")
     try:
-        assert load(own).classes["guidance"] is BatchEnergyGuidance
+        assert load(own).components["guidance"].cls is BatchEnergyGuidance
     finally:
         sys.modules.pop("config_test_density", None)
 

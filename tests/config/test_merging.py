@@ -64,14 +64,14 @@ def overrides_of(key: str, cls: str, options: str) -> list[str]:
     ],
 )
 def test_ways_to_write_a_network(load: Load, text: str) -> None:
-    module = load(text).module("behavior", SIZES)
+    module = load(text).components["behavior"](*SIZES)
     assert isinstance(module.net, MLPScore)
     assert [p.shape[0] for p in module.net.parameters() if p.ndim == 2] == [8, 4, 2]
 
 
 def test_defaults_are_the_recipe(load: Load) -> None:
     config = load()
-    behavior, critic, guidance = (config.module(key, SIZES) for key in ("behavior", "critic", "guidance"))
+    behavior, critic, guidance = (config.components[key](*SIZES) for key in ("behavior", "critic", "guidance"))
     assert isinstance(behavior.net, ResidualUNet)
     assert (behavior.batch_size, behavior.learning_rate) == (4096, 1e-4)
     assert isinstance(critic, SoftmaxQCritic)
@@ -79,8 +79,8 @@ def test_defaults_are_the_recipe(load: Load) -> None:
     assert isinstance(guidance.net, EnergyMLP)
     assert isinstance(guidance.objective, CEP)  # type: ignore[attr-defined]
     assert guidance.objective.inverse_temperature == 3.0  # type: ignore[attr-defined]
-    assert (config.stages.behavior.max_steps, config.stages.critic.max_steps) == (600_000, 500_000)
-    assert config.build("solver").num_steps == 15
+    assert (config.settings["stages"].behavior.max_steps, config.settings["stages"].critic.max_steps) == (600_000, 500_000)
+    assert config.components["solver"]().num_steps == 15
 
 
 def test_values_have_their_types(load: Load) -> None:
@@ -90,11 +90,11 @@ def test_values_have_their_types(load: Load) -> None:
         "evaluation: {scales: [0, 1.5]}\nguidance: {objective: {inverse_temperature: 2}}",
         overrides=["critic.learning_rate=2e-3"],
     )
-    assert config.module("behavior", SIZES).learning_rate == 3e-4
-    assert config.module("critic", SIZES).learning_rate == 2e-3
-    assert config.stages.critic.max_steps == 1000
-    assert config.evaluation.scales == [0.0, 1.5]
-    assert config.module("guidance", SIZES).objective.inverse_temperature == 2.0  # type: ignore[attr-defined]
+    assert config.components["behavior"](*SIZES).learning_rate == 3e-4
+    assert config.components["critic"](*SIZES).learning_rate == 2e-3
+    assert config.settings["stages"].critic.max_steps == 1000
+    assert config.settings["evaluation"].scales == [0.0, 1.5]
+    assert config.components["guidance"](*SIZES).objective.inverse_temperature == 2.0  # type: ignore[attr-defined]
 
 
 def test_null_is_the_default(load: Load) -> None:
@@ -111,9 +111,9 @@ def test_later_files_and_overrides_win(load: Load) -> None:
         "seed: 2\ncritic: {discount: 0.8}\nevaluation: {scales: [4]}",
         overrides=["critic.discount=0.7", "evaluation.episodes=5"],
     )
-    critic = config.module("critic", SIZES)
+    critic = config.components["critic"](*SIZES)
     assert (config.seed, critic.discount, critic.tau) == (2, 0.7, 0.1)  # type: ignore[attr-defined]
-    assert (config.evaluation.episodes, config.evaluation.scales) == (5, [4.0])
+    assert (config.settings["evaluation"].episodes, config.settings["evaluation"].scales) == (5, [4.0])
 
 
 LAYERS = {
@@ -127,14 +127,14 @@ LAYERS = {
 @pytest.mark.parametrize("first", LAYERS)
 def test_the_later_file_wins_however_it_is_written(load: Load, first: str, second: str) -> None:
     config = load(LAYERS[first].replace("DISCOUNT", "0.9"), LAYERS[second].replace("DISCOUNT", "0.8"))
-    assert config.module("critic", SIZES).discount == 0.8  # type: ignore[attr-defined]
+    assert config.components["critic"](*SIZES).discount == 0.8  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("override", ["critic.discount=0.7", "critic.init_args.discount=0.7"])
 @pytest.mark.parametrize("first", LAYERS)
 def test_an_override_wins_however_it_is_written(load: Load, first: str, override: str) -> None:
     config = load(LAYERS[first].replace("DISCOUNT", "0.9"), overrides=[override])
-    assert config.module("critic", SIZES).discount == 0.7  # type: ignore[attr-defined]
+    assert config.components["critic"](*SIZES).discount == 0.7  # type: ignore[attr-defined]
 
 
 def test_overrides_reach_into_nested_classes(load: Load) -> None:
@@ -142,10 +142,10 @@ def test_overrides_reach_into_nested_classes(load: Load) -> None:
         "behavior: {net: {class_path: cepdiff.networks.score.MLPScore, init_args: {hidden: [8], time_features: 16}}}",
         overrides=["behavior.net.hidden=[6,5]", "guidance.objective.inverse_temperature=7"],
     )
-    module = config.module("behavior", SIZES)
+    module = config.components["behavior"](*SIZES)
     assert [p.shape[0] for p in module.net.parameters() if p.ndim == 2] == [6, 5, 2]
     assert config.values["behavior"]["init_args"]["net"]["init_args"]["time_features"] == 16
-    assert config.arguments["guidance"]["objective"].inverse_temperature == 7.0
+    assert config.components["guidance"].arguments["objective"].inverse_temperature == 7.0
 
 
 def test_another_class_forgets_the_arguments_of_the_first(load: Load) -> None:
@@ -159,11 +159,11 @@ def test_another_class_forgets_the_arguments_of_the_first(load: Load) -> None:
             "guidance.objective.class_path=cepdiff.energy.objectives.MSE",
         ],
     )
-    schedule = config.build("schedule")
+    schedule = config.components["schedule"]()
     assert isinstance(schedule, LinearVP)
     assert schedule.beta_max == 11.0
-    assert isinstance(config.module("behavior", SIZES).net, MLPScore)
-    assert isinstance(config.arguments["guidance"]["objective"], MSE)
+    assert isinstance(config.components["behavior"](*SIZES).net, MLPScore)
+    assert isinstance(config.components["guidance"].arguments["objective"], MSE)
 
 
 def test_interpolation_follows_overrides_and_files(load: Load) -> None:
@@ -173,15 +173,15 @@ def test_interpolation_follows_overrides_and_files(load: Load) -> None:
         "run_dir: runs/${data.dataset}/${seed}\n"
     )
     config = load(text)
-    assert (config.evaluation.seed, config.run_dir) == (3, "runs/some-buffer/3")
+    assert (config.settings["evaluation"].seed, config.run_dir) == (3, "runs/some-buffer/3")
     config = load(text, "stages: {behavior: {max_steps: 50}}", overrides=["seed=8"])
-    assert (config.seed, config.evaluation.seed, config.run_dir) == (8, 8, "runs/some-buffer/8")
-    assert config.stages.behavior.checkpoint_every == 50
+    assert (config.seed, config.settings["evaluation"].seed, config.run_dir) == (8, 8, "runs/some-buffer/8")
+    assert config.settings["stages"].behavior.checkpoint_every == 50
 
 
 def test_no_file_is_needed() -> None:
     config = load_config([], ["data.dataset=x", "critic.tau=0.5"])
-    assert config.arguments["critic"]["tau"] == 0.5
+    assert config.components["critic"].arguments["tau"] == 0.5
     assert config.values["data"]["init_args"]["dataset"] == "x"
 
 
@@ -206,10 +206,10 @@ def test_the_printed_configuration_is_the_same(load: Load, text: str) -> None:
     again = load(printed)
     assert again.values == config.values
     assert again.to_yaml() == printed
-    assert again.classes == config.classes
+    assert [part.cls for part in again.components.values()] == [part.cls for part in config.components.values()]
     assert [type(callback) for callback in again.callbacks] == [type(callback) for callback in config.callbacks]
     changed = load(printed, overrides=["critic.discount=0.5"])
-    assert changed.arguments["critic"]["discount"] == 0.5
+    assert changed.components["critic"].arguments["discount"] == 0.5
 
 
 def test_values_are_complete_and_plain(load: Load) -> None:
@@ -224,7 +224,7 @@ def test_values_are_complete_and_plain(load: Load) -> None:
 def test_configurations_do_not_share_state(load: Load) -> None:
     first = load("guidance: {objective: {inverse_temperature: 9}}")
     second = load()
-    assert first.arguments["guidance"]["objective"].inverse_temperature == 9.0
-    assert second.arguments["guidance"]["objective"].inverse_temperature == 3.0
-    one, two = (second.module("behavior", SIZES) for _ in range(2))
+    assert first.components["guidance"].arguments["objective"].inverse_temperature == 9.0
+    assert second.components["guidance"].arguments["objective"].inverse_temperature == 3.0
+    one, two = (second.components["behavior"](*SIZES) for _ in range(2))
     assert one.net is not two.net

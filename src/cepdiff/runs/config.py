@@ -146,7 +146,9 @@ def sections_of(problem: type[Problem]) -> tuple[dict[str, tuple[type, type]], d
     components: dict[str, tuple[type, type]] = {}
     settings: dict[str, inspect.Parameter] = {}
     constructors = [cls.__init__ for cls in problem.__mro__ if "__init__" in vars(cls) and issubclass(cls, Problem)]
-    complete = (not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(c).parameters.values()) for c in constructors)
+    complete = (
+        not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(c).parameters.values()) for c in constructors
+    )
     last = next((index for index, found in enumerate(complete) if found), len(constructors) - 1)
     for constructor in reversed(constructors[: last + 1]):
         hints = typing.get_type_hints(constructor)
@@ -155,7 +157,9 @@ def sections_of(problem: type[Problem]) -> tuple[dict[str, tuple[type, type]], d
             if name in ("self", "run") or parameter.kind is parameter.VAR_KEYWORD:
                 continue
             if name == "data":
-                components[name] = (StageDataModule, hint)  # type: ignore[assignment]
+                if inspect.isclass(hint) and issubclass(hint, StageDataModule):
+                    components[name] = (hint, hint)
+                components.setdefault(name, (StageDataModule, StageDataModule))
             elif typing.get_origin(hint) is Component:
                 components[name] = (typing.get_args(hint)[0], parameter.default.cls)
             else:
@@ -186,7 +190,7 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
         else:
             parser.add_argument(f"--{key}", type=kind, default=parameters[key].default)
     parser.add_argument("--callbacks", type=list[Callback], default=[])
-    defaults = {**dict.fromkeys(components, {}), **plain(parser.get_defaults())}  # a class may have no options
+    defaults = {**{key: {} for key in components}, **plain(parser.get_defaults())}  # a class may have no options
     flat = {
         key: flatten(tree[key], {**defaults.get(key, {}), **problem.nested.get(key, {})}, key)
         if key in components

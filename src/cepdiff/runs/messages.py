@@ -16,7 +16,7 @@ def refuse_unknown(found: Mapping[str, Any], known: Sequence[str], where: str) -
     for key in found:
         if key not in known:
             hint = nearest(str(key), known)
-            raise ConfigError(f"unknown key '{where}{key}'.{hint or ' There are ' + ', '.join(known)}")
+            raise ConfigError(f"unknown key '{where}{key}'.{hint or ' There are ' + (', '.join(known) or 'none')}")
 
 
 def refuse_unknown_nested(found: Mapping[str, Any], default: Mapping[str, Any], where: str) -> None:
