@@ -205,7 +205,7 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
         elif key in flat and flat[key] is not None:
             raise ConfigError(f"{key} is {flat[key]!r}; expected a mapping of options")
     flat = {key: value for key, value in flat.items() if value is not None and (value or key not in components)}
-    if "dataset" in defaults["data"] and not flat.get("data", {}).get("dataset"):
+    if "dataset" in defaults["data"] and not (flat.get("data", {}).get("dataset") or defaults["data"]["dataset"]):
         raise ConfigError("data.dataset is missing: name a D4RL task or a file, e.g. --data.dataset hopper-medium-v2")
     for key, nested in problem.nested.items():
         for name, default in nested.items():

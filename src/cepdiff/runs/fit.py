@@ -52,10 +52,10 @@ def fit(
     with ExitStack() as held:
         processes.on_main(lambda: held.enter_context(folder.locked()))
         processes.on_main(lambda: folder.open(config.to_yaml()))
-        for index, each in enumerate(stages):
+        for each in stages:
             if stage not in (None, each.name) and not processes.on_main(partial(is_done, each)):
                 raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
-            done = each.claim(names[index + 1 :])
+            done = each.claim(names)
             announce(each, done)
             if not done:
                 each.run()

@@ -68,9 +68,13 @@ class Stage(ABC):
         """What to print when it starts, besides its name."""
         return ""
 
-    def claim(self, later: Sequence[str]) -> bool:
-        """Write or check the record; True if the stage is finished, here or in the run to reuse."""
+    def claim(self, names: Sequence[str] = ()) -> bool:
+        """Write or check the record; True if the stage is finished, here or in the run to reuse.
+
+        `names` are those of all stages, in order.
+        """
         record, reuse = self.made_from(), self.context.reuse
+        later = list(names)[list(names).index(self.name) + 1 :] if names else []
 
         def claim() -> bool:
             if reuse is not None:
@@ -143,7 +147,9 @@ class TrainedStage(Stage):
             trainer.fit(self.module, self.data(), ckpt_path=folder.last if resume else None)
         except DivergenceError as error:
             kept = (
-                f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
+                f"the last good checkpoint is {folder.last}"
+                if folder.last.exists()
+                else "no checkpoint was written yet"
             )
             raise DivergenceError(f"{error}; {kept}") from error
         if checkpoint.stopped_by is not None:
@@ -200,7 +206,6 @@ class Judgement(Stage):
         made_from: as in `Stage`.
         judge: makes the results on all processes, and all files; `made_from` and `seconds` are added.
         files: figures and samples that must be there besides the results.
-        before: names of the stages whose times are shown.
     """
 
     def __init__(
@@ -208,15 +213,15 @@ class Judgement(Stage):
         run: Run,
         made_from: Callable[[], Mapping[str, Any]],
         judge: Callable[[], Results],
-        files: Sequence[Path],
-        before: Sequence[str],
+        files: Sequence[Path] = (),
     ) -> None:
         super().__init__(run, "evaluation", made_from)
         self.judge = judge
         self.files = files
-        self.before = before
+        self.names: Sequence[str] = ()
 
-    def claim(self, later: Sequence[str]) -> bool:
+    def claim(self, names: Sequence[str] = ()) -> bool:
+        self.names = [name for name in names if name != self.name]
         record, path = self.made_from(), self.context.folder.results
         return self.context.processes.on_main(lambda: are_finished(path, record, self.files))
 
@@ -238,7 +243,7 @@ class Judgement(Stage):
 
     def seconds(self) -> dict[str, float]:
         """Wall clock of the stages before."""
-        return {name: self.context.folder.stage(name).seconds for name in self.before}
+        return {name: self.context.folder.stage(name).seconds for name in self.names}
 
 
 def is_done(stage: Stage) -> bool:

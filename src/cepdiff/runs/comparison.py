@@ -1,0 +1,225 @@
+"""The comparison of runs that every problem has: metrics by guidance scale and method, over seeds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from cepdiff.figures import new_panels, save_figure, shared_legend
+from cepdiff.runs.report import Section, refuse_twins, total
+from cepdiff.runs.results import Results
+from cepdiff.tables import Table, finite, in_order, number
+
+OURS = "CEP"
+# The order of rows; other objectives follow by name.
+METHODS = (OURS, "NoisyClassifier", "ExponentialMSE", "MSE", "DPSClassifier", "DPS", "DPS (analytic)")
+PRIOR = "prior"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a method, by seed, shown with the format `form`."""
+
+    values: Mapping[int, float]
+    form: str = ".2f"
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return fmean(self.values.values())
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation over the seeds (n - 1); None for one seed."""
+        values = list(self.values.values())
+        return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+    def __str__(self) -> str:
+        return number(self.mean, self.form, self.std)
+
+    def to_json(self) -> dict[str, Any]:
+        """The cell in plain values."""
+        values = {str(seed): finite(value) for seed, value in self.values.items()}
+        return {"mean": finite(self.mean), "std": self.std, "values": values}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics of runs that are comparable: (guidance scale, method) -> metric -> cell.
+
+    Scale 0 is the prior, whatever the method: runs that share its weights count once. A metric with a noise floor is
+    shown as a multiple of it.
+
+    Args:
+        name: what the runs have in common.
+        runs: sorted by seed.
+        note: at the end of the title.
+    """
+
+    name: str
+    runs: Sequence[Results]
+    note: str = ""
+
+    @property
+    def columns(self) -> dict[str, tuple[str, str]]:
+        """Metric -> (title, format)."""
+        titles = {metric: (title, form) for run in self.runs for metric, (title, form) in run.columns.items()}
+        floors = self.floors
+        plain = {metric: about for metric, about in titles.items() if metric not in floors}
+        return plain | {metric: (f"{titles[metric][0]}, x floor", ".2f") for metric in titles if metric in floors}
+
+    @property
+    def floors(self) -> set[str]:
+        """Metrics with a noise floor."""
+        return {row.metric for run in self.runs for row in run.rows if row.floor is not None}
+
+    @property
+    def methods(self) -> list[str]:
+        """In the order of rows, without the prior."""
+        return in_order((run.method for run in self.runs), METHODS)
+
+    @property
+    def rows(self) -> dict[tuple[float, str], dict[str, Cell]]:
+        """(guidance scale, method) -> metric -> cell."""
+        found: dict[tuple[float, str], dict[str, Cell]] = {}
+        with_prior = [run for run in reversed(self.runs) if 0.0 in run.scales]
+        priors = {run.made_from.get("behavior_checkpoint", str(run.folder)): run for run in with_prior}
+        if priors:
+            found[0.0, PRIOR] = self.cells(list(priors.values())[::-1], 0.0)
+        for scale in sorted({scale for run in self.runs for scale in run.scales if scale}):
+            for method in self.methods:
+                here = [run for run in self.runs if run.method == method and scale in run.scales]
+                if here:
+                    found[scale, method] = self.cells(here, scale)
+        return found
+
+    def cells(self, runs: Sequence[Results], scale: float) -> dict[str, Cell]:
+        """A cell per metric; several runs of one seed count by their mean."""
+        cells = {}
+        for metric, (_, form) in self.columns.items():
+            by_seed: dict[int, list[float]] = {}
+            for run in runs:
+                row = run.row(scale, metric)
+                value = None if row is None else row.multiple if metric in self.floors else row.value
+                if value is not None and not math.isnan(value):
+                    by_seed.setdefault(run.seed, []).append(value)
+            if by_seed:
+                cells[metric] = Cell({seed: fmean(values) for seed, values in by_seed.items()}, form)
+        return cells
+
+    @property
+    def real(self) -> dict[str, Cell]:
+        """Metrics of real data, which depend on the seed only; at the noise floor by definition."""
+        found = {run.seed: run.real for run in self.runs if run.real}
+        if not found:
+            return {}
+        known = {seed: {**real, **dict.fromkeys(self.floors, 1.0)} for seed, real in found.items()}
+        return {
+            metric: Cell({seed: real[metric] for seed, real in known.items() if metric in real}, form)
+            for metric, (_, form) in self.columns.items()
+            if any(metric in real for real in known.values())
+        }
+
+    def best(self, scale: float, metric: str) -> list[str]:
+        """The methods closest to the noise floor, or most accurate; none if there is nothing to compare."""
+        choose: Any = {"accuracy": max, **dict.fromkeys(self.floors, min)}.get(metric)
+        means = {m: cells[metric].mean for (s, m), cells in self.rows.items() if s == scale and metric in cells}
+        if choose is None or len(means) < 2:
+            return []
+        return [method for method, mean in means.items() if mean == choose(means.values())]
+
+    def table(self) -> Table:
+        """The cells as text; the best of a scale has a star."""
+        columns, rows, real = self.columns, self.rows, self.real
+        lines = [["scale", "method", *(f"{title}  " for title, _ in columns.values())]]
+        for (scale, method), cells in rows.items():
+            texts = [starred(cells.get(metric), method in self.best(scale, metric)) for metric in columns]
+            lines.append([f"{scale:g}", method, *texts])
+        if real:
+            lines.append(["", "real data", *(starred(real.get(metric), False) for metric in columns)])
+        seeds = any(len(cell.values) > 1 for cells in rows.values() for cell in cells.values())
+        spread = ", mean ± standard deviation over the seeds" if seeds else ""
+        return Table(lines, f"{self.name}{self.note}{spread}", labels=2)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number of the table in plain values."""
+        return {
+            "rows": [
+                {"scale": scale, "method": method, "metrics": {name: cell.to_json() for name, cell in cells.items()}}
+                for (scale, method), cells in self.rows.items()
+            ],
+            "real": {name: cell.to_json() for name, cell in self.real.items()},
+            "best": {
+                f"{scale:g}": {metric: self.best(scale, metric) for metric in self.columns}
+                for scale in sorted({scale for scale, _ in self.rows if scale})
+            },
+        }
+
+    def plot(self, path: Path) -> None:
+        """A panel per metric: mean over the seeds against guidance scale, one line per method, from the prior on.
+
+        Dashed: the value of real or exactly reweighted data, and a multiple of 1.
+        """
+        names = [name for name in self.columns if not name.endswith("_exact")]
+        figure, panels = new_panels(len(names), 3, 3.4, 2.6)
+        rows, real = self.rows, self.real
+        style: dict[str, Any] = {"color": "0.4", "linestyle": "--", "linewidth": 1.0, "zorder": 1}
+        for axes, name in zip(panels, names, strict=True):
+            for method in self.methods:
+                here = [(s, c[name].mean) for (s, m), c in rows.items() if m in (PRIOR, method) and name in c]
+                here = [(scale, mean) for scale, mean in here if math.isfinite(mean)]
+                axes.plot([s for s, _ in here], [v for _, v in here], marker="o", markersize=3.5, label=method)
+            exact = {s: c[f"{name}_exact"].mean for (s, _), c in rows.items() if f"{name}_exact" in c}
+            if name in self.floors:
+                axes.axhline(1.0, label="noise floor", **style)
+                log_scale(axes)
+            elif name in real:
+                axes.axhline(real[name].mean, label="real data", **style)
+            elif exact:
+                axes.plot(list(exact), list(exact.values()), label="reweighted data", **style)
+            axes.set_xlabel("guidance scale")
+            axes.set_title(self.columns[name][0], fontsize=10)
+            axes.grid(alpha=0.3)
+        shared_legend(figure, panels)
+        figure.suptitle(self.name, fontsize=11)
+        save_figure(figure, path)
+
+
+def log_scale(axes: Any) -> None:
+    """A logarithmic y axis with plain numbers, if all values are above 0."""
+    from matplotlib.ticker import LogFormatter
+
+    if all(value > 0.0 for value in axes.dataLim.intervaly):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # 2 and not 2 x 10^0
+        axes.yaxis.set_minor_formatter(LogFormatter())
+
+
+def starred(cell: Cell | None, best: bool) -> str:
+    """A cell with a mark for the best of its column, or space for one."""
+    return f"{'-' if cell is None else cell}{' *' if best else '  '}"
+
+
+def file_name(text: str) -> str:
+    """The text as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def compare_runs(runs: Sequence[Results], output: Path) -> list[Section]:
+    """A section per dataset and inverse temperature, with a figure and a table."""
+    refuse_twins(runs, [run.title for run in runs])
+    groups: dict[str, list[Results]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        beta = "" if run.inverse_temperature is None else f", beta {run.inverse_temperature:g}"
+        groups.setdefault(f"{run.dataset}{beta}", []).append(run)
+    sections = []
+    for name, here in groups.items():
+        comparison, figure = Comparison(name, here), f"{file_name(name)}.png"
+        comparison.plot(output / figure)
+        sections.append(Section(name, [figure], [comparison.table()], comparison.to_json(), total(here, name)))
+    return sections
