@@ -162,12 +162,13 @@ def test_an_energy_of_clean_samples_guides_through_the_predicted_one() -> None:
         clean.act(observations, guidance_scale=0.0, noise=noise),
     )
     assert not torch.equal(plain.act(observations, noise=noise), clean.act(observations, noise=noise))
-    logits = predicted_data_logits(clean.energy_net, clean.eps_net, clean.schedule)  # type: ignore[arg-type]
+    networks, schedule = clean.sampler.networks, clean.sampler.schedule
+    logits = predicted_data_logits(networks["energy"], networks["behavior"], schedule)
     with torch.no_grad():
         expected = sample_guided(
-            clean.eps_net,
-            clean.schedule,
-            clean.solver,
+            networks["behavior"],
+            schedule,
+            clean.sampler.solver,
             clean.condition(observations),
             noise,
             logits=logits,

@@ -97,7 +97,7 @@ def test_onnxruntime_acts_alike(energy: bool) -> None:
     pytest.importorskip("onnxruntime")
     policy = make(energy)
     exported = OnnxPolicy(policy)
-    assert exported.action_size == A
+    assert exported.action_size == exported.noise_size == A
     for rows in (1, 6):
         observations, noise, scales = inputs(rows)
         scales = scales if energy else torch.zeros(rows)
@@ -117,7 +117,7 @@ def test_engines_by_name() -> None:
     policy = make()
     assert run_by(policy) is policy
     assert run_by(policy, "torch") is policy
-    with pytest.raises(ConfigError, match="the engine cuda_graph needs a GPU; the policy lies on cpu"):
+    with pytest.raises(ConfigError, match="the engine cuda_graph needs a GPU; the policy is on cpu"):
         run_by(policy, "cuda_graph")
     with pytest.raises(ConfigError, match=r"no engine 'onx'.*onnx"):
         run_by(policy, "onx")
@@ -128,8 +128,9 @@ def test_a_policy_on_another_device_is_a_copy() -> None:
     policy = make()
     assert policy.on("cpu") is policy
     moved = policy.on("meta")
-    assert moved.device.type == next(moved.eps_net.parameters()).device.type == "meta"
-    assert next(policy.eps_net.parameters()).device.type == "cpu"
+    for name, net in policy.sampler.networks.items():
+        assert moved.device.type == next(moved.sampler.networks[name].parameters()).device.type == "meta"
+        assert next(net.parameters()).device.type == "cpu"
 
 
 @needs_gpu

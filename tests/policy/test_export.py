@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cepdiff.diffusion.schedule import CosineVP, LinearVP
 from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.energy.objectives import CEP, DPS
 from cepdiff.errors import CepdiffError, ConfigError, RunError
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.networks.score import MLPScore, ResidualMLPScore, ResidualUNet
@@ -25,6 +26,7 @@ from cepdiff.policy.export.check import TOLERANCE, check, load
 from cepdiff.policy.export.graph import input_names, onnx_file, torch_file, trace
 from cepdiff.policy.export.noise import GOLDEN, mix, noise_of_seed
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.types import DataSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -66,7 +68,8 @@ def build(name: str) -> GuidedPolicy:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         nets = SCORES[score](spec.observation_size), ENERGIES[energy](spec.observation_size)
-    return GuidedPolicy(spec, nets[0], schedule, solver, nets[1], energy_on_clean=on_clean)
+    networks = {name: net for name, net in zip(("behavior", "energy"), nets, strict=True) if net is not None}
+    return GuidedPolicy(spec, GuidedSampler(SamplerParts(A, networks, schedule, solver, DPS() if on_clean else CEP())))
 
 
 def signed(value: int) -> int:
@@ -104,7 +107,7 @@ def test_a_torch_file_acts_as_its_policy(name: str) -> None:
     sampler = trace(policy)
     result = check(policy, load(torch_file(sampler), "torch"), list(sampler.inputs))
     assert result.passed, result.differences_text()
-    assert len(result.differences) == (1 if policy.energy_net is None else 3)
+    assert len(result.differences) == (3 if policy.sampler.has_energy else 1)
     inputs = {"observations": None, "guidance_scale": None, "seed": None}
     absent = {"no energy": {"guidance_scale"}, "density": {"observations"}}.get(name, set())
     assert set(sampler.inputs) == set(inputs) - absent
@@ -140,7 +143,7 @@ def test_a_check_sees_other_weights() -> None:
     sampler = trace(policy)
     run = load(torch_file(sampler), "torch")
     with torch.no_grad():
-        policy.energy_net.net.rest[-1].weight.mul_(1.5)  # type: ignore[union-attr, index, operator]
+        policy.sampler.networks["energy"].net.rest[-1].weight.mul_(1.5)  # type: ignore[union-attr, index, operator]
     result = check(policy, run, list(sampler.inputs))
     assert not result.passed
     assert result.differences[0.0] <= TOLERANCE < result.differences[3.0]
@@ -148,10 +151,11 @@ def test_a_check_sees_other_weights() -> None:
 
 def test_exporting_leaves_the_policy_alone() -> None:
     policy = build("plain")
-    before = {key: value.clone() for key, value in policy.eps_net.state_dict().items()}
+    net = policy.sampler.networks["behavior"]
+    before = {key: value.clone() for key, value in net.state_dict().items()}
     trace(policy)
-    assert all(torch.equal(value, before[key]) for key, value in policy.eps_net.state_dict().items())
-    assert all(parameter.requires_grad for parameter in policy.eps_net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())
 
 
 class Branching(nn.Module):
@@ -178,21 +182,23 @@ class BranchingSolver(DPMSolver):
 @pytest.mark.parametrize(
     ("part", "named"),
     [
-        ({"eps_net": Branching()}, "Branching cannot"),
-        ({"energy_net": BranchingEnergy()}, "BranchingEnergy cannot"),
+        ({"behavior": Branching()}, "Branching cannot"),
+        ({"energy": BranchingEnergy()}, "BranchingEnergy cannot"),
         ({"solver": BranchingSolver(2)}, "BranchingSolver cannot"),
     ],
 )
 def test_what_cannot_be_traced_is_named(part: dict[str, Any], named: str) -> None:
-    parts = {"eps_net": MLPScore(S, A, [4]), "energy_net": EnergyMLP(S, A, [4]), "solver": DPMSolver(1), **part}
-    policy = GuidedPolicy(SPEC, schedule=LinearVP(), **parts)
+    networks = {"behavior": MLPScore(S, A, [4]), "energy": EnergyMLP(S, A, [4]), "solver": DPMSolver(1), **part}
+    solver = networks.pop("solver")
+    policy = GuidedPolicy(SPEC, GuidedSampler(SamplerParts(A, networks, LinearVP(), solver)))
     with pytest.raises(ConfigError, match=named) as caught:
         trace(policy)
     assert "\n" not in str(caught.value)
 
 
 def test_a_density_without_energy_needs_noise() -> None:
-    policy = GuidedPolicy(DENSITY, MLPScore(0, A, [4]), LinearVP(), DPMSolver(1))
+    parts = SamplerParts(A, {"behavior": MLPScore(0, A, [4])}, LinearVP(), DPMSolver(1))
+    policy = GuidedPolicy(DENSITY, GuidedSampler(parts))
     with pytest.raises(RunError, match="--randomness noise"):
         trace(policy)
     assert input_names(policy, "noise") == ("noise",)
@@ -214,7 +220,7 @@ def test_the_page_shows_how_to_call_a_file_without_cepdiff(tmp_path: Path, kind:
         rf"```python title=\"with_{kind}\.py\"\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
     )
     policy = make()
-    policy.solver = DPMSolver(2)
+    policy.sampler.solver = DPMSolver(2)
     sampler = trace(policy)
     content = torch_file(sampler) if kind == "torch" else onnx_file(sampler)
     (tmp_path / ("policy.pt2" if kind == "torch" else "policy.onnx")).write_bytes(content)

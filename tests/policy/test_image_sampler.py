@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +17,63 @@ pytest.importorskip("diffusers")
 from cepdiff.data.images.energies import from_bytes
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.energy.heads import FunctionEnergy
 from cepdiff.energy.objectives import CEP, NoisyClassifier
 from cepdiff.errors import CepdiffError, ConfigError, RunError
 from cepdiff.networks.images.half_unet import HalfUNet
 from cepdiff.networks.images.unet import UNetScore
-from cepdiff.policy.images import SAMPLER_FILE, ImageSampler, SamplerRecipe, start_noise, tiled, to_bytes
+from cepdiff.policy.images import ImageSampler, start_noise, tiled, to_bytes
+from cepdiff.policy.recipe import POLICY_FILE, Recipe, write_recipe
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.types import DataSpec
 
 SHAPE, NAMES = (3, 4, 4), ("cat", "dog", "10")
 SMALL = {"channels": 3, "block_channels": [8, 8], "layers_per_block": 1}
 CEP_SPEC = {"class_path": "cepdiff.energy.objectives.CEP", "init_args": {"inverse_temperature": 2.0}}
-RECIPE = SamplerRecipe(
+BEHAVIOR = {"class_path": "cepdiff.networks.images.unet.UNetScore", "init_args": SMALL}
+ENERGY = {"class_path": "cepdiff.networks.images.half_unet.HalfUNet", "init_args": {**SMALL, "num_heads": 3}}
+RECIPE = Recipe(
     dataset="pets",
-    image_shape=list(SHAPE),
-    head_names=list(NAMES),
-    behavior_net={"class_path": "cepdiff.networks.images.unet.UNetScore", "init_args": SMALL},
-    energy_net={"class_path": "cepdiff.networks.images.half_unet.HalfUNet", "init_args": {**SMALL, "num_heads": 3}},
-    energy=None,
+    spec=DataSpec(0, 48, (-1.0,) * 48, (1.0,) * 48).to_dict(),
+    sampler={"class_path": "cepdiff.policy.sampler.GuidedSampler", "init_args": {}},
+    networks={"behavior": BEHAVIOR, "energy": ENERGY},
     objective=CEP_SPEC,
     schedule={"class_path": "cepdiff.diffusion.schedule.LinearVP", "init_args": {}},
     solver={"class_path": "cepdiff.diffusion.solver.DPMSolver", "init_args": {"num_steps": 3}},
     scales=[0.0, 1.0],
     sources=[],
+    head_names=list(NAMES),
+    image_shape=list(SHAPE),
 )
 
 
 def make(energy: bool = True, objective: Any = None, names: tuple[str, ...] = NAMES) -> ImageSampler:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        eps_net = UNetScore(0, 48, **SMALL)
-        energy_net = HalfUNet(0, 48, num_heads=len(names), **SMALL) if energy else None
-        if energy_net is not None:  # so strong that guidance shows in bytes
-            energy_net.output.weight.data.mul_(30.0)
-    objective = objective or CEP(2.0)
-    return ImageSampler(SHAPE, names, eps_net, LinearVP(), DPMSolver(3), energy_net, objective)
+        networks: dict[str, torch.nn.Module] = {"behavior": UNetScore(0, 48, **SMALL)}
+        if energy:
+            energy_net = HalfUNet(0, 48, num_heads=len(names), **SMALL)
+            energy_net.output.weight.data.mul_(30.0)  # so strong that guidance shows in bytes
+            networks["energy"] = energy_net
+    parts = SamplerParts(48, networks, LinearVP(), DPMSolver(3), objective or CEP(2.0), headed=True)
+    return ImageSampler(SHAPE, names, GuidedSampler(parts))
+
+
+def save(sampler: ImageSampler, folder: Path, recipe: Recipe = RECIPE) -> None:
+    """Write the policy file of a run on images."""
+    write_recipe(folder / POLICY_FILE, recipe, sampler.sampler.networks)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    make().save(tmp_path, RECIPE)
+    save(make(), tmp_path)
     return tmp_path
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    content = torch.load(run / SAMPLER_FILE, weights_only=True)
+    content = torch.load(run / POLICY_FILE, weights_only=True)
     content["recipe"].update(changes.pop("recipe", {}))
-    torch.save({**content, **changes}, run / SAMPLER_FILE)
+    torch.save({**content, **changes}, run / POLICY_FILE)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -119,7 +132,7 @@ def test_a_head_that_is_not_there_is_refused(head: int | str) -> None:
     [
         ({"num": 0}, "num is 0"),
         ({"num": 2, "batch_size": 0}, "batch_size is 0"),
-        ({"num": 2, "head": None}, "which head shall guide"),
+        ({"num": 2, "head": None}, "choose a head to guide by; there are 3"),
         ({"num": 2, "guidance_scale": -1.0}, "guidance_scale is -1"),
         ({"num": 2, "guidance_scale": float("nan")}, "guidance_scale is nan"),
     ],
@@ -134,6 +147,18 @@ def test_the_only_head_needs_no_name() -> None:
     assert torch.equal(sampler.sample(3), sampler.sample(3, "bright"))
 
 
+def test_heads_may_be_of_any_integer_type() -> None:
+    heads, indices = torch.tensor([0, 2, 1]), torch.arange(3)
+    (expected,), (found,) = (list(make().batches(given, indices, 1.0, 0, 3)) for given in (heads, heads.byte()))
+    assert torch.equal(found, expected)
+
+
+def test_a_run_without_images_is_refused(tmp_path: Path) -> None:
+    save(make(), tmp_path, replace(RECIPE, image_shape=None))
+    with pytest.raises(RunError, match=r"is no run on images; load it with GuidedPolicy\.from_run"):
+        ImageSampler.from_run(tmp_path)
+
+
 def test_batches_are_announced() -> None:
     heard: list[tuple[int, int]] = []
     make().sample(5, 0, batch_size=2, shown=lambda done, total: heard.append((done, total)))
@@ -144,15 +169,19 @@ def test_what_is_saved_is_what_is_read(run: Path) -> None:
     read = ImageSampler.from_run(run)
     assert read.recipe == RECIPE
     assert torch.equal(make().sample(4, "dog"), read.sample(4, "dog"))
-    assert torch.equal(read.sample(4, "dog"), ImageSampler.from_run(run / SAMPLER_FILE).sample(4, "dog"))
+    assert torch.equal(read.sample(4, "dog"), ImageSampler.from_run(run / POLICY_FILE).sample(4, "dog"))
     assert not torch.equal(read.sample(4, "dog"), ImageSampler.from_run(run, num_solver_steps=9).sample(4, "dog"))
 
 
 def test_an_energy_that_is_a_function_needs_no_network(tmp_path: Path) -> None:
     objective = {"class_path": "cepdiff.energy.objectives.DPS", "init_args": {"inverse_temperature": 200.0}}
     names = [f"{i}/6" for i in range(6)]
-    values = {**vars(RECIPE), "energy_net": None, "energy": "hues", "objective": objective, "head_names": names}
-    make(energy=False).save(tmp_path, SamplerRecipe(**values))
+    arguments = {"function": "hues", "image_shape": list(SHAPE), "inverse_temperature": 200.0}
+    function = {"class_path": "cepdiff.energy.heads.FunctionEnergy", "init_args": arguments}
+    networks = {"behavior": BEHAVIOR, "energy": function}
+    recipe = replace(RECIPE, networks=networks, objective=objective, head_names=names)
+    trained = {**make(energy=False).sampler.networks, "energy": FunctionEnergy(0, 48, **arguments)}
+    write_recipe(tmp_path / POLICY_FILE, recipe, trained)
     sampler = ImageSampler.from_run(tmp_path)
     assert not torch.equal(sampler.sample(4, "3/6"), sampler.sample(4, "3/6", guidance_scale=0.0))
 
@@ -160,20 +189,21 @@ def test_an_energy_that_is_a_function_needs_no_network(tmp_path: Path) -> None:
 def test_missing_torn_and_foreign_files_are_refused(run: Path) -> None:
     with pytest.raises(RunError, match=r"does not exist: run `cepdiff fit` until"):
         ImageSampler.from_run(run / "nowhere")
-    path = run / SAMPLER_FILE
+    path = run / POLICY_FILE
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(RunError, match="no sampler file"):
+        with pytest.raises(RunError, match="no policy file"):
             ImageSampler.from_run(run)
-    for value in ({"a": 1}, [], {"format": 1}, {"format": 1, "recipe": {"x": 1}, "weights": {}}):
+    for value in ({"a": 1}, [], {"format": 2}, {"format": 2, "recipe": {"x": 1}, "weights": {}}):
         torch.save(value, path)
-        with pytest.raises(RunError, match="no sampler file"):
+        with pytest.raises(RunError, match="no policy file"):
             ImageSampler.from_run(run)
 
 
 def test_other_formats_and_weights_are_refused(run: Path) -> None:
-    rewrite(run, recipe={"energy_net": {**RECIPE.energy_net, "init_args": {**SMALL, "num_heads": 4}}})
+    four = {**ENERGY, "init_args": {**SMALL, "num_heads": 4}}
+    rewrite(run, recipe={"networks": {"behavior": BEHAVIOR, "energy": four}})
     with pytest.raises(RunError, match="weights do not fit"):
         ImageSampler.from_run(run)
     rewrite(run, format=99)
@@ -181,13 +211,15 @@ def test_other_formats_and_weights_are_refused(run: Path) -> None:
         ImageSampler.from_run(run)
 
 
-@pytest.mark.parametrize("where", ["behavior_net", "energy_net", "objective", "schedule", "solver"])
+@pytest.mark.parametrize("where", ["behavior", "energy", "objective", "schedule", "solver", "sampler"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_file_can_call_no_class_but_those_of_a_sampler(run: Path, where: str, nested: bool) -> None:
     trap = run / "trapped"
     call = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", str(trap)]}}
-    spec = getattr(RECIPE, where)
-    rewrite(run, recipe={where: {**spec, "init_args": {**spec["init_args"], "channels": call}} if nested else call})
+    networks = where in RECIPE.networks
+    spec: Any = RECIPE.networks[where] if networks else getattr(RECIPE, where)
+    changed = {where: {**spec, "init_args": {**spec["init_args"], "channels": call}} if nested else call}
+    rewrite(run, recipe={"networks": {**RECIPE.networks, **changed}} if networks else changed)
     with pytest.raises((CepdiffError, TypeError)):
         ImageSampler.from_run(run)
     subprocess.run(["sleep", "0.2"], check=True)  # time for a child to do its work

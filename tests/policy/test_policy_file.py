@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from small_policy import RECIPE, SPEC, A, S, make, normal
+from small_policy import BEHAVIOR, RECIPE, SPEC, A, S, make, normal, parts, save
 
 from cepdiff.diffusion.schedule import CosineVP
-from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import CepdiffError, ConfigError, RunError
 from cepdiff.networks.energy import ResidualEnergy
-from cepdiff.policy.guided import POLICY_FILE, GuidedPolicy
+from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.recipe import POLICY_FILE
+from cepdiff.policy.sampler import GuidedSampler
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    make().save(tmp_path, RECIPE)
+    save(make(), tmp_path)
     return tmp_path
 
 
@@ -42,37 +43,32 @@ def test_a_loaded_policy_acts_as_the_saved_one(run: Path) -> None:
 
 @pytest.mark.parametrize("on_clean", [False, True])
 def test_a_loaded_policy_knows_whether_its_energy_is_of_clean_samples(tmp_path: Path, on_clean: bool) -> None:
-    make(on_clean=on_clean).save(tmp_path, replace(RECIPE, energy_on_clean=on_clean))
+    objective = "DPS" if on_clean else "CEP"
+    spec = {"class_path": f"cepdiff.energy.objectives.{objective}", "init_args": {}}
+    save(make(on_clean=on_clean), tmp_path, replace(RECIPE, objective=spec))
     observations, noise = normal(8, S), normal(8, A, seed=1)
     found = GuidedPolicy.from_run(tmp_path).act(observations, noise=noise)
     assert torch.equal(found, make(on_clean=on_clean).act(observations, noise=noise))
     assert not torch.equal(found, make(on_clean=not on_clean).act(observations, noise=noise))
 
 
-def test_a_file_of_before_energies_of_clean_samples_loads(run: Path) -> None:
-    content = torch.load(run / POLICY_FILE, weights_only=True)
-    del content["recipe"]["energy_on_clean"]
-    torch.save(content, run / POLICY_FILE)
-    assert GuidedPolicy.from_run(run).recipe == RECIPE
-
-
 def test_a_network_with_a_schedule_of_its_own_loads(tmp_path: Path) -> None:
     """A schedule is the one part of a network that is no network."""
     schedule = {"class_path": "cepdiff.diffusion.schedule.CosineVP", "init_args": {"t_max": 0.9}}
     spec = {"class_path": "cepdiff.networks.energy.ResidualEnergy", "init_args": {"width": 8, "schedule": schedule}}
-    energy_net = ResidualEnergy(S, A, width=8, schedule=CosineVP(t_max=0.9))
-    saved = GuidedPolicy(SPEC, make().eps_net, CosineVP(t_max=0.9), DPMSolver(5, order=1), energy_net)
-    saved.save(tmp_path, replace(RECIPE, energy_net=spec))
+    networks = {**parts().networks, "energy": ResidualEnergy(S, A, width=8, schedule=CosineVP(t_max=0.9))}
+    saved = GuidedPolicy(SPEC, GuidedSampler(replace(parts(), networks=networks)))
+    save(saved, tmp_path, replace(RECIPE, networks={"behavior": BEHAVIOR, "energy": spec}))
     loaded = GuidedPolicy.from_run(tmp_path)
-    assert isinstance(loaded.energy_net.schedule, CosineVP)  # type: ignore[union-attr]
+    assert isinstance(loaded.sampler.networks["energy"].schedule, CosineVP)
     observations, noise = normal(8, S), normal(8, A, seed=1)
     assert torch.equal(loaded.act(observations, noise=noise), saved.act(observations, noise=noise))
 
 
 def test_the_policy_before_guidance(tmp_path: Path) -> None:
-    make(energy=False).save(tmp_path, replace(RECIPE, energy_net=None))
+    save(make(energy=False), tmp_path, replace(RECIPE, networks={"behavior": BEHAVIOR}))
     policy = GuidedPolicy.from_run(tmp_path)
-    assert policy.energy_net is None
+    assert not policy.sampler.has_energy
     noise = normal(A)
     expected = make().act(normal(S), guidance_scale=0.0, noise=noise)
     assert torch.equal(policy.act(normal(S), guidance_scale=0.0, noise=noise), expected)
@@ -80,9 +76,9 @@ def test_the_policy_before_guidance(tmp_path: Path) -> None:
 
 def test_another_number_of_solver_steps(run: Path) -> None:
     policy = GuidedPolicy.from_run(run, num_solver_steps=9)
-    assert policy.solver.num_steps == 9
-    assert policy.solver.order == 1  # the rest stays
-    assert GuidedPolicy.from_run(run).solver.num_steps == 5
+    assert policy.sampler.solver.num_steps == 9
+    assert policy.sampler.solver.order == 1  # the rest stays
+    assert GuidedPolicy.from_run(run).sampler.solver.num_steps == 5
     with pytest.raises(ConfigError, match="num_steps is 0"):
         GuidedPolicy.from_run(run, num_solver_steps=0)
 
@@ -94,10 +90,10 @@ def test_own_classes_are_found_beside_their_configuration(tmp_path: Path, monkey
     (source / "policy_test_parts.py").write_text(
         "from cepdiff.networks.score import MLPScore\n\n\nclass Own(MLPScore):\n    pass\n"
     )
-    net = {**RECIPE.behavior_net, "class_path": "policy_test_parts.Own"}
-    make().save(tmp_path, replace(RECIPE, behavior_net=net, sources=[str(source)]))
+    networks = {**RECIPE.networks, "behavior": {**BEHAVIOR, "class_path": "policy_test_parts.Own"}}
+    save(make(), tmp_path, replace(RECIPE, networks=networks, sources=[str(source)]))
     try:
-        assert type(GuidedPolicy.from_run(tmp_path).eps_net).__name__ == "Own"
+        assert type(GuidedPolicy.from_run(tmp_path).sampler.networks["behavior"]).__name__ == "Own"
     finally:
         sys.modules.pop("policy_test_parts", None)
 
@@ -116,7 +112,7 @@ def test_torn_and_foreign_files_are_refused(run: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(RunError, match="no policy file"):
             GuidedPolicy.from_run(run)
-    for value in ({"a": 1}, torch.zeros(3), [], {"format": 1}, {"format": 1, "recipe": {"x": 1}, "weights": {}}):
+    for value in ({"a": 1}, torch.zeros(3), [], {"format": 2}, {"format": 2, "recipe": {"x": 1}, "weights": {}}):
         torch.save(value, path)
         with pytest.raises(RunError, match="no policy file"):
             GuidedPolicy.from_run(run)
@@ -128,20 +124,21 @@ def rewrite(run: Path, **changes: Any) -> None:
     torch.save({**content, **changes}, run / POLICY_FILE)
 
 
-def test_a_later_format_says_so(run: Path) -> None:
-    rewrite(run, format=99)
-    with pytest.raises(CepdiffError, match="format 99"):
+@pytest.mark.parametrize("version", [1, 99])
+def test_another_format_says_so(run: Path, version: int) -> None:
+    rewrite(run, format=version)
+    with pytest.raises(ConfigError, match=f"format {version}; this version of cepdiff reads 2"):
         GuidedPolicy.from_run(run)
 
 
 def test_weights_of_other_networks_are_refused(run: Path) -> None:
-    rewrite(run, recipe={"behavior_net": {**RECIPE.behavior_net, "init_args": {"hidden": [32]}}})
+    rewrite(run, recipe={"networks": {**RECIPE.networks, "behavior": {**BEHAVIOR, "init_args": {"hidden": [32]}}}})
     with pytest.raises(RunError, match="weights do not fit"):
         GuidedPolicy.from_run(run)
 
 
 def test_classes_that_are_gone_are_named(run: Path) -> None:
-    rewrite(run, recipe={"behavior_net": {"class_path": "gone_module.Net", "init_args": {}}})
+    rewrite(run, recipe={"networks": {"behavior": {"class_path": "gone_module.Net", "init_args": {}}}})
     with pytest.raises(CepdiffError, match="gone_module"):
         GuidedPolicy.from_run(run)
 
@@ -173,14 +170,16 @@ def test_nothing_is_unpickled(run: Path, form: str) -> None:
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("where", ["behavior_net", "energy_net", "schedule", "solver"])
+@pytest.mark.parametrize("where", ["behavior", "energy", "schedule", "solver", "objective", "sampler"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_file_can_call_no_class_but_those_of_a_policy(run: Path, where: str, nested: bool) -> None:
     """A recipe names classes with arguments; `subprocess.Popen` among them would run any command."""
     trap = run / "trapped"
     call = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", str(trap)]}}
-    spec = getattr(RECIPE, where)
-    rewrite(run, recipe={where: {**spec, "init_args": {"hidden": call}} if nested else call})
+    networks = where in RECIPE.networks
+    spec = RECIPE.networks[where] if networks else getattr(RECIPE, where)
+    changed = {where: {**spec, "init_args": {"hidden": call}} if nested else call}
+    rewrite(run, recipe={"networks": {**RECIPE.networks, **changed}} if networks else changed)
     with pytest.raises((CepdiffError, TypeError)):
         GuidedPolicy.from_run(run)
     deadline = subprocess.run(["sleep", "0.3"], check=True)  # time for a child to do its work

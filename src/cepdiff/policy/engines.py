@@ -126,10 +126,10 @@ def run_by(policy: GuidedPolicy, engine: str | None = None) -> Policy:
 
 
 def own_method(sample: Callable[..., Tensor], act: Callable[..., Any] = GuidedPolicy.act) -> str | None:
-    """Name of a user's own method that only torch can run; None if every engine can run this policy."""
+    """A user's own method that only torch can run, and why; None if every engine can run this policy."""
     if act is not GuidedPolicy.act:
-        return act.__qualname__
-    return None if is_static(sample) else sample.__qualname__
+        return f"{act.__qualname__}, which replaces GuidedPolicy.act"
+    return None if is_static(sample) else f"{sample.__qualname__}, which takes no `static`"
 
 
 def require_engine(engine: str | None, device: torch.device, own: str | None = None) -> None:
@@ -145,7 +145,7 @@ def require_engine(engine: str | None, device: torch.device, own: str | None = N
     if engine == "cuda_graph" and device.type != "cuda":
         raise ConfigError(f"the engine cuda_graph needs a GPU; the policy is on {device}")
     if own is not None and engine in ("onnx", "cuda_graph"):
-        raise ConfigError(f"the engine {engine} cannot run {own}, which takes no `static`: use the engine torch")
+        raise ConfigError(f"the engine {engine} cannot run {own}: use the engine torch")
 
 
 def check_engine(engine: str | None) -> None:

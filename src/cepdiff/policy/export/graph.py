@@ -84,11 +84,14 @@ def trace(policy: GuidedPolicy, randomness: Randomness = "seed") -> TracedSample
     With "seed", noise is `noise_of_seed(seed, B, noise_size)`.
 
     Raises:
-        ConfigError: a network, solver, schedule or sampler that is not one fixed sequence of tensor operators.
+        ConfigError: a network, solver, schedule or sampler that is not one fixed sequence of tensor operators, or a
+            policy with its own `act`.
         RunError: as `input_names`.
     """
     if not is_static(policy.sampler.sample):
         raise ConfigError(f"{type(policy.sampler).__name__}.sample cannot be exported: it takes no `static`")
+    if type(policy).act is not GuidedPolicy.act:
+        raise ConfigError(f"{type(policy).__name__}.act cannot be exported: a file holds only the sampler")
     inputs = _example_inputs(policy, input_names(policy, randomness))
 
     def sampler(*values: Tensor) -> Tensor:
