@@ -97,6 +97,7 @@ def minibatch(module: StageModule, rows: int = 8, seed: int = 0) -> Batch:
     }
     if isinstance(module, BatchEnergyGuidance):  # one density: absolute energies, one a sample
         everything["energies"] = everything["energies"].abs()[:, 0]
+    everything["samples"] = everything["actions"]
     return {field: everything[field] for field in module.batch_fields}
 
 
@@ -115,6 +116,17 @@ class Stream:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
+
+
+class Function(nn.Module):
+    """A function as a network without weights."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
 
 
 def fit(module: StageModule, batches: Iterable[Any], max_steps: int = -1, **options: Any) -> Trainer:

@@ -17,8 +17,9 @@ from cepdiff.errors import DivergenceError, RunError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.networks.score import MLPScore
 from cepdiff.runs.folder import RunFolder, read_checkpoint
+from cepdiff.runs.problem import Run
 from cepdiff.runs.processes import Processes, TrainerSettings
-from cepdiff.runs.stage import StoppedError, train_stage
+from cepdiff.runs.stage import StageSettings, StoppedError, TrainedStage
 from cepdiff.types import STEP_SEEDS, Batch
 
 BLOCK = 2
@@ -61,8 +62,11 @@ def train(run: RunFolder, *callbacks: Callback, poison: int | None = None, steps
         torch.manual_seed(0)
         module = BehaviorDiffusion(3, 2, net=partial(MLPScore, hidden=(8, 8)), ema_decay=0.9, lr_schedule="cosine")
     processes = Processes(TrainerSettings(accelerator="cpu", progress_bar=False))
-    run.stage("behavior").path.mkdir(parents=True, exist_ok=True)
-    train_stage(module, Blocks(poison), run, StageSettings(steps, checkpoint_every=4), processes, callbacks)
+    settings = StageSettings(steps, checkpoint_every=4)
+    stage = TrainedStage(Run(run, processes), module, lambda: Blocks(poison), settings, dict, callbacks)
+    assert not stage.claim([])
+    stage.run()
+    stage.load()
     return module
 
 

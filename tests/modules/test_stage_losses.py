@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from small_modules import BEHAVIOR_NETS, SMALL, A, K, S, fit, make, minibatch
+from small_modules import BEHAVIOR_NETS, SMALL, A, Function, K, S, fit, make, minibatch
 from torch import nn
 
 from cepdiff.diffusion.losses import denoising_loss
 from cepdiff.diffusion.posterior import origin_posterior
 from cepdiff.diffusion.process import perturb
+from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP
 from cepdiff.errors import ConfigError
 from cepdiff.modules.behavior import BehaviorDiffusion
@@ -20,7 +21,8 @@ from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
 from cepdiff.modules.noise import Noise
 from cepdiff.networks.critic import QEnsemble
-from cepdiff.types import Batch
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.types import Batch, Metrics
 
 
 def seeded(seed: int = 3) -> Noise:
@@ -41,7 +43,7 @@ def test_the_behavior_loss_is_the_denoising_loss_of_its_noise() -> None:
 
 def test_the_behavior_can_be_unconditional() -> None:
     module = BehaviorDiffusion(0, A, net=BEHAVIOR_NETS["mlp"])
-    fit(module, [{"actions": torch.rand(4, A)}], max_steps=1)
+    fit(module, [{"samples": torch.rand(4, A)}], max_steps=1)
 
 
 def test_the_critics_target_is_the_softmax_backup_of_the_smaller_critic() -> None:
@@ -51,7 +53,8 @@ def test_the_critics_target_is_the_softmax_backup_of_the_smaller_critic() -> Non
         for parameter in module.target_net.parameters():
             parameter.add_(0.1)
     batch = minibatch(module)
-    target = module.target(batch)
+    target, metrics = module.target(batch)
+    assert list(metrics) == ["bellman_entropy"]
     for i in range(8):
         s = batch["next_observations"][i].expand(K, S)
         q = module.target_net(s, batch["next_support_actions"][i]).amin(0).double()
@@ -86,12 +89,14 @@ def test_the_critic_logs_percentiles_and_entropy_at_no_further_evaluation() -> N
 
 def test_a_critic_with_a_target_of_its_own_logs_no_entropy_of_another() -> None:
     class Own(SoftmaxQCritic):
-        def target(self, batch: Batch) -> torch.Tensor:
-            return batch["rewards"]
+        def target(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+            return batch["rewards"], {"own": batch["rewards"].max()}
 
     module = Own(S, A, net=partial(QEnsemble, **SMALL))
-    _, metrics = module.loss(minibatch(module), Noise(0, torch.device("cpu")))
+    batch = minibatch(module)
+    _, metrics = module.loss(batch, Noise(0, torch.device("cpu")))
     assert "bellman_entropy" not in metrics
+    assert metrics["own"] == batch["rewards"].max()
     assert "q_p50" in metrics
 
 
@@ -109,13 +114,13 @@ def test_the_guidance_loss_shares_one_time_among_the_actions_of_a_state() -> Non
 def test_averaged_behavior_targets_are_over_the_batch() -> None:
     module = make("behavior-averaged")
     assert isinstance(module, BehaviorDiffusion)
-    assert module.batch_fields == ("actions",)
+    assert module.batch_fields == ("samples",)
     batch, noise = minibatch(module), seeded()
     t, eps = module.schedule.sample_times(noise.uniform(8)), noise.normal(8, A)
-    actions = batch["actions"]
-    expected, _ = denoising_loss(module.net, module.schedule, actions, None, t, eps, sources=actions)
+    samples = batch["samples"]
+    expected, _ = denoising_loss(module.net, module.schedule, samples, None, t, eps, sources=samples)
     assert module.loss(batch, seeded())[0].item() == pytest.approx(expected.item())
-    plain, _ = denoising_loss(module.net, module.schedule, actions, None, t, eps)
+    plain, _ = denoising_loss(module.net, module.schedule, samples, None, t, eps)
     assert expected.item() != pytest.approx(plain.item(), rel=1e-3)
 
 
@@ -157,13 +162,21 @@ def test_dps_trains_on_clean_actions() -> None:
         assert module.loss(batch, seeded(seed))[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def sampler_of(module: EnergyGuidance) -> GuidedSampler:
+    """The sampler of the module's network and of the noise prediction x / 2."""
+    networks = {"behavior": Function(lambda x, t, s: 0.5 * x), "energy": module.sampling_net}
+    return GuidedSampler(SamplerParts(A, networks, module.schedule, DPMSolver(2), module.objective))
+
+
 def test_what_the_sampler_takes_the_gradient_of() -> None:
     module, clean = make("guidance", ema_decay=0.9), make("guidance-dps")
     assert isinstance(module, EnergyGuidance)
     assert isinstance(clean, EnergyGuidance)
-    assert module.guidance_logits(lambda x, t, s: x) is module.ema_net
+    assert sampler_of(module).logits is module.ema_net
     x, t, s = torch.randn(5, A), torch.full((5,), 0.3), torch.randn(5, S)
-    found = clean.guidance_logits(lambda x, t, s: 0.5 * x)(x, t, s)
+    guide = sampler_of(clean).logits
+    assert guide is not None
+    found = guide(x, t, s)
     alpha, sigma = clean.schedule.alpha(t[0]), clean.schedule.sigma(t[0])
     expected = clean.net((1.0 - 0.5 * sigma) / alpha * x, torch.full((5,), clean.schedule.t_min), s)
     torch.testing.assert_close(found, expected)
@@ -192,7 +205,7 @@ def test_the_batch_guidance_loss_contrasts_the_batch_at_each_of_its_times(name: 
     batch, noise = minibatch(module), Watched()
     loss, _ = module.loss(batch, noise)
     ((uniform),) = noise.seen
-    again, steps, x0 = seeded(), module.times_per_step, batch["actions"]
+    again, steps, x0 = seeded(), module.times_per_step, batch["samples"]
     again.shared_uniform(steps, 1)
     labels = module.objective.targets(batch["energies"], per_set=False)
     losses = []
@@ -239,7 +252,7 @@ def test_batch_guidance_learns_the_exact_guidance() -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
     for step in range(300):
         pick = torch.randint(2, (64,))
-        loss, _ = module.loss({"actions": points[pick], "energies": pick.float()}, seeded(step))
+        loss, _ = module.loss({"samples": points[pick], "energies": pick.float()}, seeded(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -257,7 +270,7 @@ def test_batch_guidance_learns_the_exact_guidance() -> None:
 
 
 def test_batch_guidance_has_no_condition() -> None:
-    with pytest.raises(ConfigError, match=r"has no condition; the data's observations have 3"):
+    with pytest.raises(ConfigError, match=r"takes no condition; observations have size 3"):
         BatchEnergyGuidance(S, A)
 
 

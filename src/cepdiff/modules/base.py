@@ -202,7 +202,7 @@ class StageModule(LightningModule, ABC):
         first_step = self.global_step
         history: list[Metrics] = []
         with uncached_casts():
-            if self.cuda_graphs and self.device.type == "cuda" and self.trainer.world_size == 1 and STEP_SEEDS in block:
+            if self._are_captured(block):
                 stacked = self._replay_steps(block, optimizer, scheduler)
             else:
                 for batch, noise in self._minibatches(block):
@@ -239,6 +239,11 @@ class StageModule(LightningModule, ABC):
             make_portable(state)
         if not all_finite(self.trained_parameters()):
             raise DivergenceError(f"the {self.stage} stage's weights became NaN or infinite by step {self.global_step}")
+
+    def _are_captured(self, block: Batch) -> bool:
+        """True if the steps of this block are replays of a captured one."""
+        one_gpu = self.device.type == "cuda" and self.trainer.world_size == 1
+        return self.cuda_graphs and one_gpu and STEP_SEEDS in block
 
     def _replay_steps(self, block: Batch, optimizer: Any, scheduler: Any) -> dict[str, Tensor]:
         """The steps of a block as replays of a captured one; returns the metrics, (T,) each."""
