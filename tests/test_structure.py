@@ -30,6 +30,7 @@ from cepdiff.modules.noise import Noise
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import ResidualUNet
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.types import DataSpec
 
 S, A, K, STEPS = 11, 3, 16, 15  # Hopper and the recipe
@@ -62,14 +63,14 @@ class Operators(TorchDispatchMode):
 
 def policy() -> GuidedPolicy:
     spec = DataSpec(S, A, (-1.0,) * A, (1.0,) * A)
-    return GuidedPolicy(spec, ResidualUNet(S, A), LinearVP(), DPMSolver(STEPS), EnergyMLP(S, A))
+    networks = {"behavior": ResidualUNet(S, A), "energy": EnergyMLP(S, A)}
+    return GuidedPolicy(spec, GuidedSampler(SamplerParts(A, networks, LinearVP(), DPMSolver(STEPS))))
 
 
 def test_network_evaluations_of_an_action() -> None:
     """The solver's budget, one gradient each; none at scale 0, and none for the rows that are there at scale 0."""
     acting = policy()
-    assert acting.energy_net is not None
-    calls = Calls(score=acting.eps_net, energy=acting.energy_net)
+    calls = Calls(score=acting.sampler.networks["behavior"], energy=acting.sampler.networks["energy"])
     acting.act(torch.randn(4, S), guidance_scale=torch.tensor([0.0, 1.0, 2.0, 0.0]))
     assert calls.rows == {"score": [4] * STEPS, "energy": [2] * STEPS}
     acting.act(torch.randn(4, S), guidance_scale=0.0)

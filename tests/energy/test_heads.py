@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cepdiff.diffusion.guidance import logits_gradient
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.energy.heads import FunctionEnergy, HeadLogits, head_guidance, sample_heads
+from cepdiff.energy.heads import FunctionEnergy, HeadLogits, head_guidance
 from cepdiff.energy.objectives import CEP, DPS, DPSClassifier, EnergyObjective, ExponentialMSE, NoisyClassifier
 from cepdiff.errors import ConfigError
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 
 SCHEDULE = LinearVP()
 
@@ -132,6 +135,32 @@ def eps_net(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
     return 0.95 * x + 0.1 * (x + t).sin()
 
 
+class Function(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.function(*inputs)
+
+
+def sample_heads(
+    eps: Callable[..., Tensor],
+    energy: Callable[..., Tensor],
+    objective: EnergyObjective,
+    solver: DPMSolver,
+    noise: Tensor,
+    heads: Tensor,
+    guidance_scale: Tensor,
+) -> Tensor:
+    """Samples (B, A) by the sampler that the runs use, with one head (B,) and scale (B,) per row of `noise`."""
+    networks = {"behavior": Function(eps), "energy": Function(energy)}
+    parts = SamplerParts(noise.shape[-1], networks, SCHEDULE, solver, objective, headed=True)
+    return GuidedSampler(parts).sample(heads.unsqueeze(-1), noise, guidance_scale)
+
+
 class Counting:
     """Remembers the number of rows of each call, and whether gradients are on."""
 
@@ -157,18 +186,12 @@ def test_each_row_has_the_logits_of_its_head(objective: EnergyObjective) -> None
 def test_a_head_that_is_not_there(head: int) -> None:
     heads = torch.tensor([0, head])
     with pytest.raises(ConfigError, match=f"there is no head {head}; the energy network has 3"):
-        sample_heads(eps_net, wave, CEP(), SCHEDULE, DPMSolver(2), normal(2, 2), heads, torch.ones(2))
+        sample_heads(eps_net, wave, CEP(), DPMSolver(2), normal(2, 2), heads, torch.ones(2))
 
 
 def test_no_head_for_a_row() -> None:
     with pytest.raises(ConfigError, match="need the head of each row"):
         HeadLogits(wave, CEP())(normal(2, 2), torch.tensor(0.5), None)
-    for heads, scale, name in (((3,), (2,), "heads"), ((2,), (), "guidance_scale")):
-        with pytest.raises(ConfigError, match=rf"{name} has shape .*; expected \(2,\)"):
-            sample_heads(
-                eps_net, wave, CEP(), SCHEDULE, DPMSolver(2), normal(2, 2),
-                torch.zeros(heads, dtype=torch.int64), torch.ones(scale),
-            )  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", [CEP(), NoisyClassifier(), DPS()], ids=["cep", "classifier", "dps"])
@@ -178,26 +201,17 @@ def test_rows_of_all_heads_and_scales_equal_separate_calls(objective: EnergyObje
     heads, scales = torch.tensor([0, 1, 2, 2, 1, 0, 0]), torch.tensor([1.0, 0.0, 1.0, 2.0, 2.0, 0.0, 2.0]).double()
     counting = Counting()
     with torch.no_grad():
-        together = sample_heads(eps_net, counting, objective, SCHEDULE, solver, noise, heads, scales)
+        together = sample_heads(eps_net, counting, objective, solver, noise, heads, scales)
         assert counting.rows == [5] * 5
         plain = sample_guided(eps_net, SCHEDULE, solver, None, noise, data_bound=1.0)
         counting.rows.clear()
         for i in range(7):
             row = slice(i, i + 1)
-            alone = sample_heads(eps_net, counting, objective, SCHEDULE, solver, noise[row], heads[row], scales[row])
+            alone = sample_heads(eps_net, counting, objective, solver, noise[row], heads[row], scales[row])
             torch.testing.assert_close(together[row], alone)
             assert torch.equal(together[i], plain[i]) == (float(scales[i]) == 0.0)
         assert counting.rows == [1] * 25  # of five rows
     assert float(together.abs().max()) <= 1.0
-
-
-def test_heads_may_be_of_any_integer_type() -> None:
-    noise, heads = normal(3, 2), torch.tensor([0, 2, 1])
-
-    def sample(given: Tensor) -> Tensor:
-        return sample_heads(eps_net, wave, CEP(), SCHEDULE, DPMSolver(3), noise, given, torch.ones(3).double())
-
-    assert torch.equal(sample(heads), sample(heads.to(torch.uint8)))
 
 
 def test_a_clean_objective_guides_through_the_predicted_sample() -> None:
@@ -248,9 +262,8 @@ def test_samples_of_a_class_have_its_density(objective: EnergyObjective) -> None
     heads = torch.arange(3).repeat_interleave(400)
     with torch.no_grad():
         samples = sample_heads(
-            mixture_eps, optimal, objective, SCHEDULE, DPMSolver(40), normal(1200, 2), heads, torch.ones(1200).double(),
-            data_bound=None,
-        )  # fmt: skip
+            mixture_eps, optimal, objective, DPMSolver(40), normal(1200, 2), heads, torch.ones(1200).double()
+        )
     for head in range(3):
         found = samples[heads == head]
         torch.testing.assert_close(found.mean(0), MEANS[head], atol=4.0 * STD / math.sqrt(400), rtol=0)
@@ -279,11 +292,9 @@ def test_a_function_is_an_energy_without_training() -> None:
         alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
         return sigma * x / (alpha**2 * std**2 + sigma**2)
 
-    energy = FunctionEnergy(linear, (1, 1, 2), beta)
+    energy = FunctionEnergy(0, 2, linear, (1, 1, 2), beta)
     with torch.no_grad():
-        samples = sample_heads(
-            gaussian_eps, energy, DPS(beta), SCHEDULE, DPMSolver(60), noise, heads, torch.ones(2 * n).double(), None
-        )
+        samples = sample_heads(gaussian_eps, energy, DPS(beta), DPMSolver(60), noise, heads, torch.ones(2 * n).double())
     for head in range(2):
         found = samples[heads == head]
         torch.testing.assert_close(found.mean(0), -beta * std**2 * SLOPES[head], atol=0.01, rtol=0)
@@ -291,10 +302,10 @@ def test_a_function_is_an_energy_without_training() -> None:
 
 
 def test_the_logits_of_a_function() -> None:
-    energy = FunctionEnergy(linear, (1, 1, 2), 3.0)
+    energy = FunctionEnergy(0, 2, linear, (1, 1, 2), 3.0)
     x = normal(4, 5, 2)
     torch.testing.assert_close(energy(x, torch.tensor(0.1), None), -3.0 * x @ SLOPES.T)
-    single = FunctionEnergy(lambda images: images.mean((1, 2, 3)), (1, 1, 2), 2.0)
+    single = FunctionEnergy(0, 2, lambda images: images.mean((1, 2, 3)), (1, 1, 2), 2.0)
     torch.testing.assert_close(single(x, torch.tensor(0.1), None), -2.0 * x.mean(-1, keepdim=True))
 
 
@@ -309,13 +320,11 @@ def test_the_logits_of_a_function() -> None:
     ],
 )
 def test_functions_that_are_no_energies(function, shape: tuple[int, ...], expected: str) -> None:
-    energy = FunctionEnergy(function, shape, 1.0)
     with pytest.raises(ConfigError, match=expected):
         sample_heads(
             mixture_eps,
-            energy,
+            FunctionEnergy(0, 2, function, shape, 1.0),
             DPS(),
-            SCHEDULE,
             DPMSolver(2),
             normal(4, 2),
             torch.zeros(4).long(),
