@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms from the ground up: a room knows itself and what lies in the rows before its own.
 FLOORS = (
-    ("errors", "types", "randomness", "precision", "components", "files"),
+    ("errors", "types", "randomness", "precision", "components", "files", "figures", "tables"),
     ("diffusion",),
     ("networks", "data", "envs"),
     ("energy",),
@@ -26,24 +26,26 @@ FLOORS = (
     ("policy",),
     ("rollout",),
     ("callbacks", "collect"),
-    ("stages",),
+    ("runs",),
+    ("problems",),
+    ("api",),
     ("cli",),
     ("__main__",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 GROUND = set(FLOORS[0])
-# Beside the rooms of the command `fit`: nothing but the command line may know it, and it knows neither of them.
+# Beside the rooms of the command `fit`: only the commands, typed or in Python, may know it; it knows none of them.
 COLLECT_KNOWS = {*GROUND, "diffusion", "networks", "data", "energy", "modules", "policy", "rollout", "collect", "envs"}
 # Library -> the rooms (or files) that may import it.
 RIM = {
-    "lightning": ("data/blocks.py", "modules", "callbacks", "stages", "cli"),
-    "gymnasium": ("envs", "rollout", "collect"),
+    "lightning": ("data/blocks.py", "modules", "callbacks", "runs", "problems"),
+    "gymnasium": ("envs", "rollout", "collect", "api.py"),
     "gymnasium_robotics": ("envs",),
     "mujoco": ("envs", "rollout"),
     "h5py": ("data",),
     "datasets": ("data",),
     "diffusers": ("networks/images",),
-    "PIL": ("data", "stages", "callbacks"),
+    "PIL": ("data", "policy", "problems", "callbacks"),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "gym": "gymnasium"}
 
@@ -86,8 +88,38 @@ def test_imports_run_downward(file: Path) -> None:
         assert other in FLOOR_OF, f"{where}, which is no room"
         downward = FLOOR_OF[other] < FLOOR_OF[room] or (other in GROUND and room in GROUND)
         assert other == room or downward, where
-        assert other != "collect" or room in ("collect", "cli"), where
+        assert other != "collect" or room in ("collect", "api", "cli"), where
         assert room != "collect" or other in COLLECT_KNOWS, where
+
+
+def package_imports(*parts: str) -> dict[str, set[str]]:
+    """File -> the modules of this package that it imports, for the files in a folder or a file itself."""
+    place = PACKAGE.joinpath(*parts)
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    assert files
+    return {str(file.relative_to(PACKAGE)): {name for _, name in imports_of(file)} for file in files}
+
+
+def test_runs_know_no_problem() -> None:
+    """Not by a string either: which problem it is, a configuration and the data say."""
+    for file, names in package_imports("runs").items():
+        assert not any(name.startswith("cepdiff.problems") for name in names), file
+        assert "cepdiff.problems" not in (PACKAGE / file).read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize(("kind", "other"), [("offline", "density"), ("density", "offline")])
+def test_the_problems_do_not_know_each_other(kind: str, other: str) -> None:
+    found = package_imports("problems", kind)
+    for file, names in found.items():
+        assert not any(name.startswith(f"cepdiff.problems.{other}") for name in names), file
+        below = {name for name in names if name.startswith("cepdiff.problems.")}
+        assert all(name.startswith((f"cepdiff.problems.{kind}.", "cepdiff.problems.guided.")) for name in below), file
+    assert any("cepdiff.problems.guided.GuidedProblem" in names for names in found.values())  # their shared base
+
+
+def test_the_shared_base_of_the_problems_knows_none_of_them() -> None:
+    ((_, names),) = package_imports("problems", "guided.py").items()
+    assert not any(name.startswith("cepdiff.problems") for name in names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

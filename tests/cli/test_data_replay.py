@@ -86,7 +86,7 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(hopper: Path, option
         data(hopper, "--rows", 5, "--env_id", "Hopper-v4", option, hopper / "x.png")
 
 
-@pytest.mark.parametrize(("value", "message"), [(np.nan, "infos/qpos is NaN"), (1e300, "answers .* NaN or infinity")])
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "infos/qpos is NaN"), (1e300, "returns NaN or infinity")])
 def test_states_that_are_none(hopper: Path, tmp_path: Path, value: float, message: str) -> None:
     torn = tmp_path / "torn.hdf5"
     torn.write_bytes(hopper.read_bytes())

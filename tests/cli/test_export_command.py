@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from cepdiff.cli import main
-from cepdiff.diffusion.schedule import LinearVP
-from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import MLPScore
 from cepdiff.policy.export.noise import noise_of_seed
-from cepdiff.policy.guided import GuidedPolicy, PolicyRecipe
+from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.recipe import Recipe, write_recipe
 from cepdiff.types import DataSpec
 
 SPEC = DataSpec(3, 2, (-1.0, 0.0), (1.0, 5.0))
+RECIPE = Recipe(
+    dataset="some-task",
+    spec=SPEC.to_dict(),
+    sampler={"class_path": "cepdiff.policy.sampler.GuidedSampler", "init_args": {}},
+    networks={
+        "behavior": {"class_path": "cepdiff.networks.score.MLPScore", "init_args": {"hidden": [8]}},
+        "energy": {"class_path": "cepdiff.networks.energy.EnergyMLP", "init_args": {"hidden": [8]}},
+    },
+    schedule={"class_path": "cepdiff.diffusion.schedule.LinearVP", "init_args": {}},
+    solver={"class_path": "cepdiff.diffusion.solver.DPMSolver", "init_args": {"num_steps": 2}},
+    objective={"class_path": "cepdiff.energy.objectives.CEP", "init_args": {}},
+    scales=[0.0, 1.0],
+    sources=[],
+)
+
+
+def write_policy(folder: Path, recipe: Recipe = RECIPE) -> None:
+    """A policy file of small networks."""
+    write_recipe(folder / "policy.pt", recipe, {"behavior": MLPScore(3, 2, [8]), "energy": EnergyMLP(3, 2, [8])})
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run folder with a policy of two solver steps."""
-    recipe = PolicyRecipe(
-        task="some-task",
-        spec=SPEC.to_dict(),
-        behavior_net={"class_path": "cepdiff.networks.score.MLPScore", "init_args": {"hidden": [8]}},
-        energy_net={"class_path": "cepdiff.networks.energy.EnergyMLP", "init_args": {"hidden": [8]}},
-        schedule={"class_path": "cepdiff.diffusion.schedule.LinearVP", "init_args": {}},
-        solver={"class_path": "cepdiff.diffusion.solver.DPMSolver", "init_args": {"num_steps": 2}},
-        environment={},
-        scales=[0.0, 1.0],
-        sources=[],
-    )
-    nets = MLPScore(3, 2, [8]), EnergyMLP(3, 2, [8])
-    GuidedPolicy(SPEC, nets[0], LinearVP(), DPMSolver(2), nets[1]).save(tmp_path / "run", recipe)
+    write_policy(tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -100,8 +107,7 @@ def test_what_cannot_be_exported(
     assert "is a folder" in complaint(capsys, run_dir, "--format", "torch", "--output", run_dir)
     assert "num_steps is 0" in complaint(capsys, run_dir, "--format", "torch", "--num_solver_steps", 0)
     images = run_dir.parent / "images"
-    images.mkdir()
-    (images / "sampler.pt").touch()
+    write_policy(images, replace(RECIPE, image_shape=[2, 1, 1], head_names=["a"]))
     assert "is a run on images, which `cepdiff sample` draws" in complaint(capsys, images, "--format", "torch")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr(

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,17 @@ def assert_equal_runs(first: Path, second: Path, stages: tuple[str, ...] = STAGE
             torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=f"{stage}: {name}")
 
 
+def results(run_dir: Path, name: str = "results.json") -> dict[str, Any]:
+    """The results of a run, read as anyone can."""
+    content: dict[str, Any] = json.loads((run_dir / name).read_text())
+    return content
+
+
+def values(found: Mapping[str, Any], metric: str) -> dict[float, float]:
+    """Guidance scale -> value of a metric."""
+    return {row["scale"]: row["value"] for row in found["rows"] if row["metric"] == metric}
+
+
 def start(config: Path, run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(config), "--run_dir", str(run_dir), *arguments]
@@ -70,18 +82,24 @@ def test_a_run_leaves_stages_scores_logs_and_a_policy(
     shown = capsys.readouterr().out
     assert "behavior policy" in shown
     assert "best" in shown
-    scores = json.loads((run / "scores.json").read_text())
-    assert scores["task"] == "buffer"
-    assert [row["guidance_scale"] for row in scores["scores"]] == [0.0, 1.0]
-    assert all(row["episodes"] == 2 for row in scores["scores"])
-    assert set(scores["scores"][0]) == {
-        "guidance_scale", "episodes", "mean_return", "standard_error", "normalized_score",
-        "offline_value", "inside_support", "offline_choice",
-    }  # fmt: skip
-    assert sum(row["offline_choice"] for row in scores["scores"]) == 1
+    found = results(run)
+    assert (found["problem"], found["dataset"], found["seed"]) == (
+        "cepdiff.problems.offline.problem.OfflineRL", "buffer", 0
+    )  # fmt: skip
+    assert (found["title"], found["method"], found["inverse_temperature"]) == ("buffer, seed 0", "CEP", 3.0)
+    assert values(found, "episodes") == {0.0: 2, 1.0: 2}
+    assert {row["metric"] for row in found["rows"]} == {"episodes", "mean_return", "offline_value", "inside_support"}
+    for metric in ("mean_return", "offline_value", "inside_support"):
+        assert list(values(found, metric)) == [0.0, 1.0]
+    errors = {row["metric"]: row["error"] for row in found["rows"]}
+    assert [metric for metric, error in errors.items() if error is not None] == ["mean_return"]
+    assert list(found["seconds"]) == ["behavior", "support", "critic", "guidance"]
+    assert not {path.name for path in run.iterdir()} & {"scores.json", "distances.json", "images.json", "sampler.pt"}
     for figure in ("scores.png", "diagnostics.png"):
         assert (run / figure).stat().st_size > 1000
-    choice = next(row["guidance_scale"] for row in scores["scores"] if row["offline_choice"])
+    choice = found["about"]["offline_choice"]
+    assert choice in (0.0, 1.0)
+    assert "offline choice" in found["marks"][f"{choice:g}"]
     assert json.loads((run / "diagnostics.json").read_text())["offline_choice"] == choice
     for stage in STAGES:
         assert json.loads((run / stage / "stage.json").read_text())["done"]
@@ -99,7 +117,7 @@ def test_finished_stages_are_skipped(config: Path, tmp_path: Path, capsys: pytes
     run = tmp_path / "run"
     assert fit(config, run) == 0
     first = capsys.readouterr().out
-    files = [*run.glob("*/final.ckpt"), run / "support" / "actions.npy", run / "scores.json"]
+    files = [*run.glob("*/final.ckpt"), run / "support" / "actions.npy", run / "results.json"]
     before = {path: path.stat().st_mtime_ns for path in files}
     assert fit(config, run) == 0
     again = capsys.readouterr()
@@ -107,7 +125,7 @@ def test_finished_stages_are_skipped(config: Path, tmp_path: Path, capsys: pytes
     assert first.splitlines()[:5] == again.out.splitlines()[:5]
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert fit(config, run, "--evaluation.episodes", "3") == 0
-    assert json.loads((run / "scores.json").read_text())["scores"][0]["episodes"] == 3
+    assert values(results(run), "episodes") == {0.0: 3, 1.0: 3}
 
 
 def test_stages_one_by_one_equal_the_whole(config: Path, tmp_path: Path) -> None:
@@ -116,8 +134,9 @@ def test_stages_one_by_one_equal_the_whole(config: Path, tmp_path: Path) -> None
     for stage in ("behavior", "support", "critic", "guidance", "evaluation"):
         assert fit(config, single, "--stage", stage) == 0
     assert_equal_runs(whole, single)
-    a, b = (json.loads((run / "scores.json").read_text())["scores"] for run in (whole, single))
-    assert a == b
+    a, b = (results(run) for run in (whole, single))
+    assert a["rows"] == b["rows"]
+    assert a["about"] == b["about"]
 
 
 def test_the_seed_changes_everything_and_repeats_itself(config: Path, tmp_path: Path) -> None:
@@ -147,25 +166,26 @@ def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pyte
     arguments = ["--scales", "0", "0.5", "--episodes", "3", "--seeds", "1", "2", "--num_solver_steps", "4"]
     assert main(["evaluate", str(run), *arguments]) == 0
     assert "guidance scale" in capsys.readouterr().out
-    scores = json.loads((run / "evaluation.json").read_text())
-    assert scores["num_solver_steps"] == 4
-    assert [(row["guidance_scale"], row["episodes"]) for row in scores["scores"]] == [(0.0, 6), (0.5, 6)]
-    fitted = json.loads((run / "scores.json").read_text())["scores"]
-    offline = {"offline_value", "inside_support", "offline_choice"}  # evidence that needs the critic, and no episodes
-    assert offline < set(fitted[0])
+    again = results(run, "evaluation.json")
+    assert again["about"] == {"seeds": [1, 2], "num_solver_steps": 4}
+    assert values(again, "episodes") == {0.0: 6, 0.5: 6}
+    fitted = results(run)
+    assert (again.keys(), again["problem"], again["dataset"]) == (fitted.keys(), fitted["problem"], fitted["dataset"])
+    offline = {"offline_value", "inside_support"}  # evidence that needs the critic, and no episodes
+    assert offline < {row["metric"] for row in fitted["rows"]}
     assert main(["evaluate", str(run)]) == 0
-    rollouts = [{key: value for key, value in row.items() if key not in offline} for row in fitted]
-    assert json.loads((run / "evaluation.json").read_text())["scores"] == rollouts
+    rollouts = [row for row in fitted["rows"] if row["metric"] not in offline]
+    assert results(run, "evaluation.json")["rows"] == rollouts
+    assert results(run) == fitted  # left as it is
 
 
 def test_another_engine_gives_the_same_scores(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     run = tmp_path / "run"
     assert fit(config, run, "--evaluation.engine", "onnx") == 0
-    fitted = json.loads((run / "scores.json").read_text())["scores"]
     assert main(["evaluate", str(run), "--engine", "torch"]) == 0
-    for row, other in zip(fitted, json.loads((run / "evaluation.json").read_text())["scores"], strict=True):
-        assert row["mean_return"] == pytest.approx(other["mean_return"], rel=1e-3, abs=1e-3)
+    fitted, again = (values(results(run, name), "mean_return") for name in ("results.json", "evaluation.json"))
+    assert fitted == pytest.approx(again, rel=1e-3, abs=1e-3)
     capsys.readouterr()
     assert main(["evaluate", str(run), "--engine", "onx"]) == 2
     assert "no engine 'onx'" in capsys.readouterr().err

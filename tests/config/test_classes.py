@@ -94,7 +94,8 @@ solver: {{class_path: {parts}.OwnSolver, polish: true}}
 callbacks: [{{class_path: {parts}.OwnCallback, init_args: {{note: hello}}}}]
 """
     config = load(text, overrides=["critic.caution=0.75"])
-    data, schedule, solver = config.components["data"](seed=4), config.components["schedule"](), config.components["solver"]()
+    data = config.components["data"](seed=4)
+    schedule, solver = config.components["schedule"](), config.components["solver"]()
     critic, behavior = config.components["critic"](*SIZES), config.components["behavior"](*SIZES)
     objective = config.components["guidance"].arguments["objective"]
     assert [type(part).__name__ for part in (data, schedule, solver, critic, behavior.net, objective)] == [

@@ -79,7 +79,8 @@ def test_defaults_are_the_recipe(load: Load) -> None:
     assert isinstance(guidance.net, EnergyMLP)
     assert isinstance(guidance.objective, CEP)  # type: ignore[attr-defined]
     assert guidance.objective.inverse_temperature == 3.0  # type: ignore[attr-defined]
-    assert (config.settings["stages"].behavior.max_steps, config.settings["stages"].critic.max_steps) == (600_000, 500_000)
+    stages = config.settings["stages"]
+    assert (stages.behavior.max_steps, stages.critic.max_steps) == (600_000, 500_000)
     assert config.components["solver"]().num_steps == 15
 
 

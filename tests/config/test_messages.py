@@ -90,7 +90,7 @@ def test_wrong_types_are_named_with_what_was_expected(fault: Fault, text: str, m
         ("evaluation.every_n_steps=0", "evaluation.every_n_steps is 0; expected at least 1"),
         ("evaluation.max_envs=0", "evaluation.max_envs is 0; expected at least 1"),
         ("trainer.devices=0", "trainer.devices is 0; expected at least 1"),
-        ("trainer.matmul_precision=low", "^trainer.matmul_precision: expected one of highest, high, medium, found low$"),
+        ("trainer.matmul_precision=low", "^trainer.matmul_precision: expected one of highest, high, medium, found low"),
         ("data.block_size=0", "data.block_size is 0; expected at least 1"),
         ("critic.discount=1.5", r"critic.discount is 1.5; expected a number in \[0, 1\)"),
         ("critic.tau=0", "critic.tau is 0.0"),
