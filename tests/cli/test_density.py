@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,12 +88,12 @@ def contents(run_dir: Path) -> dict[str, bytes]:
 
 def touched(run_dir: Path) -> dict[str, int]:
     """When each result of a run was written."""
-    names = ("*/final.ckpt", "*/stage.json", "distances.json", "samples.*")
+    names = ("*/final.ckpt", "*/stage.json", "results.json", "samples.*")
     return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for name in names for path in run_dir.glob(name)}
 
 
-def distances(run_dir: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((run_dir / "distances.json").read_text())
+def results(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
     return found
 
 
@@ -140,11 +141,11 @@ def test_a_shipped_config_trains_and_leaves_its_files(
         assert not (run_dir / stage / "last.ckpt").exists()
         events = EventAccumulator(str(run_dir / "logs" / stage)).Reload()
         assert max(event.step for event in events.Scalars(f"{stage}/loss")) == 3
-    found = distances(run_dir)
-    assert (found["dataset"], found["objective"], found["inverse_temperature"]) == (path.stem, "CEP", 3.0)
-    rows = found["distances"]
-    assert isinstance(rows, list)
-    assert [(row["guidance_scale"], row["distance"]) for row in rows] == [
+    found = results(run_dir)
+    assert (found["dataset"], found["method"], found["inverse_temperature"]) == (path.stem, "CEP", 3.0)
+    assert (found["problem"], found["title"]) == ("cepdiff.problems.density.points.PointDensity", shown[1])
+    rows = found["rows"]
+    assert [(row["scale"], row["metric"]) for row in rows] == [
         (scale, name) for scale in (0.0, 1.0) for name in ("sliced_wasserstein", "energy_distance")
     ]
     assert all(row["multiple"] == pytest.approx(row["value"] / row["floor"]) for row in rows)
@@ -180,11 +181,11 @@ def test_a_finished_run_is_skipped_and_shown(config: Path, run: Path, capsys: py
 def test_stages_one_by_one_equal_the_whole(config: Path, finished: Path, tmp_path: Path) -> None:
     single = tmp_path / "single"
     for stage in ("behavior", "guidance", "evaluation"):
-        assert not (single / "distances.json").exists()
+        assert not (single / "results.json").exists()
         assert fit(config, single, "--stage", stage) == 0
     assert same_weights(finished, single, "behavior")
     assert same_weights(finished, single, "guidance")
-    assert distances(finished)["distances"] == distances(single)["distances"]
+    assert results(finished)["rows"] == results(single)["rows"]
     ours, theirs = samples(finished), samples(single)
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
@@ -238,7 +239,7 @@ def test_other_settings_of_the_evaluation_make_that_alone_again(
     assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": RUNNING}
     after = touched(run)
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"distances.json", "samples.npz", "samples.png"}
+    assert changed == {"results.json", "samples.npz", "samples.png"}
     assert not np.array_equal(samples(run)["guided, scale 1"], old["guided, scale 1"])
     assert len(samples(run)["guided, scale 1"]) == (48 if "num_samples" in str(arguments) else 64)
 
@@ -365,7 +366,7 @@ def test_the_policy_of_a_run_gives_its_samples(config: Path, finished: Path, tmp
 def test_a_run_without_its_guidance_has_the_policy_of_the_prior(config: Path, tmp_path: Path) -> None:
     assert fit(config, tmp_path / "run", "--stage", "behavior") == 0
     policy = GuidedPolicy.from_run(tmp_path / "run")
-    assert policy.energy_net is None
+    assert not policy.sampler.has_energy
     assert policy.act(torch.empty(3, 0), guidance_scale=0.0).shape == (3, 2)
 
 
@@ -379,31 +380,30 @@ def test_a_file_of_few_points_and_a_great_beta(
     assert fit(config, run_dir, "--data.dataset", path, BETA, 1000) == 0
     assert "few, CEP, beta 1000, seed 0" in (shown := capsys.readouterr().out)
     assert shown.count(" inf") == 2
-    rows = distances(run_dir)["distances"]
-    assert isinstance(rows, list)
+    rows = results(run_dir)["rows"]
     assert [row["multiple"] is None for row in rows] == [False, False, True, True]
     assert fit(config, run_dir, "--data.dataset", path, BETA, 1000) == 0
 
 
 class TestDamagedResults:
-    @pytest.mark.parametrize("content", ["", '{"distances": [', "[]", "3"])
-    def test_distances(self, config: Path, run: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
-        before, table = touched(run), distances(run)["distances"]
-        (run / "distances.json").write_text(content)
+    @pytest.mark.parametrize("content", ["", '{"rows": [', "[]", "3", "{}"])
+    def test_results(self, config: Path, run: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+        before, table = touched(run), results(run)["rows"]
+        (run / "results.json").write_text(content)
         line = complaint(capsys, "fit", "--config", config, "--run_dir", run)
-        assert f"{run / 'distances.json'} is damaged; delete it" in line
-        (run / "distances.json").unlink()
+        assert f"{run / 'results.json'} is damaged; delete it" in line
+        (run / "results.json").unlink()
         assert fit(config, run) == 0
         assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": RUNNING}
-        assert distances(run)["distances"] == table
+        assert results(run)["rows"] == table
         assert {name: when for name, when in touched(run).items() if "/" in name} == {
             name: when for name, when in before.items() if "/" in name
         }
 
-    def test_rows_of_the_distances(self, config: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (run / "distances.json").write_text(json.dumps({**distances(run), "distances": [{"value": 1}]}))
+    def test_rows_of_the_results(self, config: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (run / "results.json").write_text(json.dumps({**results(run), "rows": [{"value": 1}]}))
         line = complaint(capsys, "fit", "--config", config, "--run_dir", run)
-        assert "distances.json is damaged; delete it and run the same command again" in line
+        assert "results.json is damaged; delete it and run the same `cepdiff fit` again" in line
 
     @pytest.mark.parametrize(("name", "kept"), [("samples.npz", None), ("samples.npz", 100), ("samples.png", None)])
     def test_samples(
@@ -425,7 +425,7 @@ class TestDamagedResults:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--critic.discount", 0.9], "unknown key 'critic'. There are seed, run_dir, data"),
+        (["--critic.discount", 0.9], "unknown key 'critic'. There are problem, seed, run_dir, data"),
         (["--stages.support.num_actions", 4], "unknown key 'stages.support'. There are behavior, guidance"),
         (["--stages.critic.max_steps", 4], "unknown key 'stages.critic'. There are behavior, guidance"),
         (["--evaluation.episodes", 4], "unknown key 'evaluation.episodes'. There are num_samples"),
@@ -444,7 +444,7 @@ class TestDamagedResults:
         (["--evaluation.scales", "[]"], "evaluation.scales is []"),
         (["--evaluation.scales", "[-1]"], "expected one or more numbers of 0 or more"),
         (["--data.dataset", "ringz"], "Did you mean rings"),
-        (["--data.dataset", "none.npz"], "there is no file none.npz"),
+        (["--data.dataset", "none.npz"], "none.npz: no such file; expected an .npz with points"),
         (["--data.num_points", 1], "data.num_points is 1; expected at least 2"),
         (["--data.energy", "density_energies.nan"], "the energy density_energies.nan is nan at ["),
         (["--data.energy", "density_energies.sqare"], "Did you mean square"),
@@ -505,4 +505,4 @@ def test_a_guidance_stage_stopped_by_a_signal_goes_on_to_the_same_weights(config
     assert 0 < torch.load(broken / "guidance" / "last.ckpt", weights_only=True)["global_step"] < 1000
     assert fit(config, broken, *long) == 0
     assert same_weights(whole, broken, "guidance")
-    assert distances(whole)["distances"] == distances(broken)["distances"]
+    assert results(whole)["rows"] == results(broken)["rows"]

@@ -63,9 +63,9 @@ def test_two_processes_equal_one(config: Path, tmp_path: Path) -> None:
     assert list(ours) == list(theirs)
     for name in ours:  # 65 guided samples of two processes in the order of one
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-3, err_msg=name)
-    first, second = (json.loads((run / "distances.json").read_text())["distances"] for run in (one, two))
+    first, second = (json.loads((run / "results.json").read_text())["rows"] for run in (one, two))
     for row, other in zip(first, second, strict=True):
-        assert (row["guidance_scale"], row["distance"]) == (other["guidance_scale"], other["distance"])
+        assert (row["scale"], row["metric"]) == (other["scale"], other["metric"])
         assert (row["value"], row["floor"]) == pytest.approx((other["value"], other["floor"]), rel=2e-3)
 
 

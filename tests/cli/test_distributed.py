@@ -42,10 +42,14 @@ def assert_same_run(first: Path, second: Path) -> None:
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5, msg=f"{stage}: {name}")
     a, b = (np.load(run / "support" / "actions.npy") for run in (first, second))
     np.testing.assert_allclose(a, b, atol=1e-3)
-    a, b = (json.loads((run / "scores.json").read_text())["scores"] for run in (first, second))
+    a, b = (json.loads((run / "results.json").read_text())["rows"] for run in (first, second))
     for row, other in zip(a, b, strict=True):
-        assert row["episodes"] == other["episodes"]
-        assert row["mean_return"] == pytest.approx(other["mean_return"], rel=0.2)
+        assert (row["scale"], row["metric"]) == (other["scale"], other["metric"])
+        if row["metric"] == "episodes":
+            assert row["value"] == other["value"]
+        if row["metric"] == "mean_return":
+            assert row["value"] == pytest.approx(other["value"], rel=0.2)
+    assert {"episodes", "mean_return"} <= {row["metric"] for row in a}
 
 
 @pytest.mark.slow
@@ -59,12 +63,12 @@ def test_two_processes_equal_one(config: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best") == 1  # one process prints the table
     assert_same_run(one, two)
-    # Every stage is finished: support, scores and their table still come together on two processes.
-    (two / "scores.json").unlink()
+    # Every stage is finished: support, results and their table still come together on two processes.
+    (two / "results.json").unlink()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished earlier, skipped") == 4
-    assert (two / "scores.json").exists()
+    assert (two / "results.json").exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,8 +72,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {stage: text.partition(",")[0] if "running" in text else text for stage, _, text in lines}
 
 
-def results(run_dir: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((run_dir / "images.json").read_text())
+def results(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
     return found
 
 
@@ -88,7 +89,7 @@ def same_weights(first: Path, second: Path, stage: str) -> bool:
 
 def touched(run_dir: Path) -> dict[str, int]:
     """When each result of a run was written."""
-    names = ("*/final.ckpt", "images.json", "grids.png", "samples.npz", "evaluation/*")
+    names = ("*/final.ckpt", "results.json", "grids.png", "samples.npz", "evaluation/*")
     return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for name in names for path in run_dir.glob(name)}
 
 
@@ -126,17 +127,26 @@ def test_a_shipped_config_trains_and_leaves_its_files(
     colour = path.stem == "digits_colour"
     beta, heads = (50, 6) if colour else (1, 10)
     assert shown[1].startswith(f"digits, CEP, beta {beta}, seed 0, ")
-    assert ("energy of the data" if colour else "the classifier knows") in shown[1]
+    assert ("energy of the data" if colour else "the classifier is right on") in shown[1]
     assert "multiple" in shown[2]
     assert [line.split()[0] for line in shown[3:8]] == ["0", "0.5", "1", "2", "4"]
     found = results(run_dir)
-    assert [row["guidance_scale"] for row in found["scales"]] == [0.0, 0.5, 1.0, 2.0, 4.0]
-    assert len(found["heads"]) == 5 * heads
-    distance = found["distance"]
+    assert (found["problem"], found["title"]) == ("cepdiff.problems.density.images.ImageDensity", shown[1])
+    distance = found["about"]["distance"]
     assert distance == ("hue_distance" if colour else "frechet")
-    for row in found["scales"]:
-        assert row[f"{distance}_multiple"] == pytest.approx(row[distance] / row[f"{distance}_floor"])
-        assert set(found["columns"]) <= set(row)
+    means = [row for row in found["rows"] if row["head"] == ""]
+    scales = [0.0, 0.5, 1.0, 2.0, 4.0]
+    assert list(dict.fromkeys(row["scale"] for row in means)) == scales
+    for scale in scales:
+        assert set(found["columns"]) <= {row["metric"] for row in means if row["scale"] == scale}
+    assert len(found["rows"]) == (1 + heads) * len(means)
+    assert len(found["about"]["heads"]) == heads
+    of_heads = [row["head"] for row in found["rows"] if row["metric"] == distance and row["head"]]
+    assert of_heads == found["about"]["heads"] * len(scales)
+    for row in found["rows"]:
+        assert ("multiple" in row) == (row["floor"] is not None) == (row["metric"] == distance)
+        if row["metric"] == distance:
+            assert row["multiple"] == pytest.approx(row["value"] / row["floor"])
     assert imread(run_dir / "grids.png").shape[1] > 500
     assert (run_dir / "hues.png").exists() == colour
     events = EventAccumulator(str(run_dir / "logs" / "evaluation")).Reload()
@@ -166,7 +176,7 @@ def test_a_finished_run_is_skipped_and_shown(config: Path, run: Path, capsys: py
     assert fit(config, run) == 0
     again = capsys.readouterr()
     assert again.err.count(SKIPPED) == 3
-    assert "real images" in again.out
+    assert "real data" in again.out
     assert touched(run) == before
 
 
@@ -178,8 +188,8 @@ def test_the_evaluation_alone_is_made_again_with_other_scales(
     assert fit(config, run, "--evaluation.scales", "[3]") == 0
     assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": "running"}
     after = touched(run)
-    assert {name for name in after if after[name] != before[name]} == {"images.json", "grids.png", "samples.npz"}
-    assert [row["guidance_scale"] for row in results(run)["scales"]] == [3.0]
+    assert {name for name in after if after[name] != before[name]} == {"results.json", "grids.png", "samples.npz"}
+    assert {row["scale"] for row in results(run)["rows"]} == {3.0}
 
 
 @pytest.mark.parametrize(
@@ -197,8 +207,11 @@ def test_the_prior_is_taken_over(
     assert same_weights(finished, other, "behavior")
     found = results(other)
     if "--data.energy" in arguments:
-        assert (found["energy"], found["distance"]) == (DARK[1], "energy_distance")
-        assert [row["head"] for row in found["heads"]] == ["darkness"] * 2
+        assert (found["about"]["energy"], found["about"]["distance"]) == (DARK[1], "energy_distance")
+        assert found["about"]["heads"] == ["darkness"]
+        assert {(row["scale"], row["head"]) for row in found["rows"]} == {
+            (scale, head) for scale in (0.0, 1.0) for head in ("", "darkness")
+        }
         assert not (other / "evaluation").exists()
     with np.load(other / "samples.npz") as ours:  # by another process's way, from the file alone
         again = ImageSampler.from_run(other).sample(3, 0, 1.0)
@@ -249,7 +262,7 @@ def test_samples_as_a_picture_and_as_an_array(
     ("arguments", "expected"),
     [
         (["--head", "12"], "there is no head '12'; there are 10"),
-        ([], "which head shall guide? there are 10"),
+        ([], "choose a head to guide by; there are 10"),
         (["--head", "1", "--scale", "-1"], "guidance_scale is -1"),
         (["--head", "1", "--output", "x.jpg"], "ends with '.jpg'; expected .png or .npz"),
         (["--head", "1", "--accelerator", "abacus"], "trainer: "),
@@ -273,7 +286,7 @@ def test_bad_requests_for_samples(
         (["--guidance.net.num_heads", "6"], "guidance.net.num_heads is 6, but here it is 10: leave it out"),
         (["--behavior.net.channels", "3"], "behavior.net.channels is 3, but here it is 1: leave it out"),
         (["--data.energy", "null"], "data.energy is missing"),
-        (["--data.num_images", "100"], "training images; its samples are held against them"),
+        (["--data.num_images", "100"], "training images; comparing its samples with them needs at least 16"),
         (["--stages.behavior.max_steps", "0"], "behavior.net.pretrained names no prior"),
         (["--stages.behavior.max_steps", "-1"], "stages.behavior.max_steps is -1"),
         (["--stages.guidance.max_steps", "0"], "expected DPS as guidance.objective, found CEP"),
