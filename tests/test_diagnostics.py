@@ -20,14 +20,11 @@ from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.support import SupportCache, fill, support_noise
-from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import ConfigError, DataError
-from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
-from cepdiff.modules.guidance import EnergyGuidance
-from cepdiff.problems.offline.diagnostics import (
+from cepdiff.policy.diagnostics import (
     Diagnostics,
     ScaleEvidence,
     choose_inside,
@@ -35,16 +32,14 @@ from cepdiff.problems.offline.diagnostics import (
     diagnose,
     disagreement,
     draw_states,
-    guided_actions,
 )
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.problems.offline.diagnostics_report import (
-    FIGURE,
-    VALUES,
     diagnostic_scalars,
     log_diagnostics,
     write_diagnostics,
 )
-from cepdiff.rollout.scores import OfflineScore
+from cepdiff.problems.offline.judge import offline_rows
 
 S, A, K, N = 2, 3, 16, 1500
 SPREAD = 0.05  # standard deviation c of the behavior policy, a dimension
@@ -120,12 +115,13 @@ class Data(OfflineDataModule):
         return self.buffer.rewards
 
 
-def modules(net: Callable[..., Tensor] = logits) -> tuple[BehaviorDiffusion, SoftmaxQCritic, EnergyGuidance]:
-    return (
-        BehaviorDiffusion(S, A, lambda s, a: Net(noise_prediction)),
-        SoftmaxQCritic(S, A, lambda s, a: Net(values)),
-        EnergyGuidance(S, A, lambda s, a: Net(net)),
-    )
+def make(net: Callable[..., Tensor] = logits, kind: type[GuidedSampler] = GuidedSampler) -> GuidedSampler:
+    """The sampler of the behavior policy, guided by `net`."""
+    networks = {"behavior": Net(noise_prediction), "energy": Net(net)}
+    return kind(SamplerParts(A, networks, SCHEDULE, SOLVER))
+
+
+CRITIC = SoftmaxQCritic(S, A, lambda s, a: Net(values))
 
 
 def draw(folder: Path, data: OfflineDataModule, ids: Tensor, num_actions: int = K) -> SupportCache:
@@ -134,9 +130,7 @@ def draw(folder: Path, data: OfflineDataModule, ids: Tensor, num_actions: int = 
 
     def sample(state_ids: Tensor) -> Tensor:
         states = data.normalize(data.buffer.states[state_ids]).unsqueeze(1)
-        return sample_guided(
-            noise_prediction, SCHEDULE, SOLVER, states, support_noise(0, state_ids, num_actions, A), data_bound=1.0
-        )
+        return make().sample(states, support_noise(0, state_ids, num_actions, A))
 
     list(fill(cache, sample))
     return cache
@@ -154,12 +148,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, data: Data) -> SupportCache:
 
 @pytest.fixture(scope="module")
 def found(data: Data, cache: SupportCache) -> Diagnostics:
-    return diagnose(*modules(), SOLVER, data, cache, SCALES, seed=0, device="cpu", num_states=700)
+    return diagnose(make(), make(), CRITIC, data, cache, SCALES, seed=0, device="cpu", num_states=700)
 
 
 def run(data: OfflineDataModule, cache: SupportCache, **options: Any) -> Diagnostics:
     arguments = {"scales": [0.0, 1.0], "seed": 0, "device": "cpu", "num_states": 64, **options}
-    return diagnose(*modules(), SOLVER, data, cache, **arguments)
+    return diagnose(make(), make(), CRITIC, data, cache, **arguments)
 
 
 # What is measured
@@ -237,7 +231,7 @@ def test_evidence_by_closed_form(found: Diagnostics) -> None:
 
 
 def test_scale_0_is_the_reference_also_where_it_is_not_asked_for(found: Diagnostics, data: Data, cache: Any) -> None:
-    few = diagnose(*modules(), SOLVER, data, cache, [4, 1], seed=0, device="cpu", num_states=700)
+    few = run(data, cache, scales=[4, 1], num_states=700)
     assert "diagnostics/value/s=4.0" in diagnostic_scalars(few)  # as the other metrics of a scale, also for integers
     assert few.scales == [e for e in found.scales if e.guidance_scale in (1.0, 4.0)]
 
@@ -250,17 +244,18 @@ def test_scales_that_leave_the_support_are_rejected(found: Diagnostics) -> None:
     assert max(found.scales, key=lambda e: e.value).guidance_scale == 8.0
     assert found.offline_choice in (1.0, 2.0)
     assert found.inside_choice == 1.0
-    chosen = [score for score in found.offline_scores() if score.chosen]
+    assert found.offline_choice == choose_scale(found.scales)
     (e,) = (e for e in found.scales if e.guidance_scale == found.offline_choice)
-    assert chosen == [OfflineScore(e.guidance_scale, e.penalized_value, e.inside_support, True)]
+    shown = {row.metric: row.value for row in offline_rows(found) if row.scale == found.offline_choice}
+    assert shown == {"offline_value": e.penalized_value, "inside_support": e.inside_support}
 
 
 def test_a_guidance_that_pushes_nowhere_useful_leaves_the_behavior_policy(data: Data, cache: SupportCache) -> None:
     """Across the values, so that nothing but distance is gained."""
     across = torch.tensor([1.0, 2.0, 0.0]) / math.sqrt(5.0)
     assert float(across @ DIRECTION) == pytest.approx(0.0, abs=1e-6)
-    wrong = modules(lambda x, t, s: 100.0 * (x @ across))
-    found = diagnose(*wrong, SOLVER, data, cache, [0.0, 1.0, 3.0], seed=0, device="cpu", num_states=300)
+    wrong = make(lambda x, t, s: 100.0 * (x @ across))
+    found = diagnose(wrong, wrong, CRITIC, data, cache, [0.0, 1.0, 3.0], seed=0, device="cpu", num_states=300)
     assert found.scales[-1].inside_support < 0.05
     assert found.offline_choice == 0.0
     assert found.inside_choice == 0.0
@@ -306,13 +301,37 @@ def test_guided_actions_are_bounded_and_scale_0_needs_no_energy(data: Data, cach
     def broken(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         raise AssertionError("no gradient is wanted")
 
-    sample = draw_states(data, cache, 20, 0, "cpu")
+    states = draw_states(data, cache, 20, 0, "cpu").states
     noise = torch.randn(20, A, generator=torch.Generator().manual_seed(0))
-    behavior, _, guidance = modules(broken)
-    unguided = guided_actions(behavior, guidance, SOLVER, sample.states, noise, 0.0)
-    strong = guided_actions(behavior, modules()[2], SOLVER, sample.states, noise, 100.0)
+    unguided = make(broken).sample(states, noise, torch.zeros(20))
+    strong = make().sample(states, noise, torch.full((20,), 100.0))
     assert float(unguided.abs().max()) < 0.6
     assert float(strong.abs().max()) == 1.0
+
+
+class BestOf(GuidedSampler):
+    """The best of four samples, by their value; asks for four times the noise."""
+
+    @property
+    def noise_size(self) -> int:
+        return 4 * self.size
+
+    def sample(
+        self, condition: Tensor, noise: Tensor, guidance_scale: Tensor | None = None, *, static: bool = False
+    ) -> Tensor:
+        some = torch.stack([super(BestOf, self).sample(condition, part, guidance_scale) for part in noise.split(A, -1)])
+        best = values(condition, some).amin(0).argmax(0)  # (4, M) -> (M,)
+        return some[best, torch.arange(len(best))]
+
+
+def test_actions_are_those_of_the_runs_own_sampler(data: Data, cache: SupportCache, found: Diagnostics) -> None:
+    """The best of four normal numbers is 1.03 standard deviations above their mean; networks' norms are as ever."""
+    own = diagnose(make(kind=BestOf), make(), CRITIC, data, cache, SCALES, seed=0, device="cpu", num_states=700)
+    expected = found.scales[0].value + 1.029 * SPREAD * SLOPE
+    assert own.scales[0].value == pytest.approx(expected, abs=0.15 * SPREAD * SLOPE)
+    assert own.scales[2].gain == pytest.approx(SPREAD * SLOPE, rel=0.05)
+    assert own.norms == found.norms
+    assert (own.q_data, own.q_support, own.q_slope) == (found.q_data, found.q_support, found.q_slope)
 
 
 def test_what_cannot_be_diagnosed_is_refused(data: Data, tmp_path: Path) -> None:
@@ -327,10 +346,11 @@ def test_what_cannot_be_diagnosed_is_refused(data: Data, tmp_path: Path) -> None
 
 
 def test_files_and_logs(found: Diagnostics, tmp_path: Path) -> None:
-    write_diagnostics(tmp_path, found, "a title")
-    assert json.loads((tmp_path / VALUES).read_text()) == found.to_dict()
-    assert (tmp_path / FIGURE).read_bytes().startswith(b"\x89PNG")
-    log_diagnostics(tmp_path / "logs", found, tmp_path / FIGURE, step=500)
+    figure = write_diagnostics(tmp_path, found, "a title")
+    assert json.loads((tmp_path / "diagnostics.json").read_text()) == found.to_dict()
+    assert figure == tmp_path / "diagnostics.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    log_diagnostics(tmp_path / "logs", found, figure, step=500)
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     curves = {"diagnostics/guidance_norm", "diagnostics/score_norm"}
     scalars = diagnostic_scalars(found)

@@ -172,11 +172,11 @@ class TestEnergyFunctions:
 class TestWhatNetworksSee:
     def test_points_fill_the_cube_and_go_back_by_the_bounds(self) -> None:
         data = ready("rings")
-        batch = data.gatherer(("actions", "energies"))(data.rows(("actions", "energies")))
-        assert batch["actions"].amin(0).tolist() == [-1.0, -1.0]
-        assert batch["actions"].amax(0).tolist() == [1.0, 1.0]
+        batch = data.gatherer(("samples", "energies"))(data.rows(("samples", "energies")))
+        assert batch["samples"].amin(0).tolist() == [-1.0, -1.0]
+        assert batch["samples"].amax(0).tolist() == [1.0, 1.0]
         low, high = torch.tensor(data.spec.action_low), torch.tensor(data.spec.action_high)
-        torch.testing.assert_close(low + (batch["actions"] + 1) / 2 * (high - low), data.points, atol=1e-5, rtol=0)
+        torch.testing.assert_close(low + (batch["samples"] + 1) / 2 * (high - low), data.points, atol=1e-5, rtol=0)
         assert torch.equal(low, data.points.amin(0))
         assert torch.equal(high, data.points.amax(0))
         assert data.sizes == (0, 2)
@@ -190,8 +190,8 @@ class TestWhatNetworksSee:
         assert data.energies[0] == -3.0  # the data's own
 
     def test_an_unknown_field_names_those_there_are(self) -> None:
-        with pytest.raises(ConfigError, match=r"batch field 'observations'.*actions, energies"):
-            ready("moons").gatherer(("actions", "observations"))
+        with pytest.raises(ConfigError, match=r"batch field 'observations'.*samples, energies"):
+            ready("moons").gatherer(("samples", "observations"))
 
 
 class TestExactSamples:
@@ -364,7 +364,7 @@ def test_energy_functions_that_give_no_energies(own: str, name: str, expected: s
         ({"num_points": -5}, "data.num_points is -5"),
         ({"block_size": 0}, "data.block_size is 0"),
         ({"energy": "own_energies.frist"}, r"data.energy: 'own_energies' has no function 'frist'.*Did you mean first"),
-        ({"energy": "own_energies.number"}, "data.energy: own_energies.number is no function"),
+        ({"energy": "own_energies.number"}, "data.energy: own_energies.number is not a function"),
         ({"energy": "first"}, "'first' is no function path; expected package.module.first"),
         ({"energy": "nowhere.first"}, "data.energy: there is no module 'nowhere'"),
     ],

@@ -67,10 +67,10 @@ class TestWhatNetworksSee:
         assert data.sizes == (0, 64)
         assert data.spec.action_low == (-1.0,) * 64
         assert data.spec.action_high == (1.0,) * 64
-        actions = batch_of(data, "actions")["actions"]
-        assert actions.dtype == torch.float32
-        assert actions.aminmax() == (-1.0, 1.0)
-        levels = (actions + 1) * 8  # 17 grey levels, to the nearest byte
+        samples = batch_of(data, "samples")["samples"]
+        assert samples.dtype == torch.float32
+        assert samples.aminmax() == (-1.0, 1.0)
+        levels = (samples + 1) * 8  # 17 grey levels, to the nearest byte
         torch.testing.assert_close(levels, levels.round(), atol=16 / 510 + 1e-5, rtol=0)
 
     def test_images_are_flattened_channel_by_channel(self, folder: Path) -> None:
@@ -78,11 +78,11 @@ class TestWhatNetworksSee:
         assert data.image_shape == (3, 3, 2)
         assert data.sizes == (0, 18)
         rows = torch.tensor([[5, 0], [7, 7]])
-        batch = batch_of(data, "actions", "labels", rows=rows)
-        assert set(batch) == {"actions", "labels"}
+        batch = batch_of(data, "samples", "labels", rows=rows)
+        assert set(batch) == {"samples", "labels"}
         expected = data.images[rows].double() / 255 * 2 - 1
-        assert batch["actions"].shape == (2, 2, 18)
-        torch.testing.assert_close(batch["actions"].reshape(2, 2, 3, 3, 2).double(), expected, atol=1e-6, rtol=0)
+        assert batch["samples"].shape == (2, 2, 18)
+        torch.testing.assert_close(batch["samples"].reshape(2, 2, 3, 3, 2).double(), expected, atol=1e-6, rtol=0)
         with Image.open(folder / "dog" / "1.png") as image:  # row 5: cats come first
             assert np.array_equal(data.images[5].permute(1, 2, 0).numpy(), np.asarray(image))
         assert batch["labels"].tolist() == [[1, 0], [1, 1]]
@@ -92,13 +92,13 @@ class TestWhatNetworksSee:
 
     def test_blocks_serve_training_rows_alone(self) -> None:
         data = ready(num_images=50, holdout=0.4)
-        fields = ("actions", "labels")
+        fields = ("samples", "labels")
         loader = BlockLoader(
             data.gatherer(fields), data.rows(fields), batch_size=64, block_size=3, seed=0, stage="behavior", stop=3
         )
         (block,) = loader
-        assert set(block) == {"actions", "labels", STEP_SEEDS}
-        served = block["actions"].reshape(-1, 64).unique(dim=0)
+        assert set(block) == {"samples", "labels", STEP_SEEDS}
+        served = block["samples"].reshape(-1, 64).unique(dim=0)
         kept = from_bytes(data.images[data.train_rows].flatten(1)).unique(dim=0)
         assert torch.equal(served, kept)  # 192 draws find each of some 30 images
 
@@ -108,10 +108,10 @@ class TestWhatNetworksSee:
         assert count == 8
         assert data.rows(()).tolist() == [*train.tolist(), *(train + 8).tolist()]
         rows = torch.arange(8).reshape(4, 2)
-        plain, mirrored = (batch_of(data, "actions", "labels", rows=rows + shift) for shift in (0, 8))
-        images = plain["actions"].reshape(4, 2, 3, 3, 2)
-        assert torch.equal(mirrored["actions"].reshape(4, 2, 3, 3, 2), images.flip(-1))
-        assert not torch.equal(plain["actions"], mirrored["actions"])
+        plain, mirrored = (batch_of(data, "samples", "labels", rows=rows + shift) for shift in (0, 8))
+        images = plain["samples"].reshape(4, 2, 3, 3, 2)
+        assert torch.equal(mirrored["samples"].reshape(4, 2, 3, 3, 2), images.flip(-1))
+        assert not torch.equal(plain["samples"], mirrored["samples"])
         assert torch.equal(plain["labels"], mirrored["labels"])
 
     def test_size_and_channels(self, folder: Path) -> None:
@@ -121,7 +121,7 @@ class TestWhatNetworksSee:
 
     def test_fields_that_are_not_there(self, folder: Path) -> None:
         for fields, expected in (
-            (("actions", "observations"), "batch field 'observations'; images have actions, energies, labels"),
+            (("samples", "observations"), "batch field 'observations'; images have samples, energies, labels"),
             (("energies",), "images have no energies: set data.energy"),
         ):
             with pytest.raises(ConfigError, match=expected):
@@ -144,7 +144,7 @@ class TestWhatNetworksSee:
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_on_the_device(self) -> None:
         data = ready(energy="hues", tint=True, horizontal_flip=True)
-        fields = ("actions", "energies", "labels")
+        fields = ("samples", "energies", "labels")
         rows = data.rows(fields)
         there = data.gatherer(fields, "cuda")(rows.cuda())
         for name, values in data.gatherer(fields)(rows).items():
@@ -327,8 +327,8 @@ def test_a_subclass_needs_load_alone() -> None:
     data.prepare_data()
     data.setup()
     assert data.sizes == (0, 12)
-    assert batch_of(data, "actions", "energies")["energies"].shape == (3, 6)
-    assert batch_of(data, "actions", rows=torch.tensor([0]))["actions"][0, :4].tolist() == pytest.approx(
+    assert batch_of(data, "samples", "energies")["energies"].shape == (3, 6)
+    assert batch_of(data, "samples", rows=torch.tensor([0]))["samples"][0, :4].tolist() == pytest.approx(
         [value / 127.5 - 1 for value in (0, 3, 6, 9)]
     )
 

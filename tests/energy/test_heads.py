@@ -283,7 +283,7 @@ def linear(images: Tensor) -> Tensor:
 
 def test_a_function_is_an_energy_without_training() -> None:
     """For q = N(0, s²) and linear energies DPS is exact: p = N(-beta s² slope, s²), here at its quantiles."""
-    std, beta, n = 0.5, 1.5, 1000
+    std, beta, n = 0.2, 5.0, 1000
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
     noise = torch.stack([quantiles, quantiles.flip(0)], -1).repeat(2, 1)
     heads = torch.arange(2).repeat_interleave(n)

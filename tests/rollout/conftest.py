@@ -8,7 +8,7 @@ class LinearPolicy:
     """Computes each row on its own, so that results are equal bit by bit whatever the batch."""
 
     def __init__(self, observation_size: int, action_size: int) -> None:
-        self.action_size = action_size
+        self.action_size = self.noise_size = action_size
         self.batch_sizes: list[int] = []
         numbers = torch.Generator().manual_seed(0)
         self.weights = 0.3 * torch.randn(observation_size, action_size, generator=numbers)

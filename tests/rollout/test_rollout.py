@@ -22,7 +22,7 @@ def sequential(policy, env_id, episode, seed):
     while not (terminated or truncated):
         inputs = torch.as_tensor(observation, dtype=torch.float32)[None]
         scale = torch.tensor([episode.guidance_scale])
-        action = policy.act(inputs, guidance_scale=scale, noise=torch.randn(1, policy.action_size, generator=noise))
+        action = policy.act(inputs, guidance_scale=scale, noise=torch.randn(1, policy.noise_size, generator=noise))
         action = np.clip(action[0].numpy(), env.action_space.low, env.action_space.high)
         observation, reward, terminated, truncated, _ = env.step(action)
         total += float(reward)
@@ -81,7 +81,7 @@ def test_nothing_is_simulated_beyond_the_episodes(counting_env, linear_policy):
 
 def test_every_scale_sees_the_same_starts_and_noise(counting_env):
     class Noise:
-        action_size = 1
+        action_size = noise_size = 1
 
         def act(self, observations, *, guidance_scale, noise):
             return 0.1 * noise
@@ -95,9 +95,31 @@ def test_every_scale_sees_the_same_starts_and_noise(counting_env):
     assert other_seed[0].episode_return != results[0].episode_return
 
 
+def test_a_policy_may_take_more_noise_than_actions(counting_env):
+    """Each episode's stream is drawn `noise_size` numbers per step, whatever runs beside it."""
+
+    class Several:
+        action_size, noise_size = 1, 3
+
+        def __init__(self):
+            self.seen = []
+
+        def act(self, observations, *, guidance_scale, noise):
+            self.seen += noise.tolist()
+            return 0.1 * noise.amax(-1, keepdim=True)
+
+    policy = Several()
+    together = rollout(policy, EnvSpec("test/Counting-v0"), [Episode(0, 1.0), Episode(1, 1.0)], seed=0)
+    (alone,) = rollout(policy, EnvSpec("test/Counting-v0"), [Episode(1, 1.0)], seed=0)
+    assert alone == together[1]
+    stream = generator(0, "rollout-noise", 1)
+    expected = [torch.randn(3, generator=stream).tolist() for _ in range(alone.length)]
+    assert policy.seen[-alone.length :] == expected
+
+
 def test_actions_are_clipped_to_the_bounds(counting_env):
     class Huge:
-        action_size = 1
+        action_size = noise_size = 1
 
         def act(self, observations, *, guidance_scale, noise):
             return torch.full_like(noise, 1e9)
@@ -109,7 +131,7 @@ def test_actions_are_clipped_to_the_bounds(counting_env):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_action_names_scale_and_step(counting_env, value):
     class Breaks:
-        action_size = 1
+        action_size = noise_size = 1
 
         def act(self, observations, *, guidance_scale, noise):
             actions = torch.zeros_like(noise)

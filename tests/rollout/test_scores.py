@@ -1,25 +1,19 @@
-"""Score arithmetic against values computed by hand."""
+"""Score arithmetic against values computed by hand, and the results and figures that are made of it."""
 
 import json
 import math
 import random
 
 import pytest
+from matplotlib.image import imread
 
+from cepdiff.errors import RunError
+from cepdiff.policy.diagnostics import ScaleEvidence
+from cepdiff.problems.offline.judge import COLUMNS, marks, offline_rows, plot_scores, score_rows
+from cepdiff.problems.offline.report import policy_row
 from cepdiff.rollout.rollout import EpisodeResult
-from cepdiff.rollout.scores import (
-    OfflineScore,
-    Reference,
-    best_row,
-    format_table,
-    normalized_score,
-    offline_regret,
-    plot_scores,
-    read_scores,
-    summarize,
-    with_offline,
-    write_scores,
-)
+from cepdiff.rollout.scores import Reference, best_row, normalized_score, score_table, summarize
+from cepdiff.runs.results import Results
 
 # Scale 2: mean 6, sample variance ((-4)² + 0² + 4²) / 2 = 16, standard error 4 / sqrt(3).
 RESULTS = [
@@ -27,8 +21,29 @@ RESULTS = [
     for scale, values in {2.0: (2.0, 6.0, 10.0), 0.0: (-3.0, 1.0, -1.0), 1.0: (5.0,)}.items()
     for index, value in enumerate(values)
 ]
+REFERENCE = Reference(-4.0, 16.0)
 
-EVIDENCE = [OfflineScore(0.0, 95.0, 0.95, False), OfflineScore(1.0, 97.1234, 0.5, True)]
+
+class Found:
+    """The part of the diagnostics that results are made of."""
+
+    def __init__(self, *scales):
+        self.scales = [ScaleEvidence(scale, 0.0, 0.0, inside, 0.0, 0.0, value, 0.0) for scale, value, inside in scales]
+
+
+EVIDENCE = Found((0.0, 95.0, 0.95), (1.0, 97.1234, 0.5))
+
+
+def results(rows, evidence=None, choice=None):
+    """The results of a run with these scores and evidence."""
+    scales = sorted({row.guidance_scale for row in rows} | {e.guidance_scale for e in (evidence or Found()).scales})
+    found = [*score_rows(rows), *([] if evidence is None else offline_rows(evidence))]
+    about = {} if choice is None else {"offline_choice": choice}
+    return Results("problem", "a-task", 3, "", found, COLUMNS, marks=marks(rows, scales, choice), about=about)
+
+
+def lines_of(found):
+    return found.table().text().splitlines()
 
 
 def test_normalized_score():
@@ -38,7 +53,7 @@ def test_normalized_score():
 
 
 def test_summary_by_hand():
-    behavior, exact, strong = summarize(RESULTS, Reference(-4.0, 16.0))
+    behavior, exact, strong = summarize(RESULTS, REFERENCE)
     assert [behavior.guidance_scale, exact.guidance_scale, strong.guidance_scale] == [0.0, 1.0, 2.0]
     assert (behavior.episodes, behavior.mean_return, behavior.normalized_score) == (3, -1.0, 15.0)
     assert behavior.standard_error == pytest.approx(2 / math.sqrt(3))
@@ -46,151 +61,159 @@ def test_summary_by_hand():
     assert (strong.mean_return, strong.normalized_score) == (6.0, 50.0)
     assert strong.standard_error == pytest.approx(4 / math.sqrt(3))
     assert strong.normalized_standard_error == pytest.approx(20 / math.sqrt(3))
+    assert [row.score for row in (behavior, exact, strong)] == [15.0, 45.0, 50.0]
 
 
 def test_order_of_results_does_not_matter():
-    results = [EpisodeResult(i, 0.0, math.exp(-i), 1, False) for i in range(50)]
-    mixed = random.Random(0).sample(results, len(results))
-    assert summarize(mixed, None) == summarize(results, None)
+    episodes = [EpisodeResult(i, 0.0, math.exp(-i), 1, False) for i in range(50)]
+    mixed = random.Random(0).sample(episodes, len(episodes))
+    assert summarize(mixed, None) == summarize(episodes, None)
 
 
 def test_without_reference():
     rows = summarize(RESULTS, None)
     assert {row.normalized_score for row in rows} == {None}
     assert {row.normalized_standard_error for row in rows} == {None}
+    assert [row.score for row in rows] == [-1.0, 5.0, 6.0]
     assert summarize([], None) == []
 
 
-def test_table_is_aligned_and_marked():
-    lines = format_table(summarize(RESULTS, Reference(-4.0, 16.0))).splitlines()
-    assert len(lines) == 4
-    assert lines[1].endswith("behavior policy")
-    assert lines[3].endswith("best")
-    assert "15.0 ± 5.8" in lines[1]
-    assert "best" not in lines[1] + lines[2]
-    assert lines[1].index("±") == lines[3].index("±")
-    only = format_table(summarize([RESULTS[3]], None))
-    assert only.splitlines()[1].endswith("-  behavior policy, best")
+def test_the_best_row_is_the_smallest_scale_among_equals():
+    assert best_row(summarize(RESULTS, REFERENCE)).guidance_scale == 2.0
+    equal = [EpisodeResult(0, scale, 1.0, 1, False) for scale in (3.0, 1.0, 2.0)]
+    assert best_row(summarize(equal, None)).guidance_scale == 1.0
 
 
-def test_scores_file(tmp_path):
-    path = tmp_path / "scores.json"
-    path.write_text("old")
-    write_scores(path, "a-task", summarize(RESULTS, None), {"seed": 3, "task": "not this"})
-    content = json.loads(path.read_text())
-    assert list(content) == ["task", "scores", "seed"]
-    assert content["task"] == "a-task"
-    assert content["scores"][1] == {
-        "guidance_scale": 1.0,
-        "episodes": 1,
-        "mean_return": 5.0,
-        "standard_error": 0.0,
-        "normalized_score": None,
-    }
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+def test_table_is_aligned():
+    assert score_table(summarize(RESULTS, REFERENCE)).text().splitlines() == [
+        "guidance scale  episodes   mean return  normalized score",
+        "             0         3  -1.00 ± 1.15        15.0 ± 5.8",
+        "             1         1   5.00 ± 0.00        45.0 ± 0.0",
+        "             2         3   6.00 ± 2.31       50.0 ± 11.5",
+    ]
+    assert score_table(summarize([RESULTS[3]], None)).text().splitlines()[1].endswith("-")
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "scores.json"
-    path.write_text("old")
-    with pytest.raises(ValueError, match="Out of range"):
-        write_scores(path, "a-task", summarize([EpisodeResult(0, 0.0, math.nan, 1, False)], None))
-    assert path.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+# Results of a run
 
 
-@pytest.mark.parametrize("reference", [None, Reference(-4.0, 16.0)])
-def test_figure(tmp_path, reference):
-    plot_scores(summarize(RESULTS, reference), tmp_path / "scores.png")
-    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
-
-
-# Offline evidence
-
-
-def test_table_without_evidence_looks_as_ever():
-    lines = [
+def test_table_of_results_marks_behavior_and_best():
+    assert lines_of(results(summarize(RESULTS, REFERENCE))) == [
         "guidance scale  episodes   mean return  normalized score",
         "             0         3  -1.00 ± 1.15        15.0 ± 5.8  behavior policy",
         "             1         1   5.00 ± 0.00        45.0 ± 0.0",
         "             2         3   6.00 ± 2.31       50.0 ± 11.5  best",
     ]
-    rows = summarize(RESULTS, Reference(-4.0, 16.0))
-    assert format_table(rows).splitlines() == lines
-    assert format_table(with_offline(rows, [])).splitlines() == lines
-    assert format_table([]) == "no episodes"
+    (_, line) = lines_of(results(summarize([RESULTS[3]], None)))
+    assert line.split("  ")[-1] == "behavior policy, best"
 
 
 def test_evidence_stands_beside_the_rollouts():
-    rows = with_offline(summarize(RESULTS, Reference(-4.0, 16.0)), EVIDENCE)
-    assert format_table(rows).splitlines() == [
+    rows = summarize(RESULTS, REFERENCE)
+    found = results(rows, EVIDENCE, choice=1.0)
+    assert lines_of(found) == [
         "guidance scale  episodes   mean return  normalized score  offline value  inside support",
         "             0         3  -1.00 ± 1.15        15.0 ± 5.8         95.000             95%  behavior policy",
         "             1         1   5.00 ± 0.00        45.0 ± 0.0         97.123             50%  offline choice",
         "             2         3   6.00 ± 2.31       50.0 ± 11.5              -               -  best",
     ]
-    assert [row.offline_value for row in rows] == [95.0, 97.1234, None]
-    assert offline_regret(rows) == 5.0
-    better = [OfflineScore(2.0, 1.0, 1.0, True)]
-    assert format_table(with_offline(rows, better)).endswith("best, offline choice")
-    assert offline_regret(with_offline(rows, better)) == 0.0
-    assert [row.offline_value for row in with_offline(rows, better)] == [None, None, 1.0]
+    assert found.values("offline_value") == {0.0: 95.0, 1.0: 97.1234}
+    assert policy_row(found).regret == 5.0
+    better = results(rows, Found((2.0, 1.0, 1.0)), choice=2.0)
+    assert lines_of(better)[-1].endswith("best, offline choice")
+    assert policy_row(better).regret == 0.0
 
 
-def test_table_without_any_rollout():
-    rows = with_offline([], EVIDENCE[::-1])
-    assert format_table(rows).splitlines() == [
+def test_results_without_any_rollout():
+    found = results([], Found((1.0, 97.1234, 0.5), (0.0, 95.0, 0.95)), choice=1.0)
+    assert lines_of(found) == [
         "guidance scale  offline value  inside support",
         "             0         95.000             95%  behavior policy",
         "             1         97.123             50%  offline choice",
     ]
-    assert {row.episodes for row in rows} == {0}
-    assert offline_regret(rows) is None
+    assert found.values("episodes") == {}
+    row = policy_row(found)
+    assert (row.best_scale, row.regret, row.choice_scale, row.choice) == (None, None, 1.0, None)
 
 
 def test_regret_is_in_returns_where_no_reference_is_known():
     rows = summarize(RESULTS, None)
-    assert offline_regret(rows) is None
-    assert offline_regret(with_offline(rows, EVIDENCE)) == 1.0
-    assert offline_regret(with_offline(rows, [OfflineScore(7.0, 0.0, 0.0, True)])) is None  # not rolled out
+    assert policy_row(results(rows)).regret is None
+    row = policy_row(results(rows, EVIDENCE, choice=1.0))
+    assert (row.regret, row.unit) == (1.0, "return")
+    assert (row.behavior_regret, row.exact_regret) == (7.0, 1.0)
+    assert policy_row(results(rows, Found((7.0, 0.0, 0.0)), choice=7.0)).regret is None  # not rolled out
 
 
-def test_a_row_without_episodes_is_never_the_best():
-    rows = with_offline(summarize(RESULTS, Reference(-4.0, 16.0)), [OfflineScore(9.0, 99.0, 1.0, True)])
-    assert best_row(rows).guidance_scale == 2.0
-    assert format_table(rows).splitlines()[-1] == (
-        "             9         0             -                 -         99.000            100%  offline choice"
+def test_a_scale_without_episodes_is_never_the_best():
+    found = results(summarize(RESULTS, REFERENCE), Found((9.0, 99.0, 1.0)), choice=9.0)
+    assert policy_row(found).best_scale == 2.0
+    assert lines_of(found)[-1] == (
+        "             9         -             -                 -         99.000            100%  offline choice"
     )
 
 
-@pytest.mark.parametrize("reference", [None, Reference(-4.0, 16.0)])
-def test_scores_file_keeps_the_evidence(tmp_path, reference):
-    path = tmp_path / "scores.json"
-    for rows in (
-        summarize(RESULTS, reference),
-        with_offline(summarize(RESULTS, reference), [*EVIDENCE, OfflineScore(9.0, 99.0, 1.0, False)]),
-        with_offline([], EVIDENCE),
-    ):
-        write_scores(path, "a-task", rows)
-        found = read_scores(path, reference)
-        assert format_table(found) == format_table(rows)
-        assert [(r.offline_value, r.inside_support, r.offline_choice) for r in found] == [
-            (r.offline_value, r.inside_support, r.offline_choice) for r in rows
-        ]
-    assert json.loads(path.read_text())["scores"][1] == {
-        "guidance_scale": 1.0,
-        "episodes": 0,
-        "mean_return": None,
-        "standard_error": None,
-        "normalized_score": None,
-        "offline_value": 97.1234,
-        "inside_support": 0.5,
-        "offline_choice": True,
-    }
+@pytest.mark.parametrize("reference", [None, REFERENCE])
+def test_the_file_keeps_everything(tmp_path, reference):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    rows = summarize(RESULTS, reference)
+    for written in (results(rows), results(rows, EVIDENCE, choice=1.0), results([], EVIDENCE, choice=1.0)):
+        written.write(path)
+        read = Results.read(path)
+        assert read.table().text() == written.table().text()
+        assert list(read.rows) == list(written.rows)
+        assert (read.about, read.marks, read.seed, read.dataset) == (written.about, written.marks, 3, "a-task")
+        assert policy_row(read) == policy_row(written)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize("results", [[], RESULTS])
-def test_figure_with_evidence(tmp_path, results):
-    rows = with_offline(summarize(results, None), [*EVIDENCE, OfflineScore(9.0, 99.0, 1.0, False)])
-    plot_scores(rows, tmp_path / "scores.png")
+def test_rows_of_the_file(tmp_path):
+    path = tmp_path / "results.json"
+    results(summarize([RESULTS[6]], REFERENCE), Found((1.0, 97.1234, 0.5))).write(path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["scale"], row["metric"], row["value"], row["error"]) for row in rows] == [
+        (1.0, "episodes", 1, None),
+        (1.0, "mean_return", 5.0, 0.0),
+        (1.0, "normalized_score", 45.0, 0.0),
+        (1.0, "offline_value", 97.1234, None),
+        (1.0, "inside_support", 0.5, None),
+    ]
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path):
+    path = tmp_path / "results.json"
+    results(summarize([EpisodeResult(0, 0.0, math.nan, 1, False)], None)).write(path)
+    values = {row["metric"]: row["value"] for row in json.loads(path.read_text())["rows"]}
+    assert values == {"episodes": 1, "mean_return": None}
+    assert math.isnan(Results.read(path).row(0.0, "mean_return").value)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    found = results(summarize(RESULTS, None))
+    found.about["not plain"] = object()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        found.write(path)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2, "rows": [1]}'])
+def test_a_damaged_file_says_what_to_do(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match="is damaged; delete it and run the same `cepdiff fit` again"):
+        Results.read(path)
+
+
+# Figures
+
+
+@pytest.mark.parametrize("evidence", [None, Found((0.0, 95.0, 0.95), (1.0, 97.0, 0.5), (9.0, 99.0, 1.0))])
+@pytest.mark.parametrize("reference", [None, REFERENCE])
+def test_figure(tmp_path, reference, evidence):
+    plot_scores(results(summarize(RESULTS, reference), evidence, 1.0), tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+    assert imread(tmp_path / "scores.png").std() > 0.05
