@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.data.rl.tasks import TASKS
     from cepdiff.errors import ConfigError
     from cepdiff.files import write_json
-    from cepdiff.problems.offline.environment import choose_environment
+    from cepdiff.rollout.environment import choose_environment
     from cepdiff.rollout.replay import replay
     from cepdiff.rollout.replay_report import format_replay, plot_replay
 

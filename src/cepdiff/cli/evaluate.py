@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+OPTIONS = (
+    "scales", "episodes", "seeds", "num_solver_steps", "max_envs", "backend", "engine", "accelerator", "devices",
+)  # fmt: skip
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
@@ -26,18 +30,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from dataclasses import fields
     from pathlib import Path
 
     from cepdiff.cli.messages import is_first_process
-    from cepdiff.problems.offline.evaluate import Request, evaluate_run
+    from cepdiff.problems.offline.evaluate import evaluate_run
 
     place = Path(args.run_dir)
     folder = place if place.is_dir() else place.parent
     output = Path(args.output) if args.output else folder / "evaluation.json"
     video = None if args.video is None else Path(args.video) if args.video else folder / "best.mp4"
-    request = Request(**{item.name: getattr(args, item.name) for item in fields(Request)})
-    results = evaluate_run(place, request, output, video)
+    options = {name: value for name, value in vars(args).items() if name in OPTIONS}
+    results = evaluate_run(place, output=output, video=video, **options)
     if is_first_process():
         print(f"{results.table().text()}\nresults {output}" + (f"\nvideo {video}" if video else ""))
     return 0

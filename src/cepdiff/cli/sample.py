@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cepdiff.errors import ConfigError
-    from cepdiff.policy.images import ImageSampler
-    from cepdiff.problems.density.gallery import WRITERS
+    from cepdiff.policy.images import WRITERS, ImageSampler
     from cepdiff.runs.processes import Processes, TrainerSettings
 
     output = Path(args.output)

@@ -5,6 +5,7 @@ Features (N, D) come from the caller's network. Computed in float64, in blocks o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -97,6 +98,23 @@ def circular_wasserstein(
     ranks = difference.argsort()
     median = difference[ranks[torch.searchsorted(gaps[ranks].cumsum(0), 0.5)]]
     return (gaps * (difference - median).abs()).sum()
+
+
+def wasserstein_1(x: Tensor, y: Tensor) -> Tensor:
+    """Wasserstein-1 distance of two samples (N,) of numbers of the same size -> ()."""
+    return (x.sort().values - y.sort().values).abs().mean()
+
+
+def image_hues(images: Tensor) -> Tensor:
+    """One hue in [0, 1) per image of `images` (N, 3, H, W) in [-1, 1] -> (N,).
+
+    The angle of the sum over pixels of the colours' projections on the hue plane, whose lengths are their chromas:
+    black and grey pixels do not count. 0 for a grey image.
+    """
+    red, green, blue = ((images.double() + 1.0) / 2.0).unbind(1)
+    x = (red - (green + blue) / 2.0).sum((-2, -1))
+    y = (3.0**0.5 / 2.0 * (green - blue)).sum((-2, -1))
+    return torch.remainder(torch.atan2(y, x) / (2.0 * math.pi), 1.0)
 
 
 def resample(values: Tensor, weights: Tensor, size: int, seed: int, index: int) -> Tensor:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cepdiff.errors import ConfigError, RunError, nearest
+from cepdiff.files import written_aside
 from cepdiff.policy.recipe import Recipe, load_sampler
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.randomness import generator
@@ -130,3 +132,24 @@ def tiled(images: Tensor) -> Tensor:
     cells = picture.reshape(3, rows, height + 1, columns, width + 1)  # a view
     cells[:, :, :height, :, :width] = images.expand(-1, -1, 3, -1, -1).permute(2, 0, 3, 1, 4)
     return picture[:, :-1, :-1]
+
+
+def write_picture(path: Path, images: Tensor) -> None:
+    """Write images (N, C, H, W) uint8 as one nearly square grid, a PNG file."""
+    from PIL import Image
+
+    columns = math.isqrt(len(images) - 1) + 1
+    rows = -(-len(images) // columns)
+    missing = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)
+    grid = tiled(torch.cat([images, missing]).reshape(rows, columns, *images.shape[1:]))
+    with written_aside(path) as file:
+        Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(file, format="png")
+
+
+def write_array(path: Path, images: Tensor) -> None:
+    """Write images (N, C, H, W) uint8 as the array `images` of an NPZ file."""
+    with written_aside(path) as file:
+        np.savez_compressed(file, images=images.numpy())
+
+
+WRITERS: dict[str, Callable[[Path, Tensor], None]] = {".png": write_picture, ".npz": write_array}

@@ -14,6 +14,7 @@ from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP, EnergyObjective
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import POLICY_FILE, Recipe, write_recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.runs.problem import Problem, Run
@@ -73,12 +74,16 @@ class GuidedProblem(Problem):
 
     def network_specs(self) -> dict[str, dict[str, Any]]:
         """Class and arguments of each network in `networks`."""
-        return {name: self.components[key].spec["init_args"]["net"] for name, key in self._sections().items()}
+        return {name: self.components[key].spec["init_args"]["net"] for name, key in self.network_sections().items()}
 
     def sampler(self, networks: Mapping[str, nn.Module] | None = None) -> GuidedSampler:
         """The run's sampler, with what has been trained so far or with those `networks`."""
         found: GuidedSampler = self.components["sampler"](self.parts(self.networks() if networks is None else networks))
         return found
+
+    def policy(self) -> Any:
+        """The policy of what has been trained so far: the sampler in the data's units."""
+        return GuidedPolicy(self.data.spec, self.sampler())
 
     def parts(self, networks: Mapping[str, nn.Module]) -> SamplerParts:
         """The sampler's parts."""
@@ -109,7 +114,7 @@ class GuidedProblem(Problem):
         """The part of the evaluation's record that all problems share."""
         return {
             **{key: value for key, value in self.common.items() if key == "problem"},
-            **{f"{stage}_checkpoint": self.run.weights_hash(stage) for stage in self._sections().values()},
+            **{f"{stage}_checkpoint": self.run.weights_hash(stage) for stage in self.network_sections().values()},
             "solver": self.components["solver"].record,
             "sampler": self.components["sampler"].record,
         }
@@ -118,6 +123,6 @@ class GuidedProblem(Problem):
         """True if the stage has finished, in this or an earlier command."""
         return self.run.processes.on_main(lambda: self.run.folder.stage(stage).done)
 
-    def _sections(self) -> dict[str, str]:
+    def network_sections(self) -> dict[str, str]:
         """Name of each network -> its section, which is also its stage."""
         return {"behavior": "behavior", "energy": "guidance"}

@@ -164,7 +164,7 @@ def _act(
     policy: Policy, observations: NDArray[Any], running: Sequence[_Running], device: torch.device | str
 ) -> NDArray[Any]:
     """Actions (B, A) of the running episodes, each at its own scale and with its own noise."""
-    noise = torch.stack([torch.randn(policy.action_size, generator=run.noise) for run in running])
+    noise = torch.stack([torch.randn(policy.noise_size, generator=run.noise) for run in running])
     scales = torch.tensor([run.episode.guidance_scale for run in running], device=device)
     inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
     actions = policy.act(inputs, guidance_scale=scales, noise=noise.to(device)).detach().cpu().numpy()

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -90,6 +91,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
 def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config:
     """`load_config` for layers in memory (mappings); the order of `overrides` makes no difference."""
     try:
+        layers = [layer if OmegaConf.is_dict(layer) else OmegaConf.create(layer) for layer in layers]
         problem = problem_of(OmegaConf.merge({}, *layers, *overrides))
         components, _ = sections_of(problem)
         named = [lifted(layer, components, problem.nested) for layer in overrides]
@@ -238,7 +240,8 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
         values=values,
         problem=problem,
         components={
-            key: Component(classes[key], dict(vars(built.get(key) or Namespace())), values[key]) for key in components
+            key: Component(classes[key], dict(vars(built.get(key) or SimpleNamespace())), values[key])
+            for key in components
         },
         settings={key: value for key, value in found.items() if key != "trainer"},
         trainer=found["trainer"],

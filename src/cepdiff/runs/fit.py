@@ -22,6 +22,7 @@ def fit(
     sources: Sequence[str] = (),
     reuse: str | None = None,
     data_arguments: Mapping[str, Any] | None = None,
+    kept: bool = True,
 ) -> Problem:
     """Run all stages in order, or one whose predecessors are finished; skip what is finished.
 
@@ -31,6 +32,7 @@ def fit(
         sources: folders with the user's own classes, kept with the policy.
         reuse: another run, whose finished stages are taken over if they were made from the same.
         data_arguments: arguments of the data module that no file can hold (arrays in memory).
+        kept: False if the folder is deleted after the run.
 
     Raises:
         CepdiffError: anything a user can mend.
@@ -44,7 +46,7 @@ def fit(
     processes.on_main(data.prepare_data)
     data.setup()
     config = config.supplied(config.problem.network_arguments(data, config.values))
-    problem = config.problem(Run(folder, processes, config, list(sources), other), data, **config.sections)
+    problem = config.problem(Run(folder, processes, config, list(sources), other, kept), data, **config.sections)
     stages = problem.stages()
     names = [each.name for each in stages]
     if stage is not None and stage not in names:
@@ -53,9 +55,10 @@ def fit(
         processes.on_main(lambda: held.enter_context(folder.locked()))
         processes.on_main(lambda: folder.open(config.to_yaml()))
         for each in stages:
-            if stage not in (None, each.name) and not processes.on_main(partial(is_done, each)):
+            needed = stage not in (None, each.name)
+            done = (other is not None or not needed or processes.on_main(partial(is_done, each))) and each.claim(names)
+            if needed and not done:
                 raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
-            done = each.claim(names)
             announce(each, done)
             if not done:
                 each.run()

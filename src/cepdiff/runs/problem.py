@@ -35,6 +35,7 @@ class Run:
         config: the complete configuration; None for a stage that is run by itself.
         sources: folders with the user's own classes, kept with the policy.
         reuse: another run, whose finished stages are taken over if they were made from the same.
+        kept: False if the folder is deleted after the run.
     """
 
     folder: RunFolder
@@ -42,6 +43,7 @@ class Run:
     config: Config | None = None
     sources: Sequence[str] = ()
     reuse: RunFolder | None = None
+    kept: bool = True
 
     @property
     def seed(self) -> int:
@@ -111,6 +113,10 @@ class Problem(ABC):
     @abstractmethod
     def sampler(self) -> Any:
         """The sampler of what has been trained so far."""
+
+    def policy(self) -> Any:
+        """What `cepdiff.fit` returns to act or sample with."""
+        return self.sampler()
 
     def results(self) -> Results:
         """The results of the finished run."""

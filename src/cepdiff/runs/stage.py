@@ -239,7 +239,9 @@ class Judgement(Stage):
         times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds().items())
         files = ", ".join(map(str, [folder.results, *(file for file in self.files if file.suffix == ".png")]))
         print(f"\n{Results.read(folder.results).table().text()}\n")
-        print(f"wall clock: {times}\nresults {files}\ntensorboard --logdir {folder.logs}")
+        print(f"wall clock: {times}")
+        if self.context.kept:
+            print(f"results {files}\ntensorboard --logdir {folder.logs}")
 
     def seconds(self) -> dict[str, float]:
         """Wall clock of the stages before."""

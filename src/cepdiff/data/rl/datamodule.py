@@ -13,6 +13,7 @@ from torch import Tensor
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding
+from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.rewards import apply_rule
 from cepdiff.data.rl.source import load_dataset, resolve
@@ -115,11 +116,15 @@ class OfflineDataModule(StageDataModule):
             self._rewards = self.rewards()  # fail before training if the rule does not fit
 
     def load_buffer(self) -> TransitionBuffer:
-        """Read and validate the dataset; override it to serve other data."""
-        raw = load_dataset(self.dataset, self.dataset_dir)
+        """Read and validate the dataset. Override it to serve other data."""
+        raw = self.load_arrays()
         self.metadata = raw.metadata
         self.findings = findings_of(raw, self.task, self.action_low, self.action_high)
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
+
+    def load_arrays(self) -> RawArrays:
+        """Read the dataset's arrays."""
+        return load_dataset(self.dataset, self.dataset_dir)
 
     def rewards(self) -> Tensor:
         """Return the scaled rewards (N,)."""

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cepdiff.data.images.datamodule import ImageDataModule
-from cepdiff.data.images.energies import from_bytes
 from cepdiff.energy.sample_metrics import density_coverage, frechet_distance, precision_recall
 from cepdiff.errors import DataError
 from cepdiff.files import written_aside
-from cepdiff.problems.density.judges import in_chunks
+from cepdiff.networks.images.classifier import ImageClassifier
 from cepdiff.randomness import generator, stream_seed
 
-FEATURES = 32
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
 MIN_REAL = 16  # training images of a class: halves of them, with neighbours to the fifth
-
-
-class ImageClassifier(nn.Module):
-    """A small convolutional network: images (N, C, H, W) in [-1, 1] -> logits (N, classes).
-
-    Each level halves the side, down to 4 pixels; the logits are a linear layer of features (N, 32).
-    """
-
-    def __init__(self, channels: int, side: int, num_classes: int) -> None:
-        super().__init__()
-        levels = max(1, math.ceil(math.log2(max(side, 8) / 4)))
-        widths = [32 * 2 ** min(level, 2) for level in range(levels + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
-        for width, wider in pairwise(widths):
-            layers += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, wider, 3, stride=2, padding=1)]
-        layers += [nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
-        self.body = nn.Sequential(*layers, nn.Linear(16 * widths[-1], FEATURES), nn.SiLU())
-        self.output = nn.Linear(FEATURES, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.output(self.body(images))
-        return logits
-
-    @torch.no_grad()
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(features (N, 32), the most likely class (N,)) of images (N, C, H, W) uint8, on the CPU."""
-        device = self.output.weight.device
-        features = torch.cat([self.body(from_bytes(some.to(device))) for some in in_chunks(images)])
-        return features.cpu(), self.output(features).argmax(-1).cpu()
 
 
 def train_classifier(data: ImageDataModule, steps: int, seed: int, device: torch.device | str) -> ImageClassifier:

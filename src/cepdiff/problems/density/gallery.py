@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cepdiff.data.images.energies import from_bytes
+from cepdiff.energy.sample_metrics import image_hues
 from cepdiff.figures import new_figure, save_figure
-from cepdiff.files import written_aside
 from cepdiff.policy.images import tiled
-from cepdiff.problems.density.judges import EnergyJudge, image_hues
+from cepdiff.problems.density.judges import EnergyJudge
 
 SHOWN_HEADS = 20
 BINS = 36
@@ -85,24 +83,3 @@ def histogram(hues: Tensor, weights: Tensor | None) -> Any:
     masses = torch.ones_like(hues) if weights is None else weights
     counts = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, masses.double())
     return (counts * BINS / counts.sum()).numpy()
-
-
-def write_picture(path: Path, images: Tensor) -> None:
-    """Write images (N, C, H, W) uint8 as one nearly square grid, a PNG file."""
-    from PIL import Image
-
-    columns = math.isqrt(len(images) - 1) + 1
-    rows = -(-len(images) // columns)
-    missing = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)
-    grid = tiled(torch.cat([images, missing]).reshape(rows, columns, *images.shape[1:]))
-    with written_aside(path) as file:
-        Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(file, format="png")
-
-
-def write_array(path: Path, images: Tensor) -> None:
-    """Write images (N, C, H, W) uint8 as the array `images` of an NPZ file."""
-    with written_aside(path) as file:
-        np.savez_compressed(file, images=images.numpy())
-
-
-WRITERS: dict[str, Callable[[Path, Tensor], None]] = {".png": write_picture, ".npz": write_array}

@@ -186,7 +186,7 @@ class ImageDensity(DensityProblem):
         shape, heads = list(self.data.image_shape), list(self.data.head_names)
         return replace(super().sampler_recipe(), spec=spec, image_shape=shape, head_names=heads)
 
-    def images(self, networks: Mapping[str, nn.Module] | None = None) -> ImageSampler:
+    def policy(self, networks: Mapping[str, nn.Module] | None = None) -> ImageSampler:
         """The image sampler of what has been trained so far, or of those networks."""
         return ImageSampler(self.data.image_shape, self.data.head_names, self.sampler(networks))
 
@@ -209,8 +209,8 @@ class ImageDensity(DensityProblem):
         def sampler_of(module: LightningModule) -> ImageSampler:
             assert isinstance(module, StageModule)
             if stage == "behavior":
-                return self.images({"behavior": module.sampling_net})
-            return self.images({"behavior": self.behavior.sampling_net, "energy": module.sampling_net})
+                return self.policy({"behavior": module.sampling_net})
+            return self.policy({"behavior": self.behavior.sampling_net, "energy": module.sampling_net})
 
         columns = min(self.settings.grid_columns, 8)
         return [ImageGridCallback(sampler_of, self.settings.every_n_steps, columns=columns, seed=self.seed)]
@@ -219,7 +219,7 @@ class ImageDensity(DensityProblem):
         """Images (heads, M, C, H, W) uint8 of all processes, on the CPU."""
         processes, heads, count = self.run.processes, self.data.num_heads, self.settings.num_samples
         rows = torch.arange(processes.rank, heads * count, processes.world)
-        batches = self.images().batches(rows // count, rows % count, scale, self.seed, self.settings.batch_size)
+        batches = self.policy().batches(rows // count, rows % count, scale, self.seed, self.settings.batch_size)
         shown = processes.settings.progress_bar and processes.is_main
         images = []
         with progress(len(rows), f"scale {scale:g}", "image", enabled=shown) as bar:

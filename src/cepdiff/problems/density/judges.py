@@ -6,7 +6,6 @@ between two independent sets of real (or exactly reweighted) images of the same 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -15,7 +14,13 @@ from torch import Tensor
 
 from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.data.images.energies import from_bytes
-from cepdiff.energy.sample_metrics import circular_wasserstein, resample, reweighted_floor
+from cepdiff.energy.sample_metrics import (
+    circular_wasserstein,
+    image_hues,
+    resample,
+    reweighted_floor,
+    wasserstein_1,
+)
 from cepdiff.runs.results import Row
 
 CHUNK = 1 << 22  # values of images at a time
@@ -133,23 +138,6 @@ class EnergyJudge:
 def is_hue(data: ImageDataModule) -> bool:
     """True if the energies of `data` are those of hues."""
     return data.energy == "hues"
-
-
-def wasserstein_1(x: Tensor, y: Tensor) -> Tensor:
-    """Wasserstein-1 distance of two samples (N,) of numbers of the same size -> ()."""
-    return (x.sort().values - y.sort().values).abs().mean()
-
-
-def image_hues(images: Tensor) -> Tensor:
-    """One hue in [0, 1) per image of `images` (N, 3, H, W) in [-1, 1] -> (N,).
-
-    The angle of the sum over pixels of the colours' projections on the hue plane, whose lengths are their chromas:
-    black and grey pixels do not count. 0 for a grey image.
-    """
-    red, green, blue = ((images.double() + 1.0) / 2.0).unbind(1)
-    x = (red - (green + blue) / 2.0).sum((-2, -1))
-    y = (3.0**0.5 / 2.0 * (green - blue)).sum((-2, -1))
-    return torch.remainder(torch.atan2(y, x) / (2.0 * math.pi), 1.0)
 
 
 def training_images(data: ImageDataModule) -> Iterator[Tensor]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from cepdiff.components import Component
 from cepdiff.data.densities.datamodule import EnergyDataModule
 from cepdiff.modules.guidance import BatchEnergyGuidance
-from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.problems.density.problem import DensityProblem
 from cepdiff.problems.density.report import point_sections
 from cepdiff.problems.density.samples import (
@@ -98,10 +97,9 @@ class PointDensity(DensityProblem):
     def _sample(self, scale: float) -> Tensor:
         """Guided samples (N, A) of all processes; sample i starts from the same noise at every scale."""
         processes, count = self.run.processes, self.settings.num_samples
-        sampler = self.sampler()
-        noise = torch.randn(count, sampler.noise_size, generator=generator(self.seed, "samples"))
+        policy = self.policy()
+        noise = torch.randn(count, policy.noise_size, generator=generator(self.seed, "samples"))
         mine = noise[processes.rank :: processes.world]
-        policy = GuidedPolicy(self.data.spec, sampler)
         samples = policy.act(torch.empty(len(mine), 0), guidance_scale=scale, noise=mine)
         return processes.gather_rows(samples, count).cpu()
 

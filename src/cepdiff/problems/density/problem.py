@@ -47,7 +47,7 @@ class DensityProblem(GuidedProblem):
                 run, self.guidance, lambda: self.data, self.lengths.guidance,
                 lambda: self.record("guidance", "schedule"), self.callbacks("guidance"), self._after_guidance,
             ),
-            Judgement(run, self.evaluation_record, self.judge, self.files(), ["behavior", "guidance"]),
+            Judgement(run, self.evaluation_record, self.judge, self.files()),
         ]  # fmt: skip
 
     def behavior_record(self) -> dict[str, Any]:

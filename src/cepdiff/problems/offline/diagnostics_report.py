@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cepdiff.figures import new_panels, save_figure
 from cepdiff.files import write_json
-from cepdiff.problems.offline.diagnostics import PERCENTILES, Diagnostics
+from cepdiff.policy.diagnostics import PERCENTILES, Diagnostics
 from cepdiff.runs.logs import log_result
 
 

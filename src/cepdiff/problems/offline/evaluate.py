@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cepdiff.components import class_path_of
 from cepdiff.data.rl.tasks import find_task
@@ -12,16 +13,10 @@ from cepdiff.errors import ConfigError, RunError
 from cepdiff.policy.engines import check_engine
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import Recipe
-from cepdiff.problems.offline.environment import (
-    CLASSIC_MODULE,
-    DEFAULT_EPISODES,
-    Evaluation,
-    check_reference,
-    choose_environment,
-    classic_environment,
-)
+from cepdiff.problems.offline.environment import DEFAULT_EPISODES, Evaluation
 from cepdiff.problems.offline.judge import COLUMNS, marks, rollouts, score_rows
 from cepdiff.problems.offline.problem import OfflineRL
+from cepdiff.rollout.environment import CLASSIC_MODULE, check_reference, choose_environment, classic_environment
 from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.rollout.scores import Reference, best_row, summarize
 from cepdiff.rollout.video import record_video
@@ -29,11 +24,25 @@ from cepdiff.runs.processes import Processes, TrainerSettings
 from cepdiff.runs.results import Results
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate; None is the run's own setting.
+def evaluate_run(
+    run_dir: str | Path,
+    *,
+    scales: Sequence[float] | None = None,
+    episodes: int | None = None,
+    seeds: Sequence[int] | None = None,
+    num_solver_steps: int | None = None,
+    max_envs: int = 128,
+    backend: str | None = None,
+    engine: str | None = None,
+    accelerator: str = "auto",
+    devices: int = 1,
+    output: Path | None = None,
+    video: Path | None = None,
+) -> Results:
+    """Score the policy in a run folder; None is the run's own setting.
 
     Args:
+        run_dir: the folder, or the `policy.pt` in one.
         scales: guidance scales, 0 or more.
         episodes: per scale and seed.
         seeds: of the episodes' starts and noise.
@@ -43,35 +52,8 @@ class Request:
         engine: as `evaluation.engine`.
         accelerator: as `trainer.accelerator`.
         devices: processes that share the episodes.
-    """
-
-    scales: Sequence[float] | None = None
-    episodes: int | None = None
-    seeds: Sequence[int] | None = None
-    num_solver_steps: int | None = None
-    max_envs: int = 128
-    backend: str | None = None
-    engine: str | None = None
-    accelerator: str = "auto"
-    devices: int = 1
-
-    def check(self) -> None:
-        """Raise ConfigError for values out of range."""
-        for name in ("episodes", "num_solver_steps", "max_envs", "devices"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} is {value}; expected at least 1")
-        if any(scale < 0 for scale in self.scales or ()):
-            raise ConfigError(f"--scales {list(self.scales or ())}: expected numbers of 0 or more")
-        check_engine(self.engine)
-
-
-def evaluate_run(
-    run_dir: str | Path, request: Request = Request(), output: Path | None = None, video: Path | None = None
-) -> Results:
-    """Scores of the policy in a run folder, written to `output` (default: evaluation.json beside the policy).
-
-    `video` is a file for an episode at the best scale.
+        output: where to write the results; default: `evaluation.json` in the folder.
+        video: a file for an episode at the best scale.
 
     Raises:
         ConfigError: values out of range, or an engine or backend that does not fit.
@@ -80,17 +62,23 @@ def evaluate_run(
     place = Path(run_dir)
     if not place.exists():
         raise RunError(f"there is no run folder {place}")
-    request.check()
-    strategy = "auto" if request.devices == 1 else "ddp"
-    processes = Processes(TrainerSettings(request.accelerator, request.devices, strategy=strategy))
-    policy = GuidedPolicy.from_run(place, processes.device, request.num_solver_steps)
+    counts = {"episodes": episodes, "num_solver_steps": num_solver_steps, "max_envs": max_envs, "devices": devices}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}; expected at least 1")
+    if any(scale < 0 for scale in scales or ()):
+        raise ConfigError(f"--scales {list(scales or ())}: expected numbers of 0 or more")
+    check_engine(engine)
+    processes = Processes(TrainerSettings(accelerator, devices, strategy="auto" if devices == 1 else "ddp"))
+    policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps)
     assert policy.recipe is not None
-    evaluation = evaluation_of_policy(policy, policy.recipe, request, place)
-    seeds = list(request.seeds or [evaluation.seed])
-    episodes = [
-        episode for seed in seeds for episode in rollouts(policy, replace(evaluation, seed=seed), processes)
-    ]  # fmt: skip
-    rows = summarize(episodes, evaluation.reference)
+    evaluation = evaluation_of_policy(policy, policy.recipe, backend, place)
+    chosen = None if scales is None else sorted(set(scales))
+    changes: dict[str, Any] = {"scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs}
+    evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
+    seeds = list(seeds or [evaluation.seed])
+    found = [episode for seed in seeds for episode in rollouts(policy, replace(evaluation, seed=seed), processes)]
+    rows = summarize(found, evaluation.reference)
     results = Results(
         problem=class_path_of(OfflineRL),
         dataset=policy.recipe.dataset,
@@ -114,8 +102,8 @@ def evaluate_run(
     return replace(results, folder=path.parent)
 
 
-def evaluation_of_policy(policy: GuidedPolicy, recipe: Recipe, request: Request, run_dir: Path) -> Evaluation:
-    """The run's own settings with the request on top."""
+def evaluation_of_policy(policy: GuidedPolicy, recipe: Recipe, backend: str | None, run_dir: Path) -> Evaluation:
+    """The run's own settings, in its environment or that of another backend."""
     known = recipe.environment
     if not recipe.spec["observation_size"]:
         raise RunError(
@@ -125,15 +113,13 @@ def evaluation_of_policy(policy: GuidedPolicy, recipe: Recipe, request: Request,
     if not known:
         raise RunError(f"the run {run_dir} was trained without an environment (evaluation.episodes 0)")
     reference = None if known["reference"] is None else Reference(*known["reference"])
-    scales = request.scales or (recipe.scales if policy.sampler.has_energy else [0.0])
     return Evaluation(
-        environment=environment_of_policy(recipe, request.backend, reference),
+        environment=environment_of_policy(recipe, backend, reference),
         reference=reference,
-        scales=sorted(set(scales)),
-        episodes=request.episodes or known["episodes"] or DEFAULT_EPISODES,
+        scales=sorted(set(recipe.scales)) if policy.sampler.has_energy else [0.0],
+        episodes=known["episodes"] or DEFAULT_EPISODES,
         seed=known.get("seed", 0),
-        max_envs=request.max_envs,
-        engine=request.engine,
+        max_envs=128,
     )
 
 

@@ -10,10 +10,10 @@ from cepdiff.callbacks.progress import progress
 from cepdiff.components import class_path_of
 from cepdiff.errors import RunError
 from cepdiff.figures import new_figure, save_figure
+from cepdiff.policy.diagnostics import Diagnostics, diagnose
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.sampler import GuidedSampler
-from cepdiff.problems.offline.diagnostics import Diagnostics, diagnose
 from cepdiff.problems.offline.diagnostics_report import log_diagnostics, write_diagnostics
 from cepdiff.problems.offline.environment import Evaluation
 from cepdiff.rollout.evaluation import evaluate

@@ -75,7 +75,8 @@ class OfflineRL(GuidedProblem):
 
     def stages(self) -> list[Stage]:
         run, lengths = self.run, self.lengths
-        trained: list[Stage] = [
+        figures = ["diagnostics.png", *(["scores.png"] if self.evaluation.environment is not None else [])]
+        return [
             TrainedStage(
                 run, self.behavior, self.behavior_data, lengths.behavior,
                 lambda: self.record("behavior", "schedule"), self._rollouts("behavior"), self._after_behavior,
@@ -97,11 +98,7 @@ class OfflineRL(GuidedProblem):
                 },
                 self._rollouts("guidance"), self._after_guidance,
             ),
-        ]  # fmt: skip
-        figures = ["scores.png", "diagnostics.png"] if self.evaluation.environment is not None else ["diagnostics.png"]
-        files = [run.folder.path / name for name in figures]
-        return [
-            *trained, Judgement(run, self.evaluation_record, self.judge, files, [each.name for each in trained])
+            Judgement(run, self.evaluation_record, self.judge, [run.folder.path / name for name in figures]),
         ]  # fmt: skip
 
     def behavior_data(self) -> OfflineDataModule:
@@ -122,10 +119,6 @@ class OfflineRL(GuidedProblem):
     def networks(self) -> dict[str, nn.Module]:
         return super().networks() | ({"critic": self.critic.sampling_net} if self.has_critic else {})
 
-    def policy(self) -> GuidedPolicy:
-        """The policy of what has been trained so far."""
-        return GuidedPolicy(self.data.spec, self.sampler())
-
     def judge(self) -> Results:
         """Diagnostics, rollouts at each scale and figures."""
         return judge(self)
@@ -138,21 +131,22 @@ class OfflineRL(GuidedProblem):
     def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
         return report(runs, output)
 
-    def _sections(self) -> dict[str, str]:
-        return {**super()._sections(), "critic": "critic"}
+    def network_sections(self) -> dict[str, str]:
+        return {**super().network_sections(), "critic": "critic"}
 
     def _after_behavior(self) -> None:
         if not self.is_finished("guidance"):
-            self._save()
+            self.save()
 
     def _after_critic(self) -> None:
         self.has_critic = True
 
     def _after_guidance(self) -> None:
         self.has_energy = True
-        self._save()
+        self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write `policy.pt`."""
         recipe = self.recipe(self.evaluation.scales)
         recipe.environment.update(self.evaluation.to_dict())
         self.save_sampler(recipe)

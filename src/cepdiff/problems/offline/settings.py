@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cepdiff.runs.stage import StageSettings
 
@@ -52,5 +53,5 @@ class EvaluationSettings:
     every_n_steps: int | None = field(default=None, metadata={"least": 1})
     seed: int | None = None
     max_envs: int = field(default=128, metadata={"least": 1})
-    backend: str = "gymnasium"
+    backend: Literal["gymnasium", "gym"] = "gymnasium"
     engine: str | None = None

@@ -1,0 +1,63 @@
+"""The environment of a dataset: the user's, the task's or the file's own; today's MuJoCo or the classic stack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cepdiff.data.rl.task import Task
+from cepdiff.data.rl.tasks import TASKS
+from cepdiff.errors import ConfigError, SimulationError
+from cepdiff.rollout.envs import Env, EnvSpec
+from cepdiff.rollout.scores import Reference
+
+CLASSIC_MODULE = "cepdiff.rollout.classic"
+
+
+def choose_environment(
+    dataset: str,
+    task: Task | None,
+    metadata: Mapping[str, Any],
+    env_id: str | None,
+    env_kwargs: Mapping[str, Any] | None,
+    option: str,
+) -> EnvSpec:
+    """The id and arguments of a dataset's environment: `env_id`, else the task's, else the file's own note.
+
+    `env_kwargs` come on top of the known arguments. Raises SimulationError if none is known; `option` is what the user
+    can add then.
+    """
+    more = env_kwargs or {}
+    if env_id is not None:
+        return EnvSpec(env_id, more)
+    if task is not None:
+        return EnvSpec(task.env_id, {**task.env_kwargs, **more}, task.env_module)
+    if "env_id" in metadata:
+        env_id = str(metadata["env_id"])
+        return EnvSpec(env_id, {**metadata.get("env_kwargs", {}), **more})
+    hint = ", or --evaluation.episodes 0 to train without scores" if option == "--data.env_id" else ""
+    raise SimulationError(f"'{dataset}' does not say which environment it is from: add {option} ID{hint}")
+
+
+def classic_environment(task: str) -> EnvSpec:
+    """D4RL's own environment of a task, see `cepdiff.rollout.classic`. Raises ConfigError for anything else."""
+    if task not in TASKS or TASKS[task].url is None:
+        raise ConfigError(f"'{task}' is not a task of D4RL: only those have an environment of the backend gym")
+    return EnvSpec("cepdiff/classic-v0", {"task": task}, CLASSIC_MODULE)
+
+
+def check_reference(env: Env, reference: Reference | None) -> None:
+    """Check that D4RL's environment scores the reference returns 0 and 1, if it scores at all.
+
+    Raises:
+        SimulationError: the environment's reference returns are others.
+    """
+    score = getattr(env.unwrapped, "get_normalized_score", None)
+    if score is None or reference is None:
+        return
+    found = [float(score(value)) for value in (reference.minimum, reference.maximum)]
+    if max(abs(found[0]), abs(found[1] - 1)) > 1e-6:
+        raise SimulationError(
+            f"D4RL scores the returns {reference.minimum:g} and {reference.maximum:g} as {100 * found[0]:g} and "
+            f"{100 * found[1]:g}; expected 0 and 100: this version of D4RL has other reference returns than cepdiff"
+        )
