@@ -163,5 +163,8 @@ def test_densities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytes
         assert re.search(rf"^{method} +{NUMBER}", shown, re.MULTILINE)
     assert str(output / "report.md") in shown
     found = json.loads((output / "report.json").read_text())
-    assert all(set(table["cells"]) == {"CEP", "DPS"} for table in found["densities"]["tables"])
+    (section,) = found["sections"]
+    assert section["title"] == "Densities, beta 3"
+    assert len(section["tables"]) == 2  # one per distance
+    assert all(set(table["cells"]) == {"CEP", "DPS"} for table in section["tables"])
     assert imread(output / "densities-beta3.png").ndim == 3

@@ -53,16 +53,17 @@ def test_methods_share_a_prior_and_come_into_one_report(
     for folder in folders:
         assert re.search(rf"^{folder.name}: \d+ s$", shown, re.MULTILINE)
     assert re.search(r"^wall clock \d+ s with 1 workers$", shown, re.MULTILINE)
-    (table,) = json.loads((output / "report.json").read_text())["images"]["tables"]
-    assert [(row["guidance_scale"], row["method"]) for row in table["rows"]] == [
+    (section,) = json.loads((output / "report.json").read_text())["sections"]
+    assert section["title"].startswith("Images: ")
+    assert [(row["scale"], row["method"]) for row in section["rows"]] == [
         (0.0, "prior"),
         (1.0, "CEP"),
         (1.0, "DPS (analytic)"),
     ]
-    for row in table["rows"]:
-        line = rf"^{row['guidance_scale']:g} +{re.escape(row['method'])} +\d"
+    for row in section["rows"]:
+        line = rf"^{row['scale']:g} +{re.escape(row['method'])} +\d"
         assert re.search(line, shown, re.MULTILINE)
-    assert imread(output / "images-digits-3x8x8-hues-beta50.png").ndim == 3
+    assert imread(output / "images-digits-8x8-RGB-energy-hues-beta-50.png").ndim == 3
 
 
 def test_methods_of_no_energy(

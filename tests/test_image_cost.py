@@ -47,13 +47,13 @@ def test_rows_are_of_the_recipes_networks(script: Any, side: int, millions: floa
     data.setup()
     config = script.recipe(side, "all", 4, data)
     with torch.device("meta") if side > 32 else nullcontext():  # timesteps of a discrete process are looked at
-        nets = [config.arguments[stage]["net"](*data.sizes) for stage in script.NETWORKS.values()]
+        nets = [config.components[stage].arguments["net"](*data.sizes) for stage in script.NETWORKS.values()]
     assert script.weights(nets[0]) / 1e6 == pytest.approx(millions, abs=0.06)
     assert all(net.channels_last and checkpointed(net) for net in nets)
     assert nets[1].output.out_features == len(data.class_names) == script.RECIPES[side][2]
     for stage in script.NETWORKS.values():
-        assert config.arguments[stage]["batch_size"] == 4
-    assert config.arguments["behavior"]["micro_batch_size"] is None
+        assert config.components[stage].arguments["batch_size"] == 4
+    assert config.components["behavior"].arguments["micro_batch_size"] is None
 
 
 def checkpointed(net: torch.nn.Module) -> bool:
@@ -65,7 +65,7 @@ def test_a_plain_row_has_nothing_switched_on(script: Any) -> None:
     data.setup()
     config = script.recipe(64, "plain", 2, data)
     with torch.device("meta"):
-        nets = [config.arguments[stage]["net"](*data.sizes) for stage in script.NETWORKS.values()]
+        nets = [config.components[stage].arguments["net"](*data.sizes) for stage in script.NETWORKS.values()]
     assert not any(net.channels_last or checkpointed(net) for net in nets)
     assert script.settings_of(script.parse([]), "plain").precision == "32-true"
     assert script.settings_of(script.parse([]), "bf16").precision == "bf16-mixed"
