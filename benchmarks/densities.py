@@ -55,7 +55,7 @@ def training_seconds(folders: Iterable[Path]) -> float:
     priors: dict[str, float] = {}
     guidance = 0.0
     for folder in folders:
-        seconds = json.loads((folder / "distances.json").read_text())["seconds"]
+        seconds = json.loads((folder / "results.json").read_text())["seconds"]
         priors[folder.name.split("-")[0]] = seconds["behavior"]
         guidance += seconds["guidance"]
     return sum(priors.values()) + guidance

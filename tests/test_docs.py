@@ -193,6 +193,32 @@ def test_modules_alone(shared_run: tuple[Path, Counter[str]], here: Path) -> Non
     assert samples.isfinite().all()
 
 
+README_PYTHON = [block.text for block in blocks(ROOT / "README.md") if block.language == "python"]
+SMALL = """{
+    "behavior": {"batch_size": 8}, "critic": {"batch_size": 8}, "guidance": {"batch_size": 8},
+    "stages": {name: {"max_steps": 2} for name in ("behavior", "critic", "guidance")} | {"support": {"num_actions": 2}},
+    "evaluation": {"episodes": 1, "scales": [0, 1]}, "trainer": {"accelerator": "cpu", "progress_bar": False},
+}"""
+
+
+def test_the_readme_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three examples in order, with few steps; the second loads the run of the first."""
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    text = "\n".join(README_PYTHON)
+    for whole, few in (
+        ("20_000", "200"), ("max_steps=8000", "max_steps=2"),
+        ('run_dir="runs/mine"', f'run_dir="runs/mine", **{SMALL}'),
+        ("runs/reacher-replay/0", "runs/mine"), ("max_epochs=-1", 'max_epochs=-1, accelerator="cpu"'),
+    ):  # fmt: skip
+        assert whole in text
+        text = text.replace(whole, few)
+    exec(text, found)
+    assert found["actions"].shape == (4, 2)
+    assert (tmp_path / "runs" / "mine" / "results.json").is_file()
+    assert found["policy"].act(np.zeros((3, 10), np.float32), guidance_scale=0.0).shape == (3, 2)
+
+
 # --- links, files, commands -------------------------------------------------------------------------------------------
 
 
@@ -312,9 +338,13 @@ def test_every_metric_is_explained(shared_run: tuple[Path, Counter[str]]) -> Non
         events = EventAccumulator(str(folder))
         events.Reload()
         logged |= {re.sub(r"/s=[\d.]+$", "/s=", tag) for tag in events.Tags()["scalars"]}
-    own = {"guidance/logit_size", *(f"{stage}/weights" for stage in ("behavior", "critic", "guidance"))}
+    own = {
+        "guidance/logit_size",
+        "critic/spread",
+        *(f"{stage}/weights" for stage in ("behavior", "critic", "guidance")),
+    }
     assert {"behavior/learning_rate", "eval/normalized_score/s="} | own <= logged
-    logged |= {f"eval/{distance}{kind}/s=" for distance in DISTANCES for kind in ("", "_multiple")}
+    logged |= {f"eval/{distance}{kind}/s=" for distance in DISTANCES for kind in ("", "_floor", "_multiple")}
     missing = [name for name in sorted(logged - own) if f"`{name}" not in page]
     assert missing == []
 

@@ -33,14 +33,14 @@ def number_of_figures(notebook: nbformat.NotebookNode) -> int:
 @pytest.mark.slow
 def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = execute("quickstart.ipynb", tmp_path, monkeypatch)
-    assert (tmp_path / "runs/notebook/4-steps/scores.json").is_file()
+    assert (tmp_path / "runs/notebook/4-steps/results.json").is_file()
     assert number_of_figures(notebook) == 4  # scores, curves, paths, actions
 
 
 @pytest.mark.slow
 def test_exact_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = execute("exact_guidance.ipynb", tmp_path, monkeypatch)
-    assert (tmp_path / "runs/notebook-rings/4-steps/distances.json").is_file()
+    assert (tmp_path / "runs/notebook-rings/4-steps/results.json").is_file()
     # diffused densities, error by NFE, gradients; errors and samples of shortcuts, and of learned guidance; rings
     assert number_of_figures(notebook) == 8
 

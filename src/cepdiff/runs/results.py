@@ -126,8 +126,14 @@ class Results:
     def scalars(self) -> dict[str, float]:
         """TensorBoard names and values."""
         shown = [row for row in self.rows if not row.head and not math.isnan(row.value)]
-        values = {f"eval/{row.metric}/s={row.scale}": row.value for row in shown}
-        return values | {f"eval/{row.metric}_multiple/s={row.scale}": row.multiple for row in shown if row.multiple}
+        found = {
+            f"eval/{row.metric}{part}/s={row.scale}": value
+            for row in shown
+            for part, value in {
+                "": row.value, "_floor": row.floor, "_floor_error": row.floor_error, "_multiple": row.multiple
+            }.items()
+        }  # fmt: skip
+        return {name: value for name, value in found.items() if value is not None}
 
     def write(self, path: Path) -> None:
         """Write the results as JSON; null for NaN and infinity."""
