@@ -13,8 +13,10 @@ import torch
 from matplotlib.image import imread
 
 from cepdiff.cli import main
-from cepdiff.problems.density.samples import EXACT, GUIDED, DistanceRow, write_distances, write_samples
-from cepdiff.rollout.scores import ScoreRow, write_scores
+from cepdiff.problems.density.samples import COLUMNS as DISTANCES
+from cepdiff.problems.density.samples import EXACT, GUIDED, write_samples
+from cepdiff.problems.offline.judge import COLUMNS as SCORES
+from cepdiff.runs.results import Results, Row
 
 NUM_POINTS = 50
 
@@ -34,12 +36,21 @@ def write_density(
 ) -> Path:
     """A finished run; its sliced W2 is `multiple` floors of 0.5, its energy distance twice that of floors of 0.25."""
     rows = [
-        DistanceRow(scale, "sliced_wasserstein", 0.5 * multiple, 0.5, 0.1),
-        DistanceRow(scale, "energy_distance", 0.5 * multiple, 0.25, 0.1),
+        Row(scale, "sliced_wasserstein", 0.5 * multiple, floor=0.5, floor_error=0.1),
+        Row(scale, "energy_distance", 0.5 * multiple, floor=0.25, floor_error=0.1),
     ]
-    about: dict[str, Any] = {"dataset": dataset, "objective": method, "inverse_temperature": beta, "seed": seed}
-    about |= {"seconds": seconds or {"behavior": 10.0, "guidance": 5.0}, "made_from": made_from or {}}
-    write_distances(folder / "distances.json", rows, about)
+    Results(
+        problem="cepdiff.problems.density.points.PointDensity",
+        dataset=dataset,
+        seed=seed,
+        title=f"{dataset}, {method}, beta {beta:g}, seed {seed}",
+        rows=rows,
+        columns=DISTANCES,
+        method=method,
+        inverse_temperature=beta,
+        seconds=seconds or {"behavior": 10.0, "guidance": 5.0},
+        made_from=made_from or {},
+    ).write(folder / "results.json")
     points = torch.linspace(-1.0, 1.0, 2 * num_points).reshape(-1, 2)
     samples = {"data": points, EXACT.format(scale): points, GUIDED.format(scale): -points}
     write_samples(folder / "samples.npz", samples | {"energies": points[:, 0]})
@@ -58,21 +69,26 @@ def write_policy(
     episodes: int = 10,
 ) -> Path:
     """A finished run of offline RL; returns are ten times the scores."""
-    rows = [
-        ScoreRow(
-            scale,
-            episodes,
-            10 * score if episodes else math.nan,
-            1.0 if episodes else math.nan,
-            score if normalized and episodes else None,
-            0.1 if normalized and episodes else None,
-            offline_value=None if choice is None else 1.0,
-            inside_support=None if choice is None else 0.9,
-            offline_choice=scale == choice,
-        )
-        for scale, score in scores.items()
-    ]
-    write_scores(folder / "scores.json", task, rows, {"seed": seed})
+    rows = []
+    for scale, score in scores.items():
+        if episodes:
+            rows += [Row(scale, "episodes", episodes), Row(scale, "mean_return", 10 * score, error=1.0)]
+        if episodes and normalized:
+            rows.append(Row(scale, "normalized_score", score, error=0.1))
+        if choice is not None:
+            rows += [Row(scale, "offline_value", 1.0), Row(scale, "inside_support", 0.9)]
+    Results(
+        problem="cepdiff.problems.offline.problem.OfflineRL",
+        dataset=task,
+        seed=seed,
+        title=f"{task}, seed {seed}",
+        rows=rows,
+        columns=SCORES,
+        method="CEP",
+        inverse_temperature=3.0,
+        about={"offline_choice": choice},
+        seconds={"behavior": 10.0, "support": 1.0, "critic": 5.0, "guidance": 5.0},
+    ).write(folder / "results.json")
     return folder
 
 
@@ -85,6 +101,12 @@ def read(output: Path) -> dict[str, Any]:
     """The report in plain types."""
     content: dict[str, Any] = json.loads((output / "report.json").read_text())
     return content
+
+
+def section(output: Path, title: str) -> dict[str, Any]:
+    """The part of the report in plain types that has this title."""
+    (found,) = [section for section in read(output)["sections"] if section["title"] == title]
+    return dict(found)
 
 
 def cells(line: str) -> list[str]:
@@ -117,7 +139,7 @@ def densities(tmp_path: Path) -> list[Path]:
 def test_tables_of_densities(densities: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "report"
     assert report(output, *densities) == 0
-    spread = ", mean ± standard deviation of the seeds"
+    spread = ", mean ± standard deviation over the seeds"
     page = (output / "report.md").read_text()
     table = markdown_table(page, f"beta 3, sliced W2 as a multiple of the noise floor{spread}")
     assert list(table) == ["method", "CEP", "MSE", "DPS"]  # the paper's order, which is not the alphabet's
@@ -144,21 +166,27 @@ def test_tables_of_densities(densities: list[Path], tmp_path: Path, capsys: pyte
 def test_json_of_densities(densities: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "report"
     assert report(output, *densities) == 0
-    found = read(output)["densities"]
-    table = found["tables"][0]
+    found = read(output)
+    assert set(found) == {"cepdiff", "sections", "training_seconds", "runs"}
+    table = section(output, "Densities, beta 3")["tables"][0]
     assert (table["beta"], table["distance"]) == (3.0, "sliced_wasserstein")
     cell = table["cells"]["CEP"]["moons"]
-    assert cell == {"mean": 1.5, "std": pytest.approx(math.sqrt(0.5)), "multiples": {"0": 2.0, "1": 1.0}}
-    assert table["cells"]["MSE"]["rings"] == {"mean": 5.0, "std": None, "multiples": {"0": 5.0}}
+    assert cell == {"mean": 1.5, "std": pytest.approx(math.sqrt(0.5)), "values": {"0": 2.0, "1": 1.0}}
+    assert table["cells"]["MSE"]["rings"] == {"mean": 5.0, "std": None, "values": {"0": 5.0}}
     assert "rings" not in table["cells"]["DPS"]
     assert table["median"] == {"CEP": 2.0, "MSE": 7.0, "DPS": 2.25}
     assert table["best"] == {"moons": ["CEP", "DPS"], "rings": ["CEP"], "own-data": ["DPS"], "median": ["CEP"]}
     assert table["cep_at_least_as_good"] == {"densities": 2, "of": 3, "share": pytest.approx(2 / 3)}
     assert found["training_seconds"] == 135.0
     run = next(run for run in found["runs"] if run["folder"] == str(densities[1]))
-    assert (run["dataset"], run["method"], run["beta"], run["seed"]) == ("rings", "CEP", 3.0, 0)
-    row = run["distances"]["energy_distance"]
-    assert row == {"value": 1.0, "floor": 0.25, "floor_std": 0.1, "multiple": 4.0}
+    assert (run["dataset"], run["method"], run["inverse_temperature"], run["seed"]) == ("rings", "CEP", 3.0, 0)
+    assert (run["problem"], run["seconds"]) == (
+        "cepdiff.problems.density.points.PointDensity", {"behavior": 10.0, "guidance": 5.0}
+    )  # fmt: skip
+    (row,) = [row for row in run["rows"] if row["metric"] == "energy_distance"]
+    assert row == {
+        "scale": 1.0, "metric": "energy_distance", "value": 1.0, "error": None, "floor": 0.25, "multiple": 4.0,
+    }  # fmt: skip
 
 
 def test_each_beta_has_its_figure(densities: list[Path], tmp_path: Path) -> None:
@@ -196,18 +224,18 @@ def test_a_stage_that_runs_share_is_trained_once(tmp_path: Path) -> None:
         made_from = {"behavior_checkpoint": "one", "guidance_checkpoint": method}
         write_density(tmp_path / method, "moons", method, 1.0, made_from=made_from)
     assert report(tmp_path / "report", tmp_path / "CEP", tmp_path / "MSE") == 0
-    assert read(tmp_path / "report")["densities"]["training_seconds"] == 20.0
+    assert read(tmp_path / "report")["training_seconds"] == 20.0
 
 
 def test_a_floor_of_zero_is_infinitely_far(tmp_path: Path) -> None:
     run = write_density(tmp_path / "run", "moons", "CEP", 1.0)
-    content = json.loads((run / "distances.json").read_text())
-    for row in content["distances"]:
+    content = json.loads((run / "results.json").read_text())
+    for row in content["rows"]:
         row["floor"] = 0.0
-    (run / "distances.json").write_text(json.dumps(content))
+    (run / "results.json").write_text(json.dumps(content))
     assert report(tmp_path / "report", run, write_density(tmp_path / "b", "moons", "CEP", 1.0, seed=1)) == 0
-    cell = read(tmp_path / "report")["densities"]["tables"][0]["cells"]["CEP"]["moons"]
-    assert cell == {"mean": None, "std": None, "multiples": {"0": None, "1": 1.0}}
+    cell = section(tmp_path / "report", "Densities, beta 3")["tables"][0]["cells"]["CEP"]["moons"]
+    assert cell == {"mean": None, "std": None, "values": {"0": None, "1": 1.0}}
     assert "| CEP | inf | inf |" in (tmp_path / "report" / "report.md").read_text()
 
 
@@ -243,17 +271,20 @@ def test_table_of_policies(policies: list[Path], tmp_path: Path, capsys: pytest.
     ]
     assert LINE in page
     assert LINE in capsys.readouterr().out
-    found = read(output)["policies"]
+    found = section(output, "Offline RL")
     assert found["summary"] == {
         "runs": 4, "of": 4, "within": 3, "regret": 3.75, "behavior_regret": 9.0, "exact_regret": 4.25,
     }  # fmt: skip
     assert found["rows"][0]["regret"] == 6.0
-    assert found["runs"][0]["scores"][1] == {
-        "guidance_scale": 1.0, "episodes": 10, "mean_return": 520.0, "standard_error": 1.0, "normalized_score": 52.0,
+    run = next(run for run in read(output)["runs"] if run["folder"] == str(policies[0]))
+    rows_at_1 = {row["metric"]: (row["value"], row["error"]) for row in run["rows"] if row["scale"] == 1.0}
+    assert rows_at_1 == {
+        "episodes": (10, None), "mean_return": (520.0, 1.0), "normalized_score": (52.0, 0.1),
+        "offline_value": (1.0, None), "inside_support": (0.9, None),
     }  # fmt: skip
     image = imread(output / "scores.png")
     orange = (image[..., 0] > 0.9) & (image[..., 2] < 0.2)
-    assert orange.sum() > 4 * 50  # four stars, and that of the legend
+    assert orange.sum() > 4 * 32  # four stars, and that of the legend
     assert image[..., :3].std() > 0.05
 
 
@@ -280,7 +311,7 @@ def test_runs_without_episodes_have_a_table_and_no_figure(tmp_path: Path) -> Non
     run = write_policy(tmp_path / "run", "my-task", {0.0: 0.0, 1.0: 0.0}, 1.0, episodes=0)
     assert report(tmp_path / "report", run) == 0
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md"}
-    assert read(tmp_path / "report")["policies"]["summary"] is None
+    assert section(tmp_path / "report", "Offline RL")["summary"] is None
     assert "The offline choice" not in (tmp_path / "report" / "report.md").read_text()
 
 
@@ -298,8 +329,12 @@ def test_both_kinds_and_what_a_glob_brings(
     (tmp_path / "x").mkdir()
     assert report(output, *densities, *policies, *foreign, unfinished, elsewhere, twice) == 0
     assert {path.name for path in output.iterdir()} == {"report.json", "report.md", "densities-beta3.png", "scores.png"}
-    assert len(read(output)["densities"]["runs"]) == 9
-    assert len(read(output)["policies"]["runs"]) == 4
+    problems = [run["problem"].rpartition(".")[2] for run in read(output)["runs"]]
+    assert (problems.count("PointDensity"), problems.count("OfflineRL")) == (10, 4)
+    assert len(section(output, "Offline RL")["rows"]) == 4
+    cells_of_cep = section(output, "Densities, beta 3")["tables"][0]["cells"]["CEP"]
+    assert "5" not in cells_of_cep["rings"]["values"]  # not compared at scale 1
+    assert [found["title"] for found in read(output)["sections"]] == ["Densities, beta 3", "Offline RL"]
     first, second, third = capsys.readouterr().err.splitlines()
     assert first.startswith("cepdiff: no run folders, skipped: ")
     assert first.endswith(" and 1 more")
@@ -337,8 +372,7 @@ def test_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "empty").mkdir()
     line = refused(capsys, tmp_path / "report", tmp_path / "empty")
     assert "no finished run" in line
-    assert "distances.json" in line
-    assert "scores.json" in line
+    assert "results.json" in line
     assert "there is no run folder" in refused(capsys, tmp_path / "report", tmp_path / "nowhere")
 
 
@@ -350,28 +384,44 @@ def test_twins_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"{c} and {d} are both my-task, seed 0" in refused(capsys, tmp_path / "report", c, d)
 
 
-@pytest.mark.parametrize("damage", ["torn", "[]", "{}", "null", "no seed", "text", "infinite"])
-@pytest.mark.parametrize("name", ["distances.json", "scores.json"])
-def test_damaged_files(name: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if name == "scores.json":
+DAMAGES = ["torn", "[]", "{}", "null", "seed", "columns", "inverse_temperature", "about", "text", "infinite", "no rows"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["points", "policy"])
+def test_damaged_files(kind: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if kind == "policy":
         run = write_policy(tmp_path / "run", "my-task", {0.0: 1.0, 1.0: 2.0}, 1.0)
-        rows, number = "scores", "normalized_score"
     else:
         run = write_density(tmp_path / "run", "moons", "CEP", 1.0)
-        rows, number = "distances", "value"
-    text = (run / name).read_text()
+    path = run / "results.json"
+    text = path.read_text()
     content = json.loads(text)
     if damage == "torn":
-        (run / name).write_text(text[: len(text) // 2])
+        path.write_text(text[: len(text) // 2])
     elif damage in ("text", "infinite"):
-        content[rows][0][number] = "many" if damage == "text" else math.inf
-        (run / name).write_text(json.dumps(content))
-    elif damage == "no seed":
-        del content["seed"]
-        (run / name).write_text(json.dumps(content))
+        content["rows"][0]["value"] = "many" if damage == "text" else math.inf
+        path.write_text(json.dumps(content))
+    elif damage == "no rows":
+        del content["rows"]
+        path.write_text(json.dumps(content))
+    elif damage in content:
+        del content[damage]
+        path.write_text(json.dumps(content))
     else:
-        (run / name).write_text(damage)
-    assert f"{run / name} is damaged" in refused(capsys, tmp_path / "report", run)
+        path.write_text(damage)
+    assert f"{path} is damaged" in refused(capsys, tmp_path / "report", run)
+
+
+@pytest.mark.parametrize("kind", ["points", "policy"])
+def test_results_of_another_version(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if kind == "policy":
+        run = write_policy(tmp_path / "run", "my-task", {0.0: 1.0, 1.0: 2.0}, 1.0)
+    else:
+        run = write_density(tmp_path / "run", "moons", "CEP", 1.0)
+    path = run / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    assert f"{path} was written by another version of cepdiff" in refused(capsys, tmp_path / "report", run)
 
 
 def test_damaged_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

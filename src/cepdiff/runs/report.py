@@ -60,10 +60,9 @@ def report(folders: Sequence[Path], output: Path) -> list[Section]:
     runs = find_runs(folders)
     if not runs:
         raise RunError("there is no finished run among these folders; `cepdiff fit` leaves results.json at its end")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be a folder: {error.strerror}") from error
+    there = next(place for place in (output, *output.parents) if place.exists())
+    if not there.is_dir():  # said before any work; the folder is made with the first file
+        raise ConfigError(f"--output {output} cannot be a folder: {there} is a file")
     sections: list[Section] = []
     for name in dict.fromkeys(run.problem for run in runs):
         here = [run for run in runs if run.problem == name]

@@ -152,13 +152,15 @@ class Results:
         """The results in a file; raises RunError if it is damaged or of another version."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
+            if content["format"] != FORMAT:
                 raise RunError(f"{path} was written by another version of cepdiff; delete it to evaluate again")
-            del content["cepdiff"]
-            rows = [Row(**{key: _value(key, row[key]) for key in Row.__annotations__}) for row in content.pop("rows")]
-            marks = {float(scale): str(mark) for scale, mark in content.pop("marks").items()}
-            columns = {str(metric): (str(title), str(form)) for metric, (title, form) in content.pop("columns").items()}
-            found = cls(**content, rows=rows, marks=marks, columns=columns, folder=path.parent)
+            rows = [Row(**{key: _value(key, row[key]) for key in Row.__annotations__}) for row in content["rows"]]
+            marks = {float(scale): str(mark) for scale, mark in content["marks"].items()}
+            columns = {str(metric): (str(title), str(form)) for metric, (title, form) in content["columns"].items()}
+            kept = {
+                key: content[key] for key in cls.__annotations__ if key not in ("rows", "marks", "columns", "folder")
+            }
+            found = cls(**kept, rows=rows, marks=marks, columns=columns, folder=path.parent)
             found.table()
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -171,7 +173,9 @@ def _value(key: str, value: Any) -> Any:
         return str(value)
     if value is None:
         return math.nan if key == "value" else None
-    return float(value)
+    if not math.isfinite(found := float(value)):
+        raise ValueError(f"{key} is {value}")
+    return found
 
 
 def are_finished(path: Path, made_from: Mapping[str, Any], files: Iterable[Path] = ()) -> bool:
