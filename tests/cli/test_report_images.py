@@ -13,8 +13,8 @@ import torch
 from matplotlib.image import imread
 
 from cepdiff.cli import main
-from cepdiff.problems.density.judges import ImageRow, write_rows
 from cepdiff.problems.density.samples import GUIDED, write_samples
+from cepdiff.runs.results import Results, Row
 
 # Metrics of a run: (scale, accuracy, Fréchet distance in floors of 4).
 Rows = list[tuple[float, float, float]]
@@ -29,7 +29,6 @@ def write_run(
     energy: str = "labels",
     beta: float = 1.0,
     seed: int = 0,
-    steps: int = 10,
     num_samples: int = 20,
     shape: tuple[int, int, int] = (1, 8, 8),
     heads: int = 2,
@@ -38,25 +37,32 @@ def write_run(
     real: bool = True,
 ) -> Path:
     """A finished run of `heads` classes; its images are all of the grey `level`."""
-    found = [
-        {"accuracy": accuracy, "frechet": 4.0 * multiple, "frechet_floor": 4.0, "frechet_multiple": multiple}
-        for _, accuracy, multiple in rows
-    ]
-    scales = [scale for scale, _, _ in rows]
-    means = [ImageRow(scale, "", metrics) for scale, metrics in zip(scales, found, strict=True)]
-    by_head = [ImageRow(row.guidance_scale, str(head), row.metrics) for row in means for head in range(heads)]
+    names = [str(head) for head in range(heads)]
+    found = []
+    for head in ("", *names):
+        for scale, accuracy, multiple in rows:
+            floor = 4.0 if math.isfinite(multiple) else 0.0
+            distance = 4.0 * multiple if floor else 4.0
+            found += [Row(scale, "accuracy", accuracy, head), Row(scale, "frechet", distance, head, floor=floor)]
     checkpoints = {"guidance_checkpoint": str(folder)} | ({"behavior_checkpoint": prior} if prior else {})
-    about: dict[str, Any] = {
-        "dataset": dataset, "energy": energy, "objective": method, "inverse_temperature": beta, "seed": seed,
-        "num_samples": num_samples, "distance": "frechet", "real": {"accuracy": 0.98, "frechet": 4.0} if real else {},
-        "columns": {
-            "accuracy": "accuracy", "frechet": "Fréchet", "frechet_floor": "noise floor", "frechet_multiple": "multiple"
+    Results(
+        problem="cepdiff.problems.density.images.ImageDensity",
+        dataset=dataset,
+        seed=seed,
+        title=f"{dataset}, {method}, beta {beta:g}, seed {seed}, a remark",
+        rows=found,
+        columns={"accuracy": ("accuracy", ".3f"), "frechet": ("Fréchet", ".3f")},
+        method=method,
+        inverse_temperature=beta,
+        real={"accuracy": 0.98, "frechet": 4.0} if real else {},
+        about={
+            "energy": energy, "distance": "frechet", "heads": names, "num_samples": num_samples,
+            "image_shape": list(shape),
         },
-        "seconds": {"behavior": 10.0, "guidance": 5.0}, "made_from": checkpoints,
-    }  # fmt: skip
-    (folder / "guidance").mkdir(parents=True)
-    (folder / "guidance" / "stage.json").write_text(json.dumps({"done": True, "made_from": {"max_steps": steps}}))
-    write_rows(folder / "images.json", means, by_head, about)
+        seconds={"behavior": 10.0, "guidance": 5.0},
+        made_from=checkpoints,
+    ).write(folder / "results.json")  # fmt: skip
+    scales = [scale for scale, _, _ in rows]
     images = torch.full((min(heads, 20), 3, *shape), level, dtype=torch.uint8)
     write_samples(folder / "samples.npz", {GUIDED.format(scale): images for scale in scales})
     return folder
@@ -68,8 +74,8 @@ def report(output: Path, *folders: Path) -> int:
 
 
 def read(output: Path) -> dict[str, Any]:
-    """The images' part of the report in plain types."""
-    content: dict[str, Any] = json.loads((output / "report.json").read_text())["images"]
+    """The report in plain types."""
+    content: dict[str, Any] = json.loads((output / "report.json").read_text())
     return content
 
 
@@ -98,7 +104,7 @@ TITLE = "digits (8x8, grey), energy labels, beta 1: means over 2 heads of 20 ima
 def test_table_by_scale_and_method(classes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "report"
     assert report(output, *classes) == 0
-    title = f"{TITLE}, mean ± standard deviation of the seeds"
+    title = f"{TITLE}, mean ± standard deviation over the seeds"
     assert markdown_rows(output, title) == [
         ["scale", "method", "accuracy", "Fréchet, x floor"],
         # Two priors: that of seed 0 counts once, whichever runs share it.
@@ -108,7 +114,7 @@ def test_table_by_scale_and_method(classes: list[Path], tmp_path: Path, capsys: 
         ["1", "DPSClassifier", "0.938 *", "4.00"],
         ["2", "CEP", "0.850 ± 0.071", "2.00 ± 0.00"],
         ["2", "NoisyClassifier", "0.950 *", "1.50 *"],
-        ["", "real images", "0.980 ± 0.000", "1.00 ± 0.00"],
+        ["", "real data", "0.980 ± 0.000", "1.00 ± 0.00"],
     ]
     shown = capsys.readouterr()
     assert title in shown.out
@@ -120,21 +126,22 @@ def test_table_by_scale_and_method(classes: list[Path], tmp_path: Path, capsys: 
 def test_json_of_images(classes: list[Path], tmp_path: Path) -> None:
     assert report(tmp_path / "report", *classes) == 0
     found = read(tmp_path / "report")
-    (table,) = found["tables"]
-    assert {key: table[key] for key in ("dataset", "shape", "energy", "beta", "distance")} == {
-        "dataset": "digits", "shape": [1, 8, 8], "energy": "labels", "beta": 1.0, "distance": "frechet",
-    }  # fmt: skip
-    rows = {(row["guidance_scale"], row["method"]): row["metrics"] for row in table["rows"]}
-    assert rows[1.0, "CEP"]["frechet_multiple"] == {
+    (table,) = found["sections"]
+    assert table["title"] == "Images: digits (8x8, grey), energy labels, beta 1"
+    rows = {(row["scale"], row["method"]): row["metrics"] for row in table["rows"]}
+    assert rows[1.0, "CEP"]["frechet"] == {
         "mean": 1.5, "std": pytest.approx(math.sqrt(0.5)), "values": {"0": 1.0, "1": 2.0},
     }  # fmt: skip
-    assert rows[0.0, "prior"]["frechet"]["values"] == {"0": 36.0, "1": 28.0}  # distance and floor are told too
-    assert table["best"]["1"] == {"accuracy": ["CEP", "DPSClassifier"], "frechet_multiple": ["CEP"]}
-    assert table["best"]["2"] == {"accuracy": ["NoisyClassifier"], "frechet_multiple": ["NoisyClassifier"]}
+    assert rows[0.0, "prior"]["frechet"]["values"] == {"0": 9.0, "1": 7.0}  # in units of the floor
+    assert table["real"]["accuracy"] == {"mean": 0.98, "std": 0.0, "values": {"0": 0.98, "1": 0.98}}
+    assert table["best"]["1"] == {"accuracy": ["CEP", "DPSClassifier"], "frechet": ["CEP"]}
+    assert table["best"]["2"] == {"accuracy": ["NoisyClassifier"], "frechet": ["NoisyClassifier"]}
     assert found["training_seconds"] == 40.0
     run = next(run for run in found["runs"] if run["folder"] == str(classes[3]))
-    assert (run["method"], run["seed"], len(run["scales"])) == ("DPSClassifier", 0, 2)
-    assert run["scales"][1]["accuracy"] == 0.9375
+    assert (run["method"], run["seed"], len(run["rows"])) == ("DPSClassifier", 0, 4)  # means over the heads alone
+    values = {(row["scale"], row["metric"]): (row["value"], row["floor"]) for row in run["rows"]}
+    assert values[1.0, "accuracy"] == (0.9375, None)
+    assert values[0.0, "frechet"] == (36.0, 4.0)  # the distance and its floor are told too
 
 
 def test_runs_with_other_aims_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,8 +154,8 @@ def test_runs_with_other_aims_do_not_compare(tmp_path: Path, capsys: pytest.Capt
     ]
     assert report(tmp_path / "report", *runs) == 0
     names = [
-        "images-digits-1x8x8-labels-beta1", "images-digits-3x8x8-hues-beta3", "images-digits-3x8x8-hues-beta50",
-        "images-my-birds-3x8x8-own.red-beta1",
+        "images-digits-8x8-grey-energy-labels-beta-1", "images-digits-8x8-RGB-energy-hues-beta-3",
+        "images-digits-8x8-RGB-energy-hues-beta-50", "images-my-birds-8x8-RGB-energy-own.red-beta-1",
     ]  # fmt: skip
     files = {f"{name}{end}" for name in names for end in (".png", "-grids.png")}
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", "report.json", *files}
@@ -158,21 +165,21 @@ def test_runs_with_other_aims_do_not_compare(tmp_path: Path, capsys: pytest.Capt
     assert " *" not in page  # nothing is best where there is one method
     assert page.count("runs of images") == 1
     assert [row[1] for row in markdown_rows(tmp_path / "report", "digits (8x8, RGB), energy hues, beta 3")] == [
-        "method", "prior", "DPS", "real images",
+        "method", "prior", "DPS", "real data",
     ]  # fmt: skip
 
 
 def test_the_energy_itself_is_another_method(tmp_path: Path) -> None:
     rows: Rows = [(0.0, 0.5, 9.0), (1.0, 0.9, 2.0)]
     runs = [
-        write_run(tmp_path / "itself", "DPS", [(0.0, 0.5, 9.0), (1.0, 0.8, math.inf)], steps=0, real=False),
+        write_run(tmp_path / "itself", "DPS (analytic)", [(0.0, 0.5, 9.0), (1.0, 0.8, math.inf)], real=False),
         write_run(tmp_path / "net", "DPS", rows, real=False),
     ]
     assert report(tmp_path / "report", *runs) == 0
     table = markdown_rows(tmp_path / "report", TITLE)
     assert table[2:] == [["1", "DPS", "0.900 *", "2.00 *"], ["1", "DPS (analytic)", "0.800", "inf"]]
-    (found,) = read(tmp_path / "report")["tables"]
-    assert found["rows"][2]["metrics"]["frechet_multiple"]["mean"] is None
+    (found,) = read(tmp_path / "report")["sections"]
+    assert found["rows"][2]["metrics"]["frechet"]["mean"] is None
 
 
 def share(image: Any, level: float) -> float:
@@ -189,7 +196,7 @@ def test_figures(tmp_path: Path) -> None:
         write_run(tmp_path / "c", "DPS", [(2.0, 0.7, 3.0)], level=220, heads=10),
     ]
     assert report(tmp_path / "report", *runs) == 0
-    name = tmp_path / "report" / "images-digits-1x8x8-labels-beta1"
+    name = tmp_path / "report" / "images-digits-8x8-grey-energy-labels-beta-1"
     grids = imread(f"{name}-grids.png")
     # The prior's grid is that of the first run.
     assert share(grids, 60 / 255) == pytest.approx(2 * share(grids, 180 / 255), rel=0.05)
@@ -205,7 +212,7 @@ def test_no_grid_without_the_exact_scale(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "CEP", [(2.0, 0.9, 1.0)])
     assert report(tmp_path / "report", run) == 0
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"report.md", "report.json", "images-digits-1x8x8-labels-beta1.png"}
+    assert names == {"report.md", "report.json", "images-digits-8x8-grey-energy-labels-beta-1.png"}
 
 
 def test_more_heads_than_the_grids_show(tmp_path: Path) -> None:
@@ -227,7 +234,7 @@ def test_unequal_numbers_of_images_are_named(tmp_path: Path, capsys: pytest.Capt
 def test_an_unfinished_run_on_images_is_named(
     classes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (classes[0] / "images.json").unlink()
+    (classes[0] / "results.json").unlink()
     (classes[0] / "config.yaml").touch()
     assert report(tmp_path / "report", *classes) == 0
     assert f"not finished, skipped (run the same `cepdiff fit` again): {classes[0]}" in capsys.readouterr().err
@@ -250,29 +257,35 @@ def test_twins_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def damaged(content: Mapping[str, Any], damage: str) -> str:
-    """The text of `images.json`, spoilt."""
-    spoilt = json.loads(json.dumps(content))
+    """The text of `results.json`, damaged."""
+    changed = json.loads(json.dumps(content))
     if damage == "torn":
         return json.dumps(content)[:200]
-    if damage == "no floor":
-        del spoilt["scales"][0]["frechet_floor"]
-    elif damage == "no rows":
-        spoilt["scales"] = []
-    elif damage == "text":
-        spoilt["scales"][0]["accuracy"] = "high"
-    elif damage == "no heads":
-        spoilt["heads"] = []
+    if damage == "text":
+        changed["rows"][0]["value"] = "high"
+    elif damage in changed["about"]:
+        del changed["about"][damage]
+    elif damage in changed["rows"][0]:
+        del changed["rows"][0][damage]
     else:
-        del spoilt[damage]
-    return json.dumps(spoilt)
+        del changed[damage]
+    return json.dumps(changed)
 
 
-@pytest.mark.parametrize("damage", ["torn", "no floor", "no rows", "text", "no heads", "seed", "columns", "real"])
+DAMAGES = ["torn", "text", "rows", "floor", "scale", "head", "seed", "columns", "real", "about", "method"]
+FACTS = ["heads", "num_samples", "image_shape", "energy"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES + FACTS)
 def test_damaged_results(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", "CEP", [(0.0, 0.5, 9.0), (1.0, 0.9, 1.0)])
-    path = run / "images.json"
+    path = run / "results.json"
     path.write_text(damaged(json.loads(path.read_text()), damage))
-    assert f"{path} is damaged" in refused(capsys, tmp_path / "report", run)
+    line = refused(capsys, tmp_path / "report", run)
+    if damage in FACTS:
+        assert f"{run} has damaged results; delete them" in line
+    else:
+        assert f"{path} is damaged" in line
 
 
 def test_damaged_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,9 +224,9 @@ def image_sections(runs: Sequence[Results], output: Path) -> list[Section]:
 def target(run: Results) -> str:
     """What comparable runs on images share: dataset, size, energy and beta."""
     try:
-        channels, height, width = run.about["image_shape"]
-        colours = "grey" if channels == 1 else "RGB"
-        energy, beta = run.about["energy"], run.inverse_temperature
+        shape, energy, *_ = (run.about[key] for key in ("image_shape", "energy", "heads", "num_samples"))
+        channels, height, width = shape
+        colours, beta = "grey" if channels == 1 else "RGB", run.inverse_temperature
         return f"{run.dataset} ({width}x{height}, {colours}), energy {energy}, beta {beta:g}"
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.folder} has damaged results; delete them and run the same `cepdiff fit` again") from error
