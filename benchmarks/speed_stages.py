@@ -24,8 +24,7 @@ from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.problems.offline.settings import SupportSettings
-from cepdiff.problems.offline.support import draw_support, support_energies
+from cepdiff.problems.offline.support import SupportSettings, draw_support, support_energies
 from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.runs.folder import RunFolder, StageFolder
@@ -148,7 +147,7 @@ def act(bench: Bench) -> Iterator[Record]:
         def ours(observations: NDArray[Any] = observations, calls: int = calls) -> None:
             for _ in range(calls):
                 inputs = torch.as_tensor(observations, dtype=torch.float32, device=bench.device)
-                noise = torch.randn(len(inputs), policy.action_size, device=bench.device)
+                noise = torch.randn(len(inputs), policy.noise_size, device=bench.device)
                 policy.act(inputs, guidance_scale=GUIDANCE_SCALE, noise=noise).cpu().numpy()
 
         def other(observations: NDArray[Any] = observations, calls: int = calls) -> None:
