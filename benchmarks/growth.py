@@ -33,8 +33,7 @@ from cepdiff.files import write_json
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
-from cepdiff.problems.offline.settings import SupportSettings
-from cepdiff.problems.offline.support import draw_support
+from cepdiff.problems.offline.support import SupportSettings, draw_support
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.runs.processes import TrainerSettings
 from cepdiff.runs.stage import quieten

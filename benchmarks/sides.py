@@ -31,8 +31,8 @@ from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.runs.folder import RunFolder
-from cepdiff.runs.problem import Run as RunContext
 from cepdiff.runs.processes import Processes, TrainerSettings
+from cepdiff.runs.run import Run as RunContext
 from cepdiff.runs.stage import StageSettings, TrainedStage
 from floors import Floors, Rates, measured_rates, synchronise
 

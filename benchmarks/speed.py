@@ -24,7 +24,7 @@ import torch
 
 from cepdiff.files import write_json
 from cepdiff.policy.engines import ENGINES
-from cepdiff.problems.offline.settings import OfflineStages
+from cepdiff.problems.offline.problem import OfflineStages
 from cepdiff.runs.processes import TrainerSettings
 from cepdiff.runs.stage import quieten
 from floors import machine

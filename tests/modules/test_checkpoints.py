@@ -17,8 +17,8 @@ from cepdiff.errors import DivergenceError, RunError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.networks.score import MLPScore
 from cepdiff.runs.folder import RunFolder, read_checkpoint
-from cepdiff.runs.problem import Run
 from cepdiff.runs.processes import Processes, TrainerSettings
+from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings, StoppedError, TrainedStage
 from cepdiff.types import STEP_SEEDS, Batch
 

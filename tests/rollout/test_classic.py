@@ -12,9 +12,8 @@ import pytest
 
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, SimulationError
-from cepdiff.problems.offline.environment import environment_of
+from cepdiff.problems.offline.environment import EvaluationSettings, environment_of
 from cepdiff.problems.offline.evaluate import environment_of_policy
-from cepdiff.problems.offline.settings import EvaluationSettings
 from cepdiff.rollout.environment import check_reference, classic_environment
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.scores import Reference

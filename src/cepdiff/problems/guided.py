@@ -17,7 +17,8 @@ from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import POLICY_FILE, Recipe, write_recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
-from cepdiff.runs.problem import Problem, Run
+from cepdiff.runs.problem import Problem
+from cepdiff.runs.run import Run
 
 OBJECTIVE = {"objective": {"class_path": class_path_of(CEP)}}
 

@@ -11,8 +11,9 @@ from typing import Any
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.runs.config import Config
 from cepdiff.runs.folder import RunFolder
-from cepdiff.runs.problem import Problem, Run
+from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import Processes
+from cepdiff.runs.run import Run
 from cepdiff.runs.stage import announce, is_done
 
 
@@ -46,7 +47,8 @@ def fit(
     processes.on_main(data.prepare_data)
     data.setup()
     config = config.supplied(config.problem.network_arguments(data, config.values))
-    problem = config.problem(Run(folder, processes, config, list(sources), other, kept), data, **config.sections)
+    run = Run(folder, processes, config.seed, config.components, config.callbacks, list(sources), other, kept)
+    problem = config.problem(run, data, **config.sections)
     stages = problem.stages()
     names = [each.name for each in stages]
     if stage is not None and stage not in names:

@@ -4,71 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
-from lightning.pytorch import Callback
-
-from cepdiff.components import Component, class_record
+from cepdiff.components import class_record
 from cepdiff.data.blocks import StageDataModule
-from cepdiff.files import file_hash
-from cepdiff.randomness import stream_seed
-from cepdiff.runs.folder import RunFolder
-from cepdiff.runs.processes import Processes
+from cepdiff.runs.comparison import compare_runs
+from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results
-
-if TYPE_CHECKING:
-    from cepdiff.runs.config import Config
-    from cepdiff.runs.report import Section
-    from cepdiff.runs.stage import Stage
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every run has, whatever its problem.
-
-    Args:
-        folder: of the run.
-        processes: ranks and devices.
-        config: the complete configuration; None for a stage that is run by itself.
-        sources: folders with the user's own classes, kept with the policy.
-        reuse: another run, whose finished stages are taken over if they were made from the same.
-        kept: False if the folder is deleted after the run.
-    """
-
-    folder: RunFolder
-    processes: Processes
-    config: Config | None = None
-    sources: Sequence[str] = ()
-    reuse: RunFolder | None = None
-    kept: bool = True
-
-    @property
-    def seed(self) -> int:
-        """Seed of the run."""
-        return 0 if self.config is None else self.config.seed
-
-    @property
-    def callbacks(self) -> list[Callback]:
-        """Callbacks of every trained stage."""
-        return [] if self.config is None else self.config.callbacks
-
-    def component(self, key: str) -> Component[Any]:
-        """The component of a section."""
-        assert self.config is not None
-        return self.config.components[key]
-
-    def module(self, key: str, component: Component[Any], sizes: tuple[int, int], **supplied: Any) -> Any:
-        """The module of section `key`; its first weights depend on (seed, key) only."""
-        with torch.random.fork_rng():
-            torch.manual_seed(stream_seed(self.seed, key, "init"))
-            return component(*sizes, **supplied)
-
-    def weights_hash(self, stage: str) -> str:
-        """Hash of the weights of a finished stage."""
-        return self.processes.on_main(lambda: file_hash(self.folder.stage(stage).final))
+from cepdiff.runs.run import Run
+from cepdiff.runs.stage import Stage
 
 
 class Problem(ABC):
@@ -91,7 +36,7 @@ class Problem(ABC):
     def __init__(self, run: Run, data: StageDataModule) -> None:
         self.run = run
         self.data: Any = data
-        spec = run.component("data").record
+        spec = run.components["data"].record
         arguments = {key: value for key, value in spec["init_args"].items() if key not in self.not_recorded}
         self.common = {"dataset": data.content_hash, "data": {**spec, "init_args": arguments}, "seed": run.seed}
         if own := class_record(type(self)):
@@ -125,6 +70,4 @@ class Problem(ABC):
     @classmethod
     def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
         """Tables and figures that compare finished runs; figures are written to `output`."""
-        from cepdiff.runs.comparison import compare_runs
-
         return compare_runs(runs, output)

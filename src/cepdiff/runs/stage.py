@@ -22,8 +22,8 @@ from cepdiff.errors import CepdiffError, DivergenceError, RunError
 from cepdiff.files import written_aside
 from cepdiff.modules.base import StageModule
 from cepdiff.runs.folder import StageFolder, read_checkpoint
-from cepdiff.runs.problem import Run
 from cepdiff.runs.results import Results, are_finished
+from cepdiff.runs.run import Run
 
 
 @dataclass

@@ -35,9 +35,9 @@ from cepdiff.problems.density.report import image_sections
 from cepdiff.problems.density.samples import GUIDED, write_samples
 from cepdiff.problems.guided import OBJECTIVE
 from cepdiff.runs.logs import log_result
-from cepdiff.runs.problem import Run
 from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results
+from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
 
 # Arguments that name the files of a pretrained network: a record has the hash of these files instead.

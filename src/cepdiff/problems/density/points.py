@@ -26,9 +26,9 @@ from cepdiff.problems.density.samples import (
     write_samples,
 )
 from cepdiff.randomness import generator
-from cepdiff.runs.problem import Run
 from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results, Row
+from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
 
 

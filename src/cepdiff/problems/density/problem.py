@@ -14,8 +14,8 @@ from cepdiff.components import class_path_of
 from cepdiff.policy.recipe import Recipe
 from cepdiff.problems.guided import GuidedProblem
 from cepdiff.runs.logs import log_result
-from cepdiff.runs.problem import Run
 from cepdiff.runs.results import Results, Row
+from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage, TrainedStage
 
 

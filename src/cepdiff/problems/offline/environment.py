@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.tasks import references_for_env
 from cepdiff.errors import ConfigError
-from cepdiff.problems.offline.settings import EvaluationSettings
 from cepdiff.rollout.environment import check_reference, choose_environment, classic_environment
 from cepdiff.rollout.envs import EnvSpec, check_spaces, make_env
 from cepdiff.rollout.scores import Reference
@@ -16,6 +15,30 @@ from cepdiff.rollout.scores import Reference
 # For datasets that the registry does not know: the recipe's scales and number of episodes.
 DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)
 DEFAULT_EPISODES = 10
+
+
+@dataclass
+class EvaluationSettings:
+    """Rollouts in the environment.
+
+    Args:
+        scales: guidance scales; null is the task's own list.
+        episodes: per scale; null is the task's own number, 0 never opens an environment.
+        every_n_steps: also evaluate every this many steps of the behavior and guidance stages; null only at the end.
+        seed: of the episodes' starts and noise; null is the run's seed.
+        max_envs: environments stepped side by side on a process.
+        backend: "gymnasium", or "gym" for D4RL's own environments in the classic stack (docker/Dockerfile.d4rl).
+        engine: runs the policy: "torch", "cuda_graph", or "onnx" (the extra of that name; the fastest on CPUs); null is
+            a CUDA graph on GPUs and torch elsewhere.
+    """
+
+    scales: list[float] | None = field(default=None, metadata={"least": 0})
+    episodes: int | None = field(default=None, metadata={"least": 0})
+    every_n_steps: int | None = field(default=None, metadata={"least": 1})
+    seed: int | None = None
+    max_envs: int = field(default=128, metadata={"least": 1})
+    backend: Literal["gymnasium", "gym"] = "gymnasium"
+    engine: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cepdiff.callbacks.progress import progress
-from cepdiff.components import class_path_of
 from cepdiff.errors import RunError
 from cepdiff.figures import new_figure, save_figure
-from cepdiff.policy.diagnostics import Diagnostics, diagnose
+from cepdiff.policy.diagnostics import Diagnostics
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.policy.sampler import GuidedSampler
-from cepdiff.problems.offline.diagnostics_report import log_diagnostics, write_diagnostics
 from cepdiff.problems.offline.environment import Evaluation
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
 from cepdiff.rollout.rollout import EpisodeResult
-from cepdiff.rollout.scores import ScoreRow, best_row, summarize
+from cepdiff.rollout.scores import ScoreRow, best_row
+from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.logs import log_result
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.results import Results, Row
-
-if TYPE_CHECKING:
-    from cepdiff.problems.offline.problem import OfflineRL
 
 DRAWN_EPISODES = 8  # per scale, in a picture of a maze
 COLUMNS = {
@@ -35,48 +30,6 @@ COLUMNS = {
     "offline_value": ("offline value", ".3f"),
     "inside_support": ("inside support", ".0%"),
 }
-
-
-def judge(problem: OfflineRL) -> Results:
-    """Diagnostics on the main process, then rollouts on all; figures and logs."""
-    evaluation, processes = problem.evaluation, problem.run.processes
-    found = processes.on_main(lambda: diagnostics_of(problem))
-    rows: list[ScoreRow] = []
-    if evaluation.environment is not None:
-        rows = summarize(rollouts(problem.policy(), evaluation, processes), evaluation.reference)
-    results = Results(
-        problem=class_path_of(type(problem)),
-        dataset=problem.data.dataset_name,
-        seed=problem.run.seed,
-        title=f"{problem.data.dataset_name}, seed {problem.run.seed}",
-        rows=[*score_rows(rows), *offline_rows(found)],
-        columns=COLUMNS,
-        method=type(problem.objective).__name__,
-        inverse_temperature=problem.objective.inverse_temperature,
-        marks=marks(rows, evaluation.scales, found.offline_choice),
-        about={"offline_choice": found.offline_choice},
-    )
-    if rows:
-        processes.on_main(lambda: draw(problem, results))
-    return results
-
-
-def diagnostics_of(problem: OfflineRL) -> Diagnostics:
-    """Diagnostics of the trained modules, written and logged."""
-    run = problem.run
-    found = diagnose(
-        problem.sampler(),
-        GuidedSampler(problem.parts(problem.networks())),
-        problem.critic,
-        problem.data,
-        problem.support.cache,
-        problem.evaluation.scales,
-        seed=run.seed,
-        device=run.processes.device,
-    )
-    figure = write_diagnostics(run.folder.path, found, f"{problem.data.dataset_name}, seed {run.seed}")
-    log_diagnostics(run.folder.logs / "diagnostics", found, figure, problem.lengths.guidance.max_steps)
-    return found
 
 
 def score_rows(rows: Sequence[ScoreRow]) -> list[Row]:
@@ -132,30 +85,23 @@ def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes)
         )
 
 
-def draw(problem: OfflineRL, results: Results) -> None:
+def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder: RunFolder, step: int) -> None:
     """Figures of the scores and, in a maze, of some paths; both in TensorBoard too."""
-    folder, step = problem.run.folder, problem.lengths.guidance.max_steps
     figure = folder.path / "scores.png"
     plot_scores(results, figure)
     shown = ("mean_return", "normalized_score")
     values = {name: value for name, value in results.scalars().items() if name.split("/")[1] in shown}
     log_result(folder.logs / "evaluation", values, figure, step)
-    evaluation = problem.evaluation
     assert evaluation.environment is not None
     layout = maze_of(evaluation.environment)
-    if layout is None:
-        return
-    paths, goals = episode_paths(
-        problem.policy(),
-        evaluation.environment,
-        scales=evaluation.scales,
-        episodes=min(evaluation.episodes, DRAWN_EPISODES),
-        seed=evaluation.seed,
-        device=problem.run.processes.device,
-    )
-    figure = folder.path / "paths.png"
-    draw_paths(layout, paths, goals, figure)
-    log_result(folder.logs / "evaluation", {}, figure, step)
+    if layout is not None:
+        paths, goals = episode_paths(
+            policy, evaluation.environment, scales=evaluation.scales, seed=evaluation.seed,
+            episodes=min(evaluation.episodes, DRAWN_EPISODES), device=policy.device,
+        )  # fmt: skip
+        figure = folder.path / "paths.png"
+        draw_paths(layout, paths, goals, figure)
+        log_result(folder.logs / "evaluation", {}, figure, step)
 
 
 def score_metric(results: Results) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,35 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 from cepdiff.callbacks.rollout import RolloutCallback
-from cepdiff.components import Component
+from cepdiff.components import Component, class_path_of
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.policy.diagnostics import Diagnostics, diagnose
 from cepdiff.policy.engines import check_engine, own_method, require_engine
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.guided import GuidedProblem
-from cepdiff.problems.offline.environment import evaluation_of
-from cepdiff.problems.offline.judge import judge
+from cepdiff.problems.offline.diagnostics_report import log_diagnostics, write_diagnostics
+from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
+from cepdiff.problems.offline.judge import COLUMNS, draw, marks, offline_rows, rollouts, score_rows
 from cepdiff.problems.offline.report import report
-from cepdiff.problems.offline.settings import EvaluationSettings, OfflineStages
-from cepdiff.problems.offline.support import SupportStage, support_energies
-from cepdiff.runs.problem import Run
+from cepdiff.problems.offline.support import SupportSettings, SupportStage, support_energies
+from cepdiff.rollout.scores import ScoreRow, summarize
 from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results
-from cepdiff.runs.stage import Judgement, Stage, TrainedStage
+from cepdiff.runs.run import Run
+from cepdiff.runs.stage import Judgement, Stage, StageSettings, TrainedStage
+
+
+@dataclass
+class OfflineStages:
+    """The stages in order, with the recipe's lengths."""
+
+    behavior: StageSettings = field(default_factory=lambda: StageSettings(600_000))
+    support: SupportSettings = field(default_factory=SupportSettings)
+    critic: StageSettings = field(default_factory=lambda: StageSettings(500_000))
+    guidance: StageSettings = field(default_factory=lambda: StageSettings(1_000_000))
 
 
 class OfflineRL(GuidedProblem):
@@ -59,7 +73,7 @@ class OfflineRL(GuidedProblem):
         **sections: Any,
     ) -> None:
         self.evaluation = evaluation_of(data, evaluation, run.seed)
-        sampler = run.component("sampler").cls
+        sampler = run.components["sampler"].cls
         require_engine(evaluation.engine, run.processes.device, own_method(sampler.sample))
         super().__init__(run, data, **sections)
         self.components["critic"] = critic
@@ -67,7 +81,10 @@ class OfflineRL(GuidedProblem):
         self.has_critic = False  # until the critic stage is finished
         self.lengths = stages
         self.every_n_steps = evaluation.every_n_steps
-        self.support = SupportStage(self, stages.support)
+        self.support = SupportStage(
+            run, self.prior, data, stages.support,
+            lambda: {**self.record("solver"), "behavior_checkpoint": run.weights_hash("behavior")},
+        )  # fmt: skip
 
     @classmethod
     def check(cls, sections: Mapping[str, Any]) -> None:
@@ -108,6 +125,12 @@ class OfflineRL(GuidedProblem):
         found: OfflineDataModule = self.data
         return found
 
+    def prior(self) -> GuidedSampler:
+        """The sampler of the behavior policy only, whatever the run's own sampler does."""
+        # In mixed precision, casts are kept only of weights that could be trained.
+        net = copy.deepcopy(self.behavior.sampling_net).requires_grad_(True)
+        return GuidedSampler(self.parts({"behavior": net}))
+
     def guidance_data(self) -> OfflineDataModule:
         """Support actions and their energies -Q."""
         energies = support_energies(
@@ -120,8 +143,39 @@ class OfflineRL(GuidedProblem):
         return super().networks() | ({"critic": self.critic.sampling_net} if self.has_critic else {})
 
     def judge(self) -> Results:
-        """Diagnostics, rollouts at each scale and figures."""
-        return judge(self)
+        """Diagnostics on the main process, then rollouts on all; figures and logs."""
+        run, evaluation = self.run, self.evaluation
+        found: Diagnostics = run.processes.on_main(self._diagnose)
+        rows: list[ScoreRow] = []
+        if evaluation.environment is not None:
+            rows = summarize(rollouts(self.policy(), evaluation, run.processes), evaluation.reference)
+        results = Results(
+            problem=class_path_of(type(self)),
+            dataset=self.data.dataset_name,
+            seed=run.seed,
+            title=f"{self.data.dataset_name}, seed {run.seed}",
+            rows=[*score_rows(rows), *offline_rows(found)],
+            columns=COLUMNS,
+            method=type(self.objective).__name__,
+            inverse_temperature=self.objective.inverse_temperature,
+            marks=marks(rows, evaluation.scales, found.offline_choice),
+            about={"offline_choice": found.offline_choice},
+        )
+        if rows:
+            step = self.lengths.guidance.max_steps
+            run.processes.on_main(lambda: draw(results, self.policy(), evaluation, run.folder, step))
+        return results
+
+    def _diagnose(self) -> Diagnostics:
+        folder, data = self.run.folder, self.data
+        guided = GuidedSampler(self.parts(self.networks()))
+        found = diagnose(
+            self.sampler(), guided, self.critic, data, self.support.cache, self.evaluation.scales,
+            seed=self.run.seed, device=self.run.processes.device,
+        )  # fmt: skip
+        figure = write_diagnostics(folder.path, found, f"{data.dataset_name}, seed {self.run.seed}")
+        log_diagnostics(folder.logs / "diagnostics", found, figure, self.lengths.guidance.max_steps)
+        return found
 
     def evaluation_record(self) -> dict[str, Any]:
         found = {**super().evaluation_record(), "environment": self.evaluation.to_dict()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,66 +18,73 @@ from cepdiff.data.rl.support import SupportCache, fill, states_of_rows, support_
 from cepdiff.errors import RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
-from cepdiff.problems.offline.settings import SupportSettings
 from cepdiff.runs.folder import StageFolder, record_hash
 from cepdiff.runs.processes import Processes
+from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Stage
-
-if TYPE_CHECKING:
-    from cepdiff.problems.offline.problem import OfflineRL
 
 DEFAULT_SUPPORT_ACTIONS = 16
 # Actions sampled at a time on a CPU: activations of this many rows stay in a core's cache, which is twice as fast.
 CACHED_ACTIONS = 2048
 
 
+@dataclass
+class SupportSettings:
+    """Drawing of support actions.
+
+    Args:
+        num_actions: K, at least 2; null is the task's own number (16, AntMaze 32).
+        max_rows: about how many rows to draw for, in whole episodes; null draws for all.
+        chunk_size: states drawn at a time.
+    """
+
+    num_actions: int | None = field(default=None, metadata={"least": 2})
+    max_rows: int | None = field(default=None, metadata={"least": 1})
+    chunk_size: int = field(default=4096, metadata={"least": 1})
+
+
 class SupportStage(Stage):
     """Draws K actions of the behavior policy at s and s' of the chosen episodes, once, and keeps them on disk.
 
     Args:
-        problem: whose behavior policy and data.
-        settings: how many.
+        run: the run.
+        sampler: gives the sampler of the trained behavior policy.
+        data: the buffer.
+        settings: how much to draw.
+        made_from: as in `Stage`; the numbers of actions and rows are added.
     """
 
-    def __init__(self, problem: OfflineRL, settings: SupportSettings) -> None:
-        super().__init__(problem.run, "support", self._record)
-        self.problem = problem
-        self.settings = settings
-        task = problem.data.task
-        self.num_actions = settings.num_actions or (task.num_support_actions if task else DEFAULT_SUPPORT_ACTIONS)
+    cache: SupportCache
 
-    @property
-    def cache(self) -> SupportCache:
-        """The drawn actions."""
-        return self._cache
+    def __init__(
+        self,
+        run: Run,
+        sampler: Callable[[], GuidedSampler],
+        data: OfflineDataModule,
+        settings: SupportSettings,
+        made_from: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        task = data.task
+        count = settings.num_actions or (task.num_support_actions if task else DEFAULT_SUPPORT_ACTIONS)
+        drawn = {"num_actions": count, "max_rows": settings.max_rows}
+        super().__init__(run, "support", lambda: {**made_from(), **drawn})
+        self.sampler = sampler
+        self.data = data
+        self.settings = settings
+        self.num_actions = count
 
     @property
     def hash(self) -> str:
         """Hash of the record."""
-        return record_hash(self._record())
-
-    def _record(self) -> dict[str, object]:
-        return {
-            **self.problem.common,
-            "behavior_checkpoint": self.context.weights_hash("behavior"),
-            "solver": self.problem.components["solver"].record,
-            "num_actions": self.num_actions,
-            "max_rows": self.settings.max_rows,
-        }
+        return record_hash(self.made_from())
 
     def run(self) -> None:
-        """Draw what is missing."""
-        problem = self.problem
-        # In mixed precision, casts are kept only of weights that could be trained.
-        net = copy.deepcopy(problem.behavior.sampling_net).requires_grad_(True)
-        sampler = GuidedSampler(problem.parts({"behavior": net}))
-        draw_support(
-            sampler, problem.data, self.folder, self.settings, self.num_actions, problem.run.seed, problem.run.processes
-        )
+        run, settings = self.context, self.settings
+        draw_support(self.sampler(), self.data, self.folder, settings, self.num_actions, run.seed, run.processes)
 
     def load(self) -> None:
         """Open the cache anew: it has what other processes wrote."""
-        self._cache = SupportCache(self.folder.path, len(self.problem.data.buffer.states))
+        self.cache = SupportCache(self.folder.path, len(self.data.buffer.states))
 
 
 def draw_support(

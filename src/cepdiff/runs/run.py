@@ -1,0 +1,51 @@
+"""What every run has, whatever its problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from cepdiff.components import Component
+from cepdiff.files import file_hash
+from cepdiff.randomness import stream_seed
+from cepdiff.runs.folder import RunFolder
+from cepdiff.runs.processes import Processes
+
+
+@dataclass(frozen=True)
+class Run:
+    """The context of a run's stages.
+
+    Args:
+        folder: where it is kept.
+        processes: ranks and devices.
+        seed: of all random numbers.
+        components: the configuration's classes, by section.
+        callbacks: of every trained stage.
+        sources: folders with the user's own classes, kept with the policy.
+        reuse: another run, whose finished stages are taken over if they were made from the same.
+        kept: False if the folder is deleted after the run.
+    """
+
+    folder: RunFolder
+    processes: Processes
+    seed: int = 0
+    components: Mapping[str, Component[Any]] = field(default_factory=dict)
+    callbacks: Sequence[Callback] = ()
+    sources: Sequence[str] = ()
+    reuse: RunFolder | None = None
+    kept: bool = True
+
+    def module(self, key: str, component: Component[Any], sizes: tuple[int, int], **supplied: Any) -> Any:
+        """The module of section `key`; its first weights depend on (seed, key) only."""
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(self.seed, key, "init"))
+            return component(*sizes, **supplied)
+
+    def weights_hash(self, stage: str) -> str:
+        """Hash of the weights of a finished stage."""
+        return self.processes.on_main(lambda: file_hash(self.folder.stage(stage).final))
