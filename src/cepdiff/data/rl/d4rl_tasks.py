@@ -8,6 +8,7 @@ that paper, each function explains its choices.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from cepdiff.data.rl.task import Task
 
@@ -19,111 +20,88 @@ LOCOMOTION_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)
 ANTMAZE_SCALES = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 # Adroit and Kitchen: narrow human and expert data, which large scales soon leave.
 MANIPULATION_SCALES = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
+# Family: reward rule, K, guidance scales, and episodes per scale.
+_SETTINGS = {
+    "locomotion": ("return_range", 16, LOCOMOTION_SCALES, 10),
+    "antmaze": ("minus_one", 32, ANTMAZE_SCALES, 100),
+    "maze2d": ("none", 16, LOCOMOTION_SCALES, 100),
+    "adroit": ("return_range", 16, MANIPULATION_SCALES, 100),
+    "kitchen": ("none", 16, MANIPULATION_SCALES, 20),
+}
+
+
+def _task(
+    family: str, name: str, file: str, references: tuple[float, float], horizon: int, *, env_id: str = "", **others: Any
+) -> Task:
+    """A task with D4RL's `file` (no suffix) in the environment `cepdiff/...` called `env_id`, else like the task."""
+    reward_rule, num_support_actions, scales, episodes = _SETTINGS[family]
+    return Task(
+        name=name,
+        family=family,
+        url=f"{D4RL_URL}/{file}.hdf5",
+        env_id=f"cepdiff/{env_id or name}",
+        env_module=ENV_MODULE,
+        horizon=horizon,
+        reference_min=references[0],
+        reference_max=references[1],
+        reward_rule=reward_rule,
+        num_support_actions=num_support_actions,
+        evaluation_scales=scales,
+        evaluation_episodes=episodes,
+        **others,
+    )
 
 
 def locomotion_tasks() -> Iterator[Task]:
     """Gymnasium's `-v4` environments have the same model files and rewards, but with current MuJoCo versions their
     masses and contacts differ from those of D4RL's data; `cepdiff.envs.locomotion` restores them."""
-    references = {
-        "halfcheetah": ("HalfCheetah-v2", -280.178953, 12135.0),
-        "hopper": ("Hopper-v2", -20.272305, 3234.3),
-        "walker2d": ("Walker2d-v2", 1.629008, 4592.3),
-        "ant": ("Ant-v2", -325.6, 3879.7),
+    robots = {  # robot: (environment, its references)
+        "halfcheetah": ("HalfCheetah-v2", (-280.178953, 12135.0)),
+        "hopper": ("Hopper-v2", (-20.272305, 3234.3)),
+        "walker2d": ("Walker2d-v2", (1.629008, 4592.3)),
+        "ant": ("Ant-v2", (-325.6, 3879.7)),
     }
-    for robot, (env_id, low, high) in references.items():
-        for kind, version in _locomotion_kinds(robot):
-            if version == "v0":
-                replaced_by = f"{robot}-{kind}-v2" if kind != "random-expert" else None
-                file = f"gym_mujoco/{_first_name(robot, kind)}.hdf5"
-            else:
-                replaced_by = f"{robot}-{kind}-v2" if version == "v1" else None
-                file = f"gym_mujoco_{version}/{robot}_{kind.replace('-', '_')}-{version}.hdf5"
-            notes = ["111 observations: the last 84 are contact forces, all 0"] if robot == "ant" else []
-            if version != "v2":
-                notes.append(_deprecated(replaced_by))
-            yield Task(
-                name=f"{robot}-{kind}-{version}",
-                family="locomotion",
-                url=f"{D4RL_URL}/{file}",
-                env_id=f"cepdiff/{env_id}",
-                env_module=ENV_MODULE,
-                horizon=1000,
-                reference_min=low,
-                reference_max=high,
-                reward_rule="return_range",
-                num_support_actions=16,
-                evaluation_scales=LOCOMOTION_SCALES,
-                evaluation_episodes=10,
-                note="; ".join(notes),
-            )
-
-
-def _locomotion_kinds(robot: str) -> Iterator[tuple[str, str]]:
     kinds = ("random", "medium", "expert", "medium-replay", "medium-expert")
-    for version in ("v2", "v1"):
-        yield from ((kind, version) for kind in (*kinds, "full-replay"))
-    yield from ((kind, "v0") for kind in kinds)
-    if robot == "ant":
-        yield "random-expert", "v0"
-
-
-def _first_name(robot: str, kind: str) -> str:
-    """Stem of a v0 file, where replay buffers are called "mixed" and walker2d's is called "walker"."""
-    if kind == "medium-replay":
-        return f"{'walker' if robot == 'walker2d' else robot}_mixed"
-    return f"{robot}_{kind.replace('-', '_')}"
+    for robot, (env_id, references) in robots.items():
+        for version in ("v2", "v1", "v0"):
+            last = "full-replay" if version != "v0" else "random-expert" if robot == "ant" else None
+            for kind in filter(None, (*kinds, last)):
+                stem = f"{robot}_{kind.replace('-', '_')}"
+                if version == "v0" and kind == "medium-replay":  # called "mixed"; walker2d's is called "walker"
+                    stem = f"{'walker' if robot == 'walker2d' else robot}_mixed"
+                file = f"gym_mujoco/{stem}" if version == "v0" else f"gym_mujoco_{version}/{stem}-{version}"
+                notes = ["111 observations: the last 84 are contact forces, all 0"] if robot == "ant" else []
+                if version != "v2":
+                    notes.append(_deprecated(f"{robot}-{kind}-v2" if kind != "random-expert" else None))
+                name, note = f"{robot}-{kind}-{version}", "; ".join(notes)
+                yield _task("locomotion", name, file, references, 1000, env_id=env_id, note=note)
 
 
 def antmaze_tasks() -> Iterator[Task]:
     """An ant in a maze, reward 1 at the goal: Lu et al. 2023 train on r - 1, K = 32, 100 episodes per scale."""
-    mazes = {  # name: (the maze's name in v0 and v2 files, in v1 files, many starts, many goals, horizon)
-        "umaze": ("u-maze", "umaze", False, False, 700),
-        "umaze-diverse": ("u-maze", "umaze", True, True, 700),
-        "medium-play": ("big-maze", "medium", True, False, 1000),
-        "medium-diverse": ("big-maze", "medium", True, True, 1000),
-        "large-play": ("hardest-maze", "large", True, False, 1000),
-        "large-diverse": ("hardest-maze", "large", True, True, 1000),
-    }
-    for maze, (title, plain, starts, goals, horizon) in mazes.items():
-        variant = f"noisy_multistart_{starts}_multigoal_{goals}_sparse"
-        replaced = _deprecated(f"antmaze-{maze}-v2")
-        yield _antmaze(f"antmaze-{maze}-v2", f"ant_maze_v2/Ant_maze_{title}_{variant}_fixed.hdf5", horizon)
-        yield _antmaze(f"antmaze-{maze}-v1", f"ant_maze_v1/Ant_maze_{plain}_{variant}.hdf5", horizon, replaced)
-        late = "; its timeouts are not where the episodes end (D4RL issue 77)"
-        yield _antmaze(f"antmaze-{maze}-v0", f"ant_maze_new/Ant_maze_{title}_{variant}.hdf5", horizon, replaced + late)
-    # Mirrored mazes. For medium and large, D4RL swaps the files: "play" has many goals, "diverse" one.
-    for maze, goals in {
-        "umaze": False,
-        "umaze-diverse": True,
-        "medium-play": True,
-        "medium-diverse": False,
-        "large-play": True,
-        "large-diverse": False,
-    }.items():
+    titles = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}  # in v0 and v2 files
+    mazes = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    for maze in mazes:
         size = maze.partition("-")[0]
+        variant = f"noisy_multistart_{maze != 'umaze'}_multigoal_{maze.endswith('diverse')}_sparse"
+        replaced = _deprecated(f"antmaze-{maze}-v2")
+        yield _antmaze(f"{maze}-v2", f"ant_maze_v2/Ant_maze_{titles[size]}_{variant}_fixed")
+        yield _antmaze(f"{maze}-v1", f"ant_maze_v1/Ant_maze_{size}_{variant}", replaced)
+        late = "; its timeouts are not where the episodes end (D4RL issue 77)"
+        yield _antmaze(f"{maze}-v0", f"ant_maze_new/Ant_maze_{titles[size]}_{variant}", replaced + late)
+    # Mirrored mazes. For medium and large, D4RL swaps the files: "play" has many goals, "diverse" one.
+    for maze in mazes:
+        size = maze.partition("-")[0]
+        goals = maze.endswith("diverse") if size == "umaze" else maze.endswith("play")
+        file = f"ant_maze_new/Ant_maze_{size}_eval_noisy_multistart_True_multigoal_{goals}_sparse"
         swapped = "D4RL swaps the files of -play and -diverse here" if size != "umaze" else ""
-        file = f"ant_maze_new/Ant_maze_{size}_eval_noisy_multistart_True_multigoal_{goals}_sparse.hdf5"
-        yield _antmaze(f"antmaze-eval-{maze}-v0", file, mazes[maze][-1], swapped)
+        yield _antmaze(f"eval-{maze}-v0", file, swapped)
 
 
-def _antmaze(name: str, file: str, horizon: int, note: str = "") -> Task:
-    return Task(
-        name=name,
-        family="antmaze",
-        url=f"{D4RL_URL}/{file}",
-        env_id=f"cepdiff/{name}",
-        env_module=ENV_MODULE,
-        horizon=horizon,
-        reference_min=0.0,
-        reference_max=1.0,
-        reward_rule="minus_one",
-        num_support_actions=32,
-        evaluation_scales=ANTMAZE_SCALES,
-        evaluation_episodes=100,
-        max_move=2.0,  # half a cell of the maze; a step lasts 0.1 s
-        goal_radius=0.5,
-        note=note,
-    )
+def _antmaze(maze: str, file: str, note: str = "") -> Task:
+    horizon = 700 if "umaze" in maze else 1000
+    move = 2.0  # half a cell of the maze; a step lasts 0.1 s
+    return _task("antmaze", f"antmaze-{maze}", file, (0.0, 1.0), horizon, max_move=move, goal_radius=0.5, note=note)
 
 
 def maze2d_tasks() -> Iterator[Task]:
@@ -166,22 +144,15 @@ def maze2d_tasks() -> Iterator[Task]:
     }
     for name, (low, high, horizon) in references.items():
         maze, version = name.rsplit("-", 1)
-        stem = maze if maze.endswith("-dense") else f"{maze}-sparse"
-        yield Task(
-            name=f"maze2d-{name}",
-            family="maze2d",
-            url=f"{D4RL_URL}/maze2d/maze2d-{stem}{'-v1' if version == 'v1' else ''}.hdf5",
-            env_id=f"cepdiff/maze2d-{name}",
-            env_module=ENV_MODULE,
-            horizon=horizon,
-            reference_min=low,
-            reference_max=high,
-            reward_rule="none",
-            num_support_actions=16,
-            evaluation_scales=LOCOMOTION_SCALES,
-            evaluation_episodes=100,
+        dense = maze.endswith("-dense")
+        yield _task(
+            "maze2d",
+            f"maze2d-{name}",
+            f"maze2d/maze2d-{maze}{'' if dense else '-sparse'}{'-v1' if version == 'v1' else ''}",
+            (low, high),
+            horizon,
             max_move=0.5,  # half a cell of the maze; a step lasts 0.01 s at a speed of at most 5
-            goal_radius=None if maze.endswith("-dense") else 0.5,
+            goal_radius=None if dense else 0.5,
             goal=goals[maze.removesuffix("-dense")],
             note="timeouts mark the waypoints of one long walk (D4RL issue 85)",
         )
@@ -205,21 +176,8 @@ def adroit_tasks() -> Iterator[Task]:
             for kind, first_name in first_names.items():
                 name = f"{hand}-{kind}-{version}"
                 file = f"hand_dapg_v1/{name}" if version == "v1" else f"hand_dapg/{hand}-{first_name}"
-                yield Task(
-                    name=name,
-                    family="adroit",
-                    url=f"{D4RL_URL}/{file}.hdf5",
-                    env_id=f"cepdiff/{hand}-v0",
-                    env_module=ENV_MODULE,
-                    horizon=horizon,
-                    reference_min=low,
-                    reference_max=high,
-                    reward_rule="return_range",
-                    num_support_actions=16,
-                    evaluation_scales=MANIPULATION_SCALES,
-                    evaluation_episodes=100,
-                    note="" if version == "v1" else _deprecated(f"{hand}-{kind}-v1"),
-                )
+                note = "" if version == "v1" else _deprecated(f"{hand}-{kind}-v1")
+                yield _task("adroit", name, file, (low, high), horizon, env_id=f"{hand}-v0", note=note)
 
 
 def kitchen_tasks() -> Iterator[Task]:
@@ -234,20 +192,7 @@ def kitchen_tasks() -> Iterator[Task]:
         "mixed": "kitchen_microwave_kettle_bottomburner_light",
     }
     for kind, file in files.items():
-        yield Task(
-            name=f"kitchen-{kind}-v0",
-            family="kitchen",
-            url=f"{D4RL_URL}/kitchen/{file}-v0.hdf5",
-            env_id=f"cepdiff/kitchen-{kind}-v0",
-            env_module=ENV_MODULE,
-            horizon=280,
-            reference_min=0.0,
-            reference_max=4.0,
-            reward_rule="none",
-            num_support_actions=16,
-            evaluation_scales=MANIPULATION_SCALES,
-            evaluation_episodes=20,
-        )
+        yield _task("kitchen", f"kitchen-{kind}-v0", f"kitchen/{file}-v0", (0.0, 4.0), 280)
 
 
 def _deprecated(replaced_by: str | None) -> str:
