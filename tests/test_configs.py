@@ -71,23 +71,23 @@ def test_a_shipped_config_trains(path: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_a_recipe_says_what_the_paper_says(path: Path) -> None:
     config = load_config([path])
-    task = TASKS[config.arguments["data"]["dataset"]]
-    assert config.stages.support.num_actions == task.num_support_actions
-    assert config.evaluation.scales == list(task.evaluation_scales)
-    assert config.evaluation.episodes == task.evaluation_episodes
+    task = TASKS[config.components["data"].arguments["dataset"]]
+    assert config.settings["stages"].support.num_actions == task.num_support_actions
+    assert config.settings["evaluation"].scales == list(task.evaluation_scales)
+    assert config.settings["evaluation"].episodes == task.evaluation_episodes
     if path.stem != "quickstart":
-        lengths = [getattr(config.stages, stage).max_steps for stage in ("behavior", "critic", "guidance")]
+        lengths = [getattr(config.settings["stages"], stage).max_steps for stage in ("behavior", "critic", "guidance")]
         assert lengths == [600_000, 500_000, 1_000_000]
-        assert config.arguments["behavior"]["batch_size"] == 4096
-        assert config.arguments["guidance"]["objective"].inverse_temperature == 3.0
+        assert config.components["behavior"].arguments["batch_size"] == 4096
+        assert config.components["guidance"].arguments["objective"].inverse_temperature == 3.0
 
 
 def test_the_cpu_overlay_fits_every_locomotion_recipe(tmp_path: Path) -> None:
     overlay = next(path for path in CONFIGS if path.stem == "cpu_hour")
     for path in RECIPES:
         config = load_config([path, overlay])
-        assert config.stages.behavior.max_steps == 30_000
-        assert config.arguments["critic"]["net"](3, 2).critics[0].joint.weight.shape == (256, 5)
+        assert config.settings["stages"].behavior.max_steps == 30_000
+        assert config.components["critic"].arguments["net"](3, 2).critics[0].joint.weight.shape == (256, 5)
 
 
 @pytest.mark.slow
@@ -100,4 +100,4 @@ def test_a_recipe_trains_on_a_real_buffer(robot: str, tmp_path: Path) -> None:
     path = next(path for path in CONFIGS if path.stem == robot)
     arguments = ["fit", "--config", str(path), "--run_dir", str(tmp_path / "run"), *FEW_STEPS]
     assert main([*arguments, "--data.dataset", dataset]) == 0
-    assert (tmp_path / "run" / "scores.json").exists()
+    assert (tmp_path / "run" / "results.json").exists()

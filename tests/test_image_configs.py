@@ -120,17 +120,21 @@ def test_every_recipe_is_known_here() -> None:
 def test_networks_fit_the_images_at_their_real_sizes(name: str) -> None:
     side, heads, prior_size, energy_size = RECIPES[name]
     config = recipe(name)
-    assert config.arguments["data"]["image_size"] == side
+    assert config.components["data"].arguments["image_size"] == side
     for stage in ("behavior", "guidance"):  # what a process gathers at a time, beside the images themselves
-        rows = config.arguments["data"]["block_size"] * config.arguments[stage]["batch_size"] / config.trainer.devices
+        rows = (
+            config.components["data"].arguments["block_size"]
+            * config.components[stage].arguments["batch_size"]
+            / config.trainer.devices
+        )
         assert rows * 3 * side**2 * 4 < 2**29
     with torch.device("meta"):  # shapes alone
-        energy_net = config.arguments["guidance"]["net"](0, 3 * side**2, num_heads=heads)
+        energy_net = config.components["guidance"].arguments["net"](0, 3 * side**2, num_heads=heads)
         x, t = torch.empty(2, 3 * side**2), torch.empty(2)
         assert energy_net(x, t, None).shape == (2, heads)
         assert millions(energy_net) == pytest.approx(energy_size, abs=0.05)
         if prior_size is not None:
-            prior = config.arguments["behavior"]["net"](0, 3 * side**2)
+            prior = config.components["behavior"].arguments["net"](0, 3 * side**2)
             assert prior(x, t, None).shape == x.shape
             assert millions(prior) == pytest.approx(prior_size, abs=0.05)
 
@@ -142,20 +146,20 @@ def millions(net: nn.Module) -> float:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_what_the_paper_says(name: str) -> None:
     config = recipe(name)
-    guidance = config.arguments["guidance"]
+    guidance = config.components["guidance"].arguments
     colour = name.endswith("colour")
-    assert config.arguments["data"]["energy"] == ("hues" if colour else "labels")
+    assert config.components["data"].arguments["energy"] == ("hues" if colour else "labels")
     assert guidance["objective"].inverse_temperature == (50.0 if colour else 1.0)
     assert (guidance["learning_rate"], guidance["lr_schedule"], guidance["weight_decay"]) == (3e-4, "cosine", 0.05)
     assert config.trainer.precision == "bf16-mixed"
     if name in PAPER:
-        assert config.stages.guidance.max_steps == 500_000
+        assert config.settings["stages"].guidance.max_steps == 500_000
         assert guidance["batch_size"] == 32 * config.trainer.devices == 256
-        assert config.arguments["behavior"]["batch_size"] % config.trainer.devices == 0
-        assert config.stages.behavior.max_steps > 0
+        assert config.components["behavior"].arguments["batch_size"] % config.trainer.devices == 0
+        assert config.settings["stages"].behavior.max_steps > 0
     elif net_of(config, "behavior")["pretrained"]:
         assert net_of(config, "behavior")["pretrained"].startswith("google/ddpm-")
-        assert config.stages.behavior.max_steps == 0
+        assert config.settings["stages"].behavior.max_steps == 0
 
 
 def run(name: str, run_dir: Path, *arguments: object) -> int:
@@ -166,7 +170,7 @@ def run(name: str, run_dir: Path, *arguments: object) -> int:
 
 def prior_of(name: str, pretrained: Path) -> list[object]:
     """Arguments that make a recipe's prior tiny, and train it for a step where the recipe trains it."""
-    net, stages = net_of(recipe(name), "behavior"), recipe(name).stages
+    net, stages = net_of(recipe(name), "behavior"), recipe(name).settings["stages"]
     if net["pretrained"]:
         return ["--behavior.net.pretrained", pretrained]
     assert stages.behavior.max_steps > 0
@@ -178,10 +182,12 @@ def test_a_recipe_runs(name: str, folder: Path, attributes: Path, pretrained: Pa
     dataset = f"hub:{attributes}" if name == "celeba_class" else str(folder)
     run_dir = tmp_path / "run"
     assert run(name, run_dir, "--data.dataset", dataset, *prior_of(name, pretrained)) == 0
-    found = json.loads((run_dir / "images.json").read_text())
+    found = json.loads((run_dir / "results.json").read_text())
     heads = {"celeba_class": ["False", "True"]}.get(name, list(CLASSES))
     expected = [f"{i}/6" for i in range(6)] if name.endswith("colour") else heads
-    assert [row["head"] for row in found["heads"]] == 2 * expected
+    assert found["about"]["heads"] == expected
+    distance = found["about"]["distance"]
+    assert [row["head"] for row in found["rows"] if row["metric"] == distance and row["head"]] == 2 * expected
     assert ImageSampler.from_run(run_dir).sample(2, expected[1], 1.0).shape == (2, 3, SIDE, SIDE)
     prior = UNetScore(0, 3 * SIDE**2, pretrained=str(pretrained)).state_dict()
     kept = torch.load(run_dir / "behavior" / "final.ckpt", weights_only=True)["state_dict"]
@@ -211,7 +217,7 @@ def test_the_colours_take_over_the_prior_of_the_classes(
 def test_colours_guide_without_a_network(name: str, folder: Path, pretrained: Path, tmp_path: Path) -> None:
     analytic = ["--guidance.objective", "DPS", "--stages.guidance.max_steps", 0]
     assert run(name, tmp_path / "run", "--data.dataset", folder, *prior_of(name, pretrained), *analytic) == 0
-    assert json.loads((tmp_path / "run" / "images.json").read_text())["objective"] == "DPS"
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["method"] == "DPS (analytic)"
 
 
 def test_a_prior_is_fine_tuned(folder: Path, pretrained: Path, tmp_path: Path) -> None:

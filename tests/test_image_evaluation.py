@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.data.images.energies import from_bytes, tinted
-from cepdiff.energy.sample_metrics import resample
-from cepdiff.errors import ConfigError, DataError, RunError
+from cepdiff.energy.sample_metrics import image_hues, resample, wasserstein_1
+from cepdiff.errors import ConfigError, DataError
+from cepdiff.networks.images.classifier import ImageClassifier
 from cepdiff.problems.density.classifier import (
     ClassJudge,
-    ImageClassifier,
     accuracy,
     check_class_sizes,
     kept_classifier,
@@ -24,19 +24,11 @@ from cepdiff.problems.density.classifier import (
 )
 from cepdiff.problems.density.gallery import histogram, plot_grids, plot_hues, shown_heads
 from cepdiff.problems.density.inception import check_inception
-from cepdiff.problems.density.judges import (
-    EnergyJudge,
-    ImageRow,
-    format_rows,
-    image_hues,
-    judge_samples,
-    read_rows,
-    training_images,
-    wasserstein_1,
-    write_rows,
-)
+from cepdiff.problems.density.judges import EnergyJudge, judge_samples, training_images
+from cepdiff.runs.results import Results, Row
 
 BETA = 50.0
+Found = dict[tuple[float, str, str], Row]
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -62,6 +54,20 @@ def labelled() -> ImageDataModule:
 @pytest.fixture(scope="module")
 def classifier(labelled: ImageDataModule) -> ImageClassifier:
     return train_classifier(labelled, 60, 0, "cpu")
+
+
+def by_key(rows: Sequence[Row]) -> Found:
+    """(scale, head, metric) -> row; the head "" is the mean over the heads."""
+    found = {(row.scale, row.head, row.metric): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def multiple(found: Found, scale: float, metric: str) -> float:
+    """A mean distance as a multiple of its noise floor."""
+    row = found[scale, "", metric]
+    assert row.multiple is not None
+    return row.multiple
 
 
 def of_class(data: ImageDataModule, label: int, count: int, seed: int) -> Tensor:
@@ -99,18 +105,24 @@ def test_samples_of_the_reweighted_data_are_at_the_noise_floor(coloured: ImageDa
         scale: torch.stack([resample(images, judge.weights(head, scale), 200, 7, head) for head in range(6)])
         for scale in (0.0, 1.0)
     }
-    means, by_head = judge_samples(samples, judge, coloured.head_names)
-    assert [(row.guidance_scale, row.head) for row in means] == [(0.0, ""), (1.0, "")]
-    assert [row.head for row in by_head] == [*coloured.head_names] * 2
-    for row in means:
-        assert 0.6 < row.metrics["hue_distance_multiple"] < 1.6
-        assert row.metrics["energy"] == pytest.approx(row.metrics["energy_exact"], abs=0.02)
-    assert means[1].metrics["energy"] < means[0].metrics["energy"] - 0.05
-    assert means[0].metrics["hue_distance"] == pytest.approx(
-        sum(row.metrics["hue_distance"] for row in by_head[:6]) / 6
-    )
-    prior_at_1, _ = judge_samples({1.0: samples[0.0]}, judge, coloured.head_names)
-    assert prior_at_1[0].metrics["hue_distance_multiple"] > 3.0
+    rows = judge_samples(samples, judge, coloured.head_names)
+    places = [(scale, "") for scale in (0.0, 1.0)]
+    places += [(scale, head) for scale in (0.0, 1.0) for head in coloured.head_names]
+    metrics = ("energy", "energy_exact", "hue_distance")
+    assert [(row.scale, row.head, row.metric) for row in rows] == [
+        (*place, name) for place in places for name in metrics
+    ]
+    found = by_key(rows)
+    for scale in (0.0, 1.0):
+        assert 0.6 < multiple(found, scale, "hue_distance") < 1.6
+        assert found[scale, "", "energy"].value == pytest.approx(found[scale, "", "energy_exact"].value, abs=0.02)
+    assert found[1.0, "", "energy"].value < found[0.0, "", "energy"].value - 0.05
+    assert all((row.floor is not None) == (row.metric == "hue_distance") for row in rows)
+    for key in ("value", "floor", "floor_error"):
+        of_heads = [getattr(found[0.0, head, "hue_distance"], key) for head in coloured.head_names]
+        assert getattr(found[0.0, "", "hue_distance"], key) == pytest.approx(sum(of_heads) / 6)
+    prior_at_1 = by_key(judge_samples({1.0: samples[0.0]}, judge, coloured.head_names))
+    assert multiple(prior_at_1, 1.0, "hue_distance") > 3.0
 
 
 def test_the_exact_energy_is_the_self_normalised_mean(coloured: ImageDataModule) -> None:
@@ -130,10 +142,10 @@ def test_functions_of_the_user_are_judged_by_their_energies() -> None:
     assert judge.distance == "energy_distance"
     images = data.images[data.train_rows]
     exact = torch.stack([resample(images, judge.weights(head, 1.0), 150, 3, head) for head in range(2)])
-    means, _ = judge_samples({1.0: exact}, judge, data.head_names)
-    assert 0.5 < means[0].metrics["energy_distance_multiple"] < 1.7
-    swapped, _ = judge_samples({1.0: exact.flip(0)}, judge, data.head_names)
-    assert swapped[0].metrics["energy_distance_multiple"] > 5.0
+    found = by_key(judge_samples({1.0: exact}, judge, data.head_names))
+    assert 0.5 < multiple(found, 1.0, "energy_distance") < 1.7
+    swapped = by_key(judge_samples({1.0: exact.flip(0)}, judge, data.head_names))
+    assert multiple(swapped, 1.0, "energy_distance") > 5.0
 
 
 def test_mirror_images_count_among_the_training_images() -> None:
@@ -184,17 +196,18 @@ def test_real_images_of_a_class_are_judged_well_and_those_of_another_are_not(
 ) -> None:
     judge = ClassJudge(labelled, classifier, num_samples=60, repeats=3, seed=0)
     right = torch.stack([of_class(labelled, label, 60, seed=1) for label in range(10)])
-    means, by_head = judge_samples({0.0: right, 1.0: right.roll(1, 0)}, judge, labelled.head_names)
-    good, bad = (row.metrics for row in means)
+    found = by_key(judge_samples({0.0: right, 1.0: right.roll(1, 0)}, judge, labelled.head_names))
+    good, bad = ({name: found[scale, "", name].value for name in judge.columns} for scale in (0.0, 1.0))
     assert good["accuracy"] > 0.9
     assert bad["accuracy"] < 0.05
-    assert good["frechet_multiple"] < 1.3  # samples may be among the images: less than the floor
-    assert bad["frechet_multiple"] > 3.0
+    assert multiple(found, 0.0, "frechet") < 1.3  # samples may be among the images: less than the floor
+    assert multiple(found, 1.0, "frechet") > 3.0
     for name in ("precision", "recall", "coverage"):
         assert good[name] > judge.real[name] - 0.1
         assert bad[name] < 0.3
     assert judge.real["accuracy"] == accuracy(classifier, labelled)
-    assert judge.real["frechet"] == pytest.approx(sum(row.metrics["frechet_floor"] for row in by_head[:10]) / 10)
+    floors = [found[0.0, head, "frechet"].floor for head in labelled.head_names]
+    assert judge.real["frechet"] == pytest.approx(sum(floor for floor in floors if floor is not None) / 10)
     assert f"{judge.real['accuracy']:.1%}" in judge.remark
 
 
@@ -222,30 +235,45 @@ def test_classes_of_too_few_images_are_refused(labelled: ImageDataModule) -> Non
         check_class_sizes(few)
 
 
-ROWS = [ImageRow(0.0, "", {"a": 0.5, "b": 12.0}), ImageRow(1.0, "", {"a": 0.25, "b": math.inf})]
+ROWS = [
+    Row(0.0, "a", 0.5), Row(0.0, "b", 12.0, floor=4.0, floor_error=1.0),
+    Row(1.0, "a", 0.25), Row(1.0, "b", 6.0, floor=0.0, floor_error=0.0),
+    Row(0.0, "a", 0.125, "cat"), Row(0.0, "b", 3.0, "cat", floor=2.0),
+]  # fmt: skip
+PETS = Results(
+    problem="cepdiff.problems.density.images.ImageDensity",
+    dataset="pets",
+    seed=0,
+    title="pets",
+    rows=ROWS,
+    columns={"a": ("alpha", ".3f"), "b": ("beta", ".3f")},
+    real={"a": 1.0, "b": 4.0},
+    about={"heads": ["cat"]},
+    sources=["my_folder"],
+)
 
 
 def test_a_table_has_a_line_a_scale_and_one_of_real_images() -> None:
-    lines = format_rows(ROWS, {"a": "alpha", "b": "beta"}, {"a": 1.0}).splitlines()
+    """The means over the heads, and the noise floor where there is one; real images have none."""
+    title, *lines = PETS.table().text().splitlines()
+    assert title == "pets"
     assert [line.split() for line in lines] == [
-        ["guidance", "scale", "alpha", "beta"],
-        ["0", "0.500", "12.000"],
-        ["1", "0.250", "inf"],
-        ["real", "images", "1.000", "-"],
+        ["guidance", "scale", "alpha", "beta", "noise", "floor", "multiple"],
+        ["0", "0.500", "12.000", "4.000", "±", "1.000", "3.00"],
+        ["1", "0.250", "6.000", "0.000", "±", "0.000", "inf"],
+        ["real", "data", "1.000", "4.000", "-", "-"],
     ]
     assert len({len(line) for line in lines}) == 1
-    assert len(format_rows(ROWS, {"a": "alpha"}, {}).splitlines()) == 3
+    assert len(replace(PETS, real={}).table().text().splitlines()) == 4
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "images.json"
-    write_rows(path, ROWS, [ImageRow(0.0, "cat", {"a": 0.5})], {"title": "pets"})
-    assert read_rows(path) == (ROWS, {"title": "pets", "heads": [{"guidance_scale": 0.0, "head": "cat", "a": 0.5}]})
-    assert json.loads(path.read_text())["scales"][1] == {"guidance_scale": 1.0, "a": 0.25, "b": None}
-    for torn in ("", "[]", '{"scales": 3}', '{"scales": [{}]}'):
-        path.write_text(torn)
-        with pytest.raises(RunError, match="is damaged"):
-            read_rows(path)
+def test_rows_of_heads_come_back_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    PETS.write(path)
+    found = Results.read(path)
+    assert found == replace(PETS, folder=tmp_path)
+    assert found.row(0.0, "b", "cat") == ROWS[-1]
+    assert found.values("a") == {0.0: 0.5, 1.0: 0.25}  # the means alone
 
 
 def test_pictures_are_drawn(coloured: ImageDataModule, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Distances of guided samples from exact ones: rows, their table and file, the figure, and what a multiple means."""
+"""Samples of points compared with exact ones: rows, their table and files, the figure, and what a multiple means."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,15 @@ from matplotlib.image import imread
 
 from cepdiff.errors import DataError, RunError
 from cepdiff.problems.density.samples import (
+    COLUMNS,
     DISTANCES,
     SHOWN_POINTS,
-    DistanceRow,
     compare_samples,
-    format_distances,
     plot_samples,
-    read_distances,
     read_samples,
-    write_distances,
     write_samples,
 )
+from cepdiff.runs.results import Results, Row
 
 N = 1000
 
@@ -34,31 +33,53 @@ def gaussian(seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
     return scale * draws + torch.tensor([shift, 0.0])
 
 
-def rows(scales: tuple[float, ...] = (0.0, 1.0)) -> list[DistanceRow]:
-    """Made-up rows of the shape that `compare_samples` gives."""
-    return [DistanceRow(scale, name, 0.3 + scale, 0.15, 0.01) for scale in scales for name in DISTANCES]
+def results(*rows: Row) -> Results:
+    """Results of a run with these rows."""
+    return Results(
+        problem="cepdiff.problems.density.points.PointDensity",
+        dataset="rings",
+        seed=3,
+        title="rings, CEP, beta 3, seed 3",
+        rows=rows,
+        columns=COLUMNS,
+        method="CEP",
+        inverse_temperature=3.0,
+        seconds={"behavior": 1.0},
+        made_from={"seed": 3},
+        sources=["my_folder"],
+    )
+
+
+def some_rows(scales: tuple[float, ...] = (0.0, 1.0)) -> list[Row]:
+    """Rows of the shape that `compare_samples` gives."""
+    return [Row(scale, name, 0.3 + scale, floor=0.15, floor_error=0.01) for scale in scales for name in DISTANCES]
 
 
 class TestCompareSamples:
     def test_an_exact_sample_is_about_one_floor_away(self) -> None:
         found = compare_samples(gaussian(99), gaussian, 1.0, 8)
-        assert [row.distance for row in found] == list(DISTANCES)
+        assert [row.metric for row in found] == list(DISTANCES) == list(COLUMNS)
         for row in found:
-            assert row.guidance_scale == 1.0
-            assert abs(row.value - row.floor) < 3 * row.floor_std
+            assert (row.scale, row.head, row.error) == (1.0, "", None)
+            assert row.floor is not None
+            assert row.floor_error is not None
+            assert abs(row.value - row.floor) < 3 * row.floor_error
             assert row.multiple == pytest.approx(1.0, abs=0.35)
 
     @pytest.mark.parametrize("wrong", [gaussian(99, shift=0.5), gaussian(99, scale=1.5)], ids=["shifted", "wide"])
     def test_a_wrong_sample_is_far_above_it(self, wrong: torch.Tensor) -> None:
         for row in compare_samples(wrong, gaussian, 1.0, 4):
+            assert row.floor is not None
+            assert row.floor_error is not None
+            assert row.multiple is not None
             assert row.multiple > 3.0
-            assert row.value > row.floor + 5 * row.floor_std
+            assert row.value > row.floor + 5 * row.floor_error
 
     def test_a_shift_is_as_far_as_it_should_be(self) -> None:
         """Sliced W2 of a shift v is |v| / √2 in two dimensions; the floor does not know the sample."""
         far, near = (compare_samples(gaussian(99, shift), gaussian, 1.0, 4)[0] for shift in (4.0, 0.0))
         assert far.value == pytest.approx(4.0 / math.sqrt(2), rel=0.06)
-        assert (far.floor, far.floor_std) == (near.floor, near.floor_std)
+        assert (far.floor, far.floor_error) == (near.floor, near.floor_error)
 
     def test_a_sample_that_diverged_has_no_distance(self) -> None:
         broken = gaussian(99)
@@ -68,50 +89,68 @@ class TestCompareSamples:
 
 
 def test_a_multiple_is_in_units_of_the_floor() -> None:
-    assert DistanceRow(1.0, "energy_distance", 0.3, 0.15, 0.01).multiple == pytest.approx(2.0)
-    assert DistanceRow(1.0, "energy_distance", 0.3, 0.0, 0.0).multiple == math.inf  # all exact draws are one point
+    assert Row(1.0, "energy_distance", 0.3, floor=0.15, floor_error=0.01).multiple == pytest.approx(2.0)
+    assert Row(1.0, "energy_distance", 0.3, floor=0.0).multiple == math.inf  # all exact draws are one point
+    assert Row(1.0, "energy_distance", 0.3).multiple is None
 
 
 def test_the_table_has_a_line_a_scale_in_aligned_columns() -> None:
-    lines = format_distances(rows((0.0, 0.5, 12.0))).splitlines()
+    title, *lines = results(*some_rows((0.0, 0.5, 12.0))).table().text().splitlines()
+    assert title == "rings, CEP, beta 3, seed 3"
     assert [line.split()[0] for line in lines[1:]] == ["0", "0.5", "12"]
     assert len({len(line) for line in lines}) == 1
     for title in ("guidance scale", "sliced W2", "energy distance"):
         assert lines[0].count(title) == 1
     assert lines[0].count("multiple") == lines[0].count("noise floor") == 2
     assert lines[2].split()[1:] == ["0.8000", "0.1500", "±", "0.0100", "5.33"] * 2
-    assert "inf" in format_distances([DistanceRow(1.0, name, 0.3, 0.0, 0.0) for name in DISTANCES])
+    assert results(*(Row(1.0, name, 0.3, floor=0.0) for name in DISTANCES)).table().text().count(" inf") == 2
 
 
-class TestFileOfDistances:
-    def test_rows_and_the_rest_come_back(self, tmp_path: Path) -> None:
-        path = tmp_path / "distances.json"
-        write_distances(path, rows(), {"dataset": "rings", "made_from": {"seed": 3}})
-        found, about = read_distances(path)
-        assert found == rows()
-        assert about == {"dataset": "rings", "made_from": {"seed": 3}}
-        assert json.loads(path.read_text())["distances"][0]["multiple"] == pytest.approx(2.0)
+class TestFileOfResults:
+    def test_everything_comes_back(self, tmp_path: Path) -> None:
+        path = tmp_path / "results.json"
+        written = results(*some_rows())
+        written.write(path)
+        found = Results.read(path)
+        assert found == replace(written, rows=some_rows(), folder=tmp_path)
+        assert found.scales == [0.0, 1.0]
+        assert found.values("energy_distance") == {0.0: 0.3, 1.0: 1.3}
+        content = json.loads(path.read_text())
+        assert content["format"] == 2
+        assert content["rows"][0]["multiple"] == pytest.approx(2.0)
+        assert "folder" not in content
 
     def test_an_infinite_multiple_is_null(self, tmp_path: Path) -> None:
-        path = tmp_path / "distances.json"
-        infinite = [DistanceRow(1.0, "energy_distance", 0.3, 0.0, 0.0)]
-        write_distances(path, infinite, {})
-        assert json.loads(path.read_text())["distances"][0]["multiple"] is None
-        assert read_distances(path)[0] == infinite
+        path = tmp_path / "results.json"
+        infinite = Row(1.0, "energy_distance", 0.3, floor=0.0, floor_error=0.0)
+        results(infinite).write(path)
+        assert json.loads(path.read_text())["rows"][0]["multiple"] is None
+        assert Results.read(path).rows == [infinite]
 
     @pytest.mark.parametrize(
         "text",
-        ["", "{", "[]", "null", "{}", '{"distances": 3}', '{"distances": [{"value": 1.0}]}', '{"distances": [3]}'],
+        ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": 2, "rows": 3}', "ROWS[3]", 'ROWS[{"value": 1.0}]'],
     )
     def test_a_damaged_file_says_what_to_do(self, tmp_path: Path, text: str) -> None:
-        path = tmp_path / "distances.json"
+        path = tmp_path / "results.json"
+        results(*some_rows()).write(path)
+        content = json.loads(path.read_text())
+        if text.startswith("ROWS"):
+            text = json.dumps({**content, "rows": json.loads(text.removeprefix("ROWS"))})
         path.write_text(text)
-        with pytest.raises(RunError, match=r"distances\.json is damaged; delete it and run the same command again"):
-            read_distances(path)
+        with pytest.raises(RunError, match=r"results\.json is damaged; delete it and run the same `cepdiff fit` again"):
+            Results.read(path)
 
     def test_a_missing_file_is_no_traceback(self, tmp_path: Path) -> None:
         with pytest.raises(RunError):
-            read_distances(tmp_path / "distances.json")
+            Results.read(tmp_path / "results.json")
+
+    def test_a_file_of_another_version_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "results.json"
+        results(*some_rows()).write(path)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+        with pytest.raises(RunError, match=r"results\.json was written by another version of cepdiff"):
+            Results.read(path)
 
 
 class TestFileOfSamples:
@@ -146,5 +185,5 @@ def test_the_figure_has_a_panel_a_sample(tmp_path: Path, size: int) -> None:
         image = imread(tmp_path / "samples.png")
         assert np.unique(image.reshape(-1, image.shape[-1]), axis=0).shape[0] > 20  # something is drawn
         widths.append(image.shape[1])
-    assert widths[1] == 2 * widths[0]
+    assert widths[1] - widths[0] == round(2.9 * 120)  # one more panel, in inches times dots per inch
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
