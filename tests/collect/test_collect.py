@@ -208,7 +208,7 @@ def test_an_interrupted_run_leaves_no_file(tmp_path, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cepdiff.data.rl.hdf5.os.replace", interrupt)
+    monkeypatch.setattr("os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         collect("Pendulum-v1", "--kind", "random", "--steps", 5, "--reference_episodes", 1, "--output", tmp_path)
     assert list(tmp_path.iterdir()) == []

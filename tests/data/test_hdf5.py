@@ -11,7 +11,7 @@ import pytest
 
 from cepdiff.data.rl.arrays import BLOCK_ROWS, RawArrays
 from cepdiff.data.rl.hdf5 import read_arrays, read_header, timeouts_at, write_arrays
-from cepdiff.errors import DataError
+from cepdiff.errors import DataError, OutputError
 
 Make = Callable[..., RawArrays]
 MakeFile = Callable[..., Path]
@@ -44,7 +44,7 @@ def test_a_failed_write_leaves_the_old_file(make_raw: Make, tmp_path: Path) -> N
         write_arrays(path, make_raw(), {"bad": object()})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_arrays(path / "below" / "b.hdf5", make_raw())
 
 

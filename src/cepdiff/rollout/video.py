@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 
 from cepdiff.errors import MissingExtraError, SimulationError
+from cepdiff.files import path_aside
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.rollout import Episode, rollout
 from cepdiff.types import Policy
@@ -28,12 +30,13 @@ def record_video(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Record episodes 0, 1, ... of `rollout` at one scale into a temporary file, then rename it to `path`.
+    """Record episodes 0, 1, ... of `rollout` at one scale; `path` only exists once complete.
 
     Raises:
         MissingExtraError: imageio or its ffmpeg is not installed.
         SimulationError: the environment cannot be rendered, e.g. without a display.
         DivergenceError: as `rollout`.
+        OutputError: the file cannot be written.
     """
     try:
         importlib.import_module("imageio_ffmpeg")
@@ -44,7 +47,7 @@ def record_video(
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default crashes without a display
 
     writer: Any = None
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix or '.mp4'}")
+    options = {} if path.suffix else {"format": "FFMPEG", "output_params": ["-f", "mp4"]}
 
     def add_frame(envs: SyncVectorEnv) -> None:
         nonlocal writer
@@ -57,17 +60,11 @@ def record_video(
             ) from error
         if writer is None:
             # H.264's usual colour format needs even sizes; imageio would resize to multiples of 16.
-            writer = imageio.get_writer(aside, fps=envs.metadata.get("render_fps", 30), macro_block_size=2)
+            fps = envs.metadata.get("render_fps", 30)
+            writer = closing.enter_context(imageio.get_writer(aside, fps=fps, macro_block_size=2, **options))
         writer.append_data(frame)
 
     rendered = replace(env_spec, kwargs={**env_spec.kwargs, "render_mode": "rgb_array"})
     plan = [Episode(index, guidance_scale) for index in range(episodes)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with path_aside(path) as aside, ExitStack() as closing:
         rollout(policy, rendered, plan, seed=seed, max_envs=1, device=device, on_step=add_frame)
-        writer.close()
-        aside.replace(path)
-    finally:
-        if writer is not None:
-            writer.close()
-        aside.unlink(missing_ok=True)

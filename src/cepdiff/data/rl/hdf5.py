@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy.typing as npt
 
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, BoolArray, FloatArray, RawArrays, check_shapes
 from cepdiff.errors import DataError
+from cepdiff.files import path_aside
 
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 # Longer arrays in the metadata are network weights.
@@ -89,7 +88,7 @@ def write_arrays(
 ) -> None:
     """Write `arrays` to `path` atomically. `metadata` is added to the arrays' own, without None values.
 
-    Raises `DataError` if the arrays are invalid or the folder is not writable.
+    Raises `DataError` if the arrays are invalid, `OutputError` if the file cannot be written.
     """
     arrays.validate()
     options = COMPRESSION if compress else {}
@@ -110,27 +109,9 @@ def write_metadata(file: h5py.File, metadata: Mapping[str, Any]) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """Yield a temporary file that is renamed to `path` when the block ends, or deleted on an error.
-
-    Raises `DataError` if the folder is not writable.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        aside = Path(name)
-        try:
-            with h5py.File(aside, "w") as file:
-                yield file
-            with aside.open("rb+") as written:
-                os.fsync(written.fileno())
-            aside.chmod(0o644)  # mkstemp makes it private to this user
-            aside.replace(path)
-        finally:
-            with suppress(FileNotFoundError):
-                aside.unlink()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({_reason(error)})") from error
+    """Yield a file that takes the name `path` if the block succeeds. Raises `OutputError` if it cannot be written."""
+    with path_aside(path) as aside, h5py.File(aside, "w") as file:
+        yield file
 
 
 @contextmanager
