@@ -47,7 +47,7 @@ def record_video(
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default crashes without a display
 
     writer: Any = None
-    options = {} if path.suffix else {"format": "FFMPEG", "output_params": ["-f", "mp4"]}
+    options = {} if path.suffix else {"format": ".mp4", "output_params": ["-f", "mp4"]}
 
     def add_frame(envs: SyncVectorEnv) -> None:
         nonlocal writer
