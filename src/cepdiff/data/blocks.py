@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,7 @@ from cepdiff.randomness import stream_seed
 from cepdiff.types import STEP_SEEDS, Batch, DataSpec
 
 
+@dataclass(eq=False)
 class BlockLoader:
     """Blocks of minibatches, a pure function of (seed, stage, step), from step `start` up to `stop`.
 
@@ -28,47 +31,37 @@ class BlockLoader:
         stop: None for no end.
     """
 
-    def __init__(
-        self,
-        gather: Callable[[Tensor], Batch],
-        rows: Tensor,
-        *,
-        batch_size: int,
-        block_size: int,
-        seed: int,
-        stage: str,
-        start: int = 0,
-        stop: int | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if len(rows) == 0:
-            raise DataError(f"no row of the buffer can serve the {stage} stage")
-        if batch_size % world:
-            raise ConfigError(f"{stage}.batch_size {batch_size} cannot be shared equally by {world} processes")
-        self._gather = gather
-        self._rows = rows
-        self._batch_size = batch_size
-        self._block_size = block_size
-        self._seed = seed
-        self._stage = stage
-        self._start = start
-        self._stop = stop
-        self._rank = rank
-        self._world = world
+    gather: Callable[[Tensor], Batch]
+    rows: Tensor
+    _: KW_ONLY
+    batch_size: int
+    block_size: int
+    seed: int
+    stage: str
+    start: int = 0
+    stop: int | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.rows) == 0:
+            raise DataError(f"no row of the buffer can serve the {self.stage} stage")
+        if self.batch_size % self.world:
+            raise ConfigError(
+                f"{self.stage}.batch_size {self.batch_size} cannot be shared equally by {self.world} processes"
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         draw = torch.Generator()
-        first = self._start
-        while self._stop is None or first < self._stop:
-            last = first + self._block_size if self._stop is None else min(first + self._block_size, self._stop)
-            seeds = [stream_seed(self._seed, self._stage, step) for step in range(first, last)]
+        stop = sys.maxsize if self.stop is None else self.stop
+        for first in range(self.start, stop, self.block_size):
+            steps = range(first, min(first + self.block_size, stop))
+            seeds = [stream_seed(self.seed, self.stage, step) for step in steps]
             picks = torch.stack(
-                [torch.randint(len(self._rows), (self._batch_size,), generator=draw.manual_seed(s)) for s in seeds]
+                [torch.randint(len(self.rows), (self.batch_size,), generator=draw.manual_seed(s)) for s in seeds]
             )
-            rows = self._rows[picks[:, self._rank :: self._world].to(self._rows.device)]
-            yield {**self._gather(rows), STEP_SEEDS: torch.tensor(seeds)}
-            first = last
+            rows = self.rows[picks[:, self.rank :: self.world].to(self.rows.device)]
+            yield {**self.gather(rows), STEP_SEEDS: torch.tensor(seeds)}
 
 
 class StageDataModule(LightningDataModule, ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,7 @@ class EnergyDataModule(StageDataModule):
         self.dataset = dataset
         self.energy = energy
         self.num_points = num_points
-        self._energy_function: Callable[[Tensor], Tensor] | None = None
-        if energy is not None:
-            self._energy_function = import_function(energy, "data.energy")
+        self._energy_function = None if energy is None else import_function(energy, "data.energy")
         self._data: tuple[Tensor, Tensor] | None = None
         self._density: Density | None = None  # None for files, and for subclasses that override load()
         self.points_hash = ""  # hash of the points without energies; set by setup()
@@ -108,10 +107,8 @@ class EnergyDataModule(StageDataModule):
 
     def density(self) -> Density | None:
         """Return the named density with the configured energy; None if the dataset is a file."""
-        if self.dataset not in DENSITIES:
-            if Path(self.dataset).suffix == ".npz":
-                return None
-            find_density(self.dataset)  # raises with suggestions
+        if self.dataset not in DENSITIES and Path(self.dataset).suffix == ".npz":
+            return None
         density = find_density(self.dataset)
         function = self._energy_function
         if function is None:
@@ -121,7 +118,7 @@ class EnergyDataModule(StageDataModule):
             points, _ = density.sample(n, draws)
             return points, evaluate_energy(function, points, str(self.energy))
 
-        return Density(density.name, density.title, sample)
+        return replace(density, sample=sample)
 
     def exact_samples(self, n: int, inverse_temperature: float, draws: torch.Generator) -> Tensor:
         """`n` samples (n, A) of p ∝ q exp(-beta E): new draws from a named density, else weighted resampling of rows.
@@ -143,9 +140,7 @@ class EnergyDataModule(StageDataModule):
             points, energies = density.sample(count, generator)
             return points, energies.clamp(min=lowest)
 
-        return tilted_sample(
-            Density(density.name, density.title, bounded), n, inverse_temperature, draws, lowest=lowest
-        )
+        return tilted_sample(replace(density, sample=bounded), n, inverse_temperature, draws, lowest=lowest)
 
     def rows(self, fields: Sequence[str]) -> Tensor:
         return torch.arange(len(self.energies))
@@ -165,15 +160,20 @@ class EnergyDataModule(StageDataModule):
         return self._data
 
 
-def evaluate_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
-    """Energies (N,) float32 of `points` (N, A). Raises DataError unless the function returns finite values (N,)."""
+def call_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
+    """Return what the user's function returns for `points`. Raises DataError if it raises."""
     try:
-        energies = function(points)
+        return function(points)
     except Exception as error:  # the user's own code
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise DataError(
             f"the energy {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
         ) from error
+
+
+def evaluate_energy(function: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
+    """Energies (N,) float32 of `points` (N, A). Raises DataError unless the function returns finite values (N,)."""
+    energies = call_energy(function, points, name)
     if not isinstance(energies, Tensor) or energies.shape != points.shape[:1]:
         found = tuple(energies.shape) if isinstance(energies, Tensor) else type(energies).__name__
         raise DataError(f"the energy {name} returned {found} for {tuple(points.shape)}; expected ({len(points)},)")

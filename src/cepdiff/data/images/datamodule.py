@@ -13,7 +13,6 @@ from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.images.energies import (
     HUES,
     LABELS,
-    ImageEnergy,
     evaluate_images,
     find_energy,
     from_bytes,
@@ -216,8 +215,11 @@ class ImageDataModule(StageDataModule):
         )
         if self.energy == LABELS:
             check_classes(data, self._train, self.dataset)
-        if self._function is not None:
-            self._energies = self._evaluate(self._function, data.images)
+        if function := self._function:
+            self._energies = evaluate_images(function, data.images, str(self.energy))
+            if self.horizontal_flip:
+                mirrored = evaluate_images(lambda some: function(some.flip(-1)), data.images, str(self.energy))
+                self._energies = torch.cat([self._energies, mirrored])
         self._data = data
         digest = hashlib.blake2b(data.images.contiguous().numpy().data, digest_size=8)
         digest.update(f"{tuple(data.images.shape)} {self.horizontal_flip}".encode())
@@ -231,10 +233,8 @@ class ImageDataModule(StageDataModule):
 
     def load(self) -> ImageSet:
         """Return images (N, C, H, W) uint8, with C = `channels`, and their labels."""
-        form = ImageFormat(
-            1 if self.tint else self.channels, self.image_size, self.on_broken == "skip", self.num_images
-        )
-        data = self._read(form)
+        channels = 1 if self.tint else self.channels
+        data = self._read(ImageFormat(channels, self.image_size, self.on_broken == "skip", self.num_images))
         if not self.tint:
             return data
         hues = torch.rand(len(data.images), generator=generator(self.seed, "tint"))
@@ -290,14 +290,6 @@ class ImageDataModule(StageDataModule):
             f"unknown dataset '{self.dataset}'; expected {DIGITS}, a folder of images or {_HUB}NAME."
             f"{nearest(self.dataset, (DIGITS,))}"
         )
-
-    def _evaluate(self, function: ImageEnergy, images: Tensor) -> Tensor:
-        """(N, heads), or (2N, heads) with mirror images."""
-        energies = evaluate_images(function, images, str(self.energy))
-        if not self.horizontal_flip:
-            return energies
-        mirrored = evaluate_images(lambda some: function(some.flip(-1)), images, str(self.energy))
-        return torch.cat([energies, mirrored])
 
     def _table(self) -> Tensor:
         """Energies of a function: (N, heads), or (2N, heads) with mirror images."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cepdiff.components import import_function
-from cepdiff.data.densities.datamodule import evaluate_energy
+from cepdiff.data.densities.datamodule import call_energy
 from cepdiff.errors import ConfigError, DataError, nearest
 
 LABELS = "labels"
@@ -65,14 +65,7 @@ def heads_of(function: ImageEnergy, images: Tensor, name: str) -> Tensor:
 
     Raises DataError if the function raises or returns another shape.
     """
-    found: list[Tensor] = []
-
-    def call(points: Tensor) -> Tensor:
-        found.append(function(points))
-        return points.new_zeros(len(points))
-
-    evaluate_energy(call, images, name)  # for its error message; it supports only one head
-    energies = found[0]
+    energies = call_energy(function, images, name)
     fits = isinstance(energies, Tensor) and energies.ndim in (1, 2) and len(energies) == len(images)
     if not fits or energies.shape[-1] == 0:
         shape = tuple(energies.shape) if isinstance(energies, Tensor) else type(energies).__name__

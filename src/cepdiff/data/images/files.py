@@ -69,11 +69,8 @@ def read_digits(form: ImageFormat) -> ImageSet:
     rows = form.rows(len(levels))
     grey = ((levels[rows].astype(np.uint16) * 255 + 8) // 16).astype(np.uint8)  # 0...16 -> 0...255, rounded
     images = np.stack([to_pixels(Image.fromarray(digit), form) for digit in grey])
-    return ImageSet(
-        torch.from_numpy(images),
-        torch.from_numpy(labels[rows].astype(np.int64)),
-        tuple(str(digit) for digit in range(10)),
-    )
+    chosen = torch.from_numpy(labels[rows].astype(np.int64))
+    return ImageSet(torch.from_numpy(images), chosen, tuple(str(digit) for digit in range(10)))
 
 
 def read_folder(folder: Path, form: ImageFormat) -> ImageSet:
@@ -103,13 +100,8 @@ def read_folder(folder: Path, form: ImageFormat) -> ImageSet:
         labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in classes.values()])
     rows = form.rows(len(paths))
     chosen = [paths[row] for row in rows]
-    return read_images(
-        [str(path) for path in chosen],
-        chosen.__getitem__,
-        None if labels is None else labels[rows],
-        tuple(classes),
-        form,
-    )
+    chosen_labels = None if labels is None else labels[rows]
+    return read_images([str(path) for path in chosen], chosen.__getitem__, chosen_labels, tuple(classes), form)
 
 
 def read_hub(name: str, split: str, image_column: str | None, label_column: str | None, form: ImageFormat) -> ImageSet:
@@ -165,8 +157,7 @@ def open_hub(name: str, split: str) -> Any:
             return datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
         found = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library lets errors of its network, file and format layers through
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"hub:{name}, split '{split}' cannot be loaded: {reason}") from error
+        raise DataError(f"hub:{name}, split '{split}' cannot be loaded: {_one_line(error)}") from error
     if not isinstance(found, datasets.DatasetDict):
         return found
     if split not in found:
@@ -209,9 +200,8 @@ def read_images(
     if broken:
         text = f"skipped {len(broken)} of {len(titles)} images that cannot be read; the first is {broken[0]}"
         warnings.warn(text, stacklevel=2)
-    return ImageSet(
-        torch.from_numpy(images[: len(kept)]), None if labels is None else torch.from_numpy(labels[kept]), class_names
-    )
+    kept_labels = None if labels is None else torch.from_numpy(labels[kept])
+    return ImageSet(torch.from_numpy(images[: len(kept)]), kept_labels, class_names)
 
 
 def decode(file: File, form: ImageFormat) -> Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,6 @@ class OfflineDataModule(StageDataModule):
         self.metadata: dict[str, Any] = {}  # of the file; set by setup()
         self.findings: list[Finding] = []  # as in `cepdiff data check`; set by setup()
         self._buffer: TransitionBuffer | None = None
-        self._spec: DataSpec | None = None
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
         self._energies: Tensor | None = None
@@ -93,11 +93,9 @@ class OfflineDataModule(StageDataModule):
             raise DataError("the buffer is not loaded yet: call prepare_data() and setup() first")
         return self._buffer
 
-    @property
+    @cached_property  # statistics take a pass over the buffer
     def spec(self) -> DataSpec:
-        if self._spec is None:  # statistics take a pass over the buffer
-            self._spec = self.buffer.spec(normalize=self.normalize_observations)
-        return self._spec
+        return self.buffer.spec(normalize=self.normalize_observations)
 
     @property
     def content_hash(self) -> str:
@@ -137,8 +135,7 @@ class OfflineDataModule(StageDataModule):
         Stages after the support stage draw from the rows whose states are in the cache.
         """
         module = copy.copy(self)
-        module._support = support
-        module._energies = energies
+        module._support, module._energies = support, energies
         return module
 
     def rows(self, fields: Sequence[str]) -> Tensor:
@@ -153,32 +150,24 @@ class OfflineDataModule(StageDataModule):
         return rows
 
     def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
-        buffer = self.buffer
+        buffer, next_index = self.buffer, self.buffer.next_index
         states = self.normalize(buffer.states).to(device)
-        next_index = buffer.next_index.to(device)
-        tables: dict[str, tuple[Tensor, Tensor | None]] = {}  # field -> (table, index from row to entry)
+        sources: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {  # field -> (table, from row to its entry)
+            "observations": lambda: (states, None),
+            "next_observations": lambda: (states, next_index),
+            "actions": lambda: (buffer.actions, None),
+            "rewards": lambda: (self.rewards() if self._rewards is None else self._rewards, None),
+            "terminals": lambda: (buffer.terminals.float(), None),
+            "support_actions": lambda: (torch.from_numpy(self._cache().actions), self._slots()),
+            "next_support_actions": lambda: (torch.from_numpy(self._cache().actions), self._slots()[next_index]),
+            "energies": lambda: (self._support_energies(), self._slots()),
+        }
+        tables: dict[str, tuple[Tensor, Tensor | None]] = {}
         for field in fields:
-            if field == "observations":
-                tables[field] = states, None
-            elif field == "next_observations":
-                tables[field] = states, next_index
-            elif field == "actions":
-                tables[field] = buffer.actions.to(device), None
-            elif field == "rewards":
-                rewards = self.rewards() if self._rewards is None else self._rewards
-                tables[field] = rewards.to(device), None
-            elif field == "terminals":
-                tables[field] = buffer.terminals.float().to(device), None
-            elif field in ("support_actions", "next_support_actions"):
-                slots = self._slots().to(device)
-                actions = torch.from_numpy(self._cache().actions).to(device)
-                tables[field] = actions, slots if field == "support_actions" else slots[next_index]
-            elif field == "energies":
-                if self._energies is None:
-                    raise DataError("no energies of the support actions: pass them to with_support()")
-                tables[field] = self._energies.to(device), self._slots().to(device)
-            else:
+            if field not in sources:
                 raise ConfigError(f"the module needs the batch field '{field}', which this data module does not have")
+            table, index = sources[field]()
+            tables[field] = table.to(device), None if index is None else index.to(device)
         return lambda rows: {
             field: table[rows if index is None else index[rows]] for field, (table, index) in tables.items()
         }
@@ -197,3 +186,8 @@ class OfflineDataModule(StageDataModule):
 
     def _slots(self) -> Tensor:
         return self._cache().slots
+
+    def _support_energies(self) -> Tensor:
+        if self._energies is None:
+            raise DataError("no energies of the support actions: pass them to with_support()")
+        return self._energies
