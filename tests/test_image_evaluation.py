@@ -281,7 +281,8 @@ def test_pictures_are_drawn(coloured: ImageDataModule, tmp_path: Path) -> None:
 
     samples = {scale: coloured.images[:60].reshape(6, 10, 3, 8, 8) for scale in (0.0, 1.0)}
     judge = EnergyJudge(coloured, BETA, repeats=2, seed=0)
-    plot_grids(samples, coloured.head_names, tmp_path / "grids.png", "digits")
+    grids = [(f"scale {scale:g}", images, coloured.head_names) for scale, images in samples.items()]
+    plot_grids(grids, tmp_path / "grids.png", "digits")
     plot_hues(samples, [0, 2, 5], judge, coloured.head_names, tmp_path / "hues.png", "digits")
     for name in ("grids.png", "hues.png"):
         assert imread(tmp_path / name)[..., :3].std() > 0.05

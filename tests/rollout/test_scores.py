@@ -9,8 +9,8 @@ from matplotlib.image import imread
 
 from cepdiff.errors import RunError
 from cepdiff.policy.diagnostics import ScaleEvidence
-from cepdiff.problems.offline.judge import COLUMNS, marks, offline_rows, plot_scores, score_rows
-from cepdiff.problems.offline.report import policy_row
+from cepdiff.problems.offline.judge import COLUMNS, marks, offline_rows, score_rows
+from cepdiff.problems.offline.report import plot_scores, policy_row
 from cepdiff.rollout.rollout import EpisodeResult
 from cepdiff.rollout.scores import Reference, best_row, normalized_score, score_table, summarize
 from cepdiff.runs.results import Results
@@ -118,10 +118,10 @@ def test_evidence_stands_beside_the_rollouts():
         "             2         3   6.00 ± 2.31       50.0 ± 11.5              -               -  best",
     ]
     assert found.values("offline_value") == {0.0: 95.0, 1.0: 97.1234}
-    assert policy_row(found).regret == 5.0
+    assert policy_row(found)["regret"] == 5.0
     better = results(rows, Found((2.0, 1.0, 1.0)), choice=2.0)
     assert lines_of(better)[-1].endswith("best, offline choice")
-    assert policy_row(better).regret == 0.0
+    assert policy_row(better)["regret"] == 0.0
 
 
 def test_results_without_any_rollout():
@@ -133,21 +133,21 @@ def test_results_without_any_rollout():
     ]
     assert found.values("episodes") == {}
     row = policy_row(found)
-    assert (row.best_scale, row.regret, row.choice_scale, row.choice) == (None, None, 1.0, None)
+    assert (row["best_scale"], row["regret"], row["choice_scale"], row["choice"]) == (None, None, 1.0, None)
 
 
 def test_regret_is_in_returns_where_no_reference_is_known():
     rows = summarize(RESULTS, None)
-    assert policy_row(results(rows)).regret is None
+    assert policy_row(results(rows))["regret"] is None
     row = policy_row(results(rows, EVIDENCE, choice=1.0))
-    assert (row.regret, row.unit) == (1.0, "return")
-    assert (row.behavior_regret, row.exact_regret) == (7.0, 1.0)
-    assert policy_row(results(rows, Found((7.0, 0.0, 0.0)), choice=7.0)).regret is None  # not rolled out
+    assert (row["regret"], row["unit"]) == (1.0, "return")
+    assert (row["behavior_regret"], row["exact_regret"]) == (7.0, 1.0)
+    assert policy_row(results(rows, Found((7.0, 0.0, 0.0)), choice=7.0))["regret"] is None  # not rolled out
 
 
 def test_a_scale_without_episodes_is_never_the_best():
     found = results(summarize(RESULTS, REFERENCE), Found((9.0, 99.0, 1.0)), choice=9.0)
-    assert policy_row(found).best_scale == 2.0
+    assert policy_row(found)["best_scale"] == 2.0
     assert lines_of(found)[-1] == (
         "             9         -             -                 -         99.000            100%  offline choice"
     )
@@ -214,6 +214,6 @@ def test_a_damaged_file_says_what_to_do(tmp_path, text):
 @pytest.mark.parametrize("evidence", [None, Found((0.0, 95.0, 0.95), (1.0, 97.0, 0.5), (9.0, 99.0, 1.0))])
 @pytest.mark.parametrize("reference", [None, REFERENCE])
 def test_figure(tmp_path, reference, evidence):
-    plot_scores(results(summarize(RESULTS, reference), evidence, 1.0), tmp_path / "scores.png")
+    plot_scores([results(summarize(RESULTS, reference), evidence, 1.0)], tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
     assert imread(tmp_path / "scores.png").std() > 0.05

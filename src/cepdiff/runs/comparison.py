@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -142,8 +142,7 @@ class Comparison:
             lines.append([f"{scale:g}", method, *texts])
         if real:
             lines.append(["", "real data", *(starred(real.get(metric), False) for metric in columns)])
-        seeds = any(len(cell.values) > 1 for cells in rows.values() for cell in cells.values())
-        spread = ", mean ± standard deviation over the seeds" if seeds else ""
+        spread = spread_of(cell for cells in rows.values() for cell in cells.values())
         return Table(lines, f"{self.name}{self.note}{spread}", labels=2)
 
     def to_json(self) -> dict[str, Any]:
@@ -198,6 +197,11 @@ def log_scale(axes: Any) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())  # 2 and not 2 x 10^0
         axes.yaxis.set_minor_formatter(LogFormatter())
+
+
+def spread_of(cells: Iterable[Cell]) -> str:
+    """The meaning of ± for a table's title; "" if no cell has one."""
+    return ", mean ± standard deviation over the seeds" if any(len(cell.values) > 1 for cell in cells) else ""
 
 
 def starred(cell: Cell | None, best: bool) -> str:

@@ -193,13 +193,9 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
             parser.add_argument(f"--{key}", type=kind, default=parameters[key].default)
     parser.add_argument("--callbacks", type=list[Callback], default=[])
     defaults = {**{key: {} for key in components}, **plain(parser.get_defaults())}  # a class may have no options
-    flat = {
-        key: flatten(tree[key], {**defaults.get(key, {}), **problem.nested.get(key, {})}, key)
-        if key in components
-        else tree[key]
-        for key in tree
-        if key != "problem"
-    }
+    flat = {key: value for key, value in tree.items() if key != "problem"}
+    for key in components & flat.keys():
+        flat[key] = class_arguments(flat[key], {**defaults.get(key, {}), **problem.nested.get(key, {})}, key)
     for key in (*components, *(key for key, kind in settings.items() if is_dataclass(kind))):
         if isinstance(flat.get(key), Mapping):
             refuse_unknown_nested(flat[key], defaults[key], key)
@@ -258,33 +254,27 @@ def component_class(key: str, section: Any, base: type, default: type) -> type:
     return default
 
 
-def flatten(section: Any, nested: dict[str, Any], key: str) -> Any:
-    """A component's section as its plain arguments, whichever way it was written.
+def class_arguments(section: Any, nested: Mapping[str, Any], key: str) -> Any:
+    """The arguments of a component's class as jsonargparse reads them: nested classes with `init_args`.
 
-    `{discount: 0.97}`, `{class_path: C, discount: 0.97}` and `{class_path: C, init_args: {discount: 0.97}}` are the
-    same; a flat key (as an override makes it) wins over `init_args`. An argument that is itself a class may be written
-    without `class_path` if its default is known, and a sibling of the default by its bare name (`objective: MSE`).
+    An argument that is itself a class may be written without `class_path` if its default is known, and a sibling of the
+    default by its bare name (`objective: MSE`).
     """
     if not isinstance(section, Mapping):
         return section
-    init_args = section.get("init_args") or {}
-    if not isinstance(init_args, Mapping):
-        raise ConfigError(f"{key}: its arguments are {init_args!r}; expected a mapping of options")
-    arguments = {**init_args}
-    arguments |= {name: value for name, value in section.items() if name not in ("class_path", "init_args")}
+    arguments = {name: value for name, value in section.items() if name != "class_path"}
     for name, value in arguments.items():
         default = nested.get(name)
         known = default if isinstance(default, Mapping) and "class_path" in default else {}
         if known and isinstance(value, str):
             value = {"class_path": value}
-        if known and value is not None and not isinstance(value, (Mapping, str)):
+        if known and value is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{key}.{name} is {value!r}; expected a class_path and its options")
         if isinstance(value, Mapping) and ("class_path" in value or known):
-            rest = {k: v for k, v in value.items() if k not in ("class_path", "init_args")}
             class_path = str(value.get("class_path", known.get("class_path")))
             if known and "." not in class_path:  # a sibling of the default, by its bare name
                 class_path = f"{known['class_path'].rpartition('.')[0]}.{class_path}"
-            init_args = {**(value.get("init_args") or {}), **rest}
+            init_args = {name: given for name, given in value.items() if name != "class_path"}
             parameters = inspect.signature(import_class(class_path, object, f"{key}.{name}")).parameters
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
                 refuse_unknown(init_args, list(parameters), f"{key}.{name}.")

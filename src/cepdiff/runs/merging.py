@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from cepdiff.errors import ConfigError
+
 
 def forget_replaced(merged: Any, layer: Any) -> None:
     """Drop the arguments of a class that a later layer replaces by another class.
@@ -41,10 +43,13 @@ def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[
     arguments besides `net` that may be given as the bare name of a class (`objective: MSE`).
     """
 
-    def lift(section: Any) -> Any:
-        if not isinstance(section, dict) or not isinstance(section.get("init_args"), dict):
+    def lift(section: Any, key: str) -> Any:
+        if not isinstance(section, dict) or "init_args" not in section:
             return section
-        return {**section["init_args"], **{name: value for name, value in section.items() if name != "init_args"}}
+        init_args = section["init_args"] or {}
+        if not isinstance(init_args, dict):
+            raise ConfigError(f"{key}: its arguments are {init_args!r}; expected a mapping of options")
+        return {**init_args, **{name: value for name, value in section.items() if name != "init_args"}}
 
     def unspell(value: Any) -> Any:
         if isinstance(value, dict):
@@ -57,11 +62,13 @@ def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[
 
     tree: Any = unspell(OmegaConf.to_container(layer, resolve=False))
     for key in components:
-        section = lift(tree.get(key))
+        section = lift(tree.get(key), key)
         if isinstance(section, dict):
             classes = {"net", *nested.get(key, ())}
             tree[key] = {
-                name: {"class_path": value} if name in classes and isinstance(value, str) else lift(value)
+                name: {"class_path": value}
+                if name in classes and isinstance(value, str)
+                else lift(value, f"{key}.{name}")
                 for name, value in section.items()
             }
     return OmegaConf.create(tree)

@@ -15,6 +15,7 @@ from torch import Tensor
 from cepdiff.errors import CepdiffError, ConfigError
 
 T = TypeVar("T")
+SHARED = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # arguments of a Fabric and of a Trainer
 
 
 @dataclass
@@ -59,13 +60,7 @@ class Processes:
         torch.set_float32_matmul_precision(settings.matmul_precision)
         self.settings = settings
         try:
-            self._fabric = Fabric(
-                accelerator=settings.accelerator,
-                devices=settings.devices,
-                num_nodes=settings.num_nodes,
-                strategy=settings.strategy,
-                precision=settings.precision,  # type: ignore[arg-type]
-            )
+            self._fabric = Fabric(**{name: getattr(settings, name) for name in SHARED})
         except Exception as error:  # Lightning raises many kinds, all about these settings
             raise ConfigError(f"trainer: {error}") from error
         self._fabric.launch()
@@ -126,16 +121,7 @@ class Processes:
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Keyword arguments of every stage's Trainer."""
-        settings = self.settings
-        return {
-            "accelerator": settings.accelerator,
-            "devices": settings.devices,
-            "num_nodes": settings.num_nodes,
-            "strategy": settings.strategy,
-            "precision": settings.precision,
-            "deterministic": settings.deterministic,
-            "profiler": settings.profiler,
-        }
+        return {name: getattr(self.settings, name) for name in (*SHARED, "deterministic", "profiler")}
 
     def close(self) -> None:
         """Leave together: a process that exits early would break another's last collective."""

@@ -25,19 +25,21 @@ def shown_heads(count: int) -> list[int]:
     return [index * count // shown for index in range(shown)]
 
 
-def plot_grids(samples: Mapping[float, Tensor], heads: Sequence[str], path: Path, title: str) -> None:
-    """One grid per guidance scale of images (H, M, C, H, W) uint8, with one row per head, named `heads`."""
-    figure = new_figure(0.35 * next(iter(samples.values())).shape[1] * len(samples) + 1.0, 0.35 * len(heads) + 0.9)
-    panels = figure.subplots(1, len(samples), squeeze=False)[0]
-    for axes, (scale, images) in zip(panels, samples.items(), strict=True):
+def plot_grids(
+    grids: Sequence[tuple[str, Tensor, Sequence[str]]], path: Path, title: str, inches: float = 0.35
+) -> None:
+    """Grids side by side: each a title, images (H, M, C, H, W) uint8 of `inches`, and names of their rows or none."""
+    widths = [images.shape[1] for _, images, _ in grids]
+    height = max(len(images) for _, images, _ in grids)
+    figure = new_figure(inches * sum(widths) + 0.3 * len(grids) + 0.7, inches * height + 0.9)
+    panels = figure.subplots(1, len(grids), squeeze=False, width_ratios=widths)[0]
+    for axes, (name, images, rows) in zip(panels, grids, strict=True):
         axes.imshow(tiled(images).permute(1, 2, 0).numpy(), interpolation="nearest")
-        height = images.shape[-2] + 1
-        axes.set_yticks([height * row + height / 2 for row in range(len(heads))], heads, fontsize=7)
+        size = images.shape[-2] + 1
+        axes.set_yticks([size * row + size / 2 for row in range(len(rows))], rows, fontsize=7)
         axes.tick_params(length=0)
         axes.set_xticks([])
-        axes.set_title(f"scale {scale:g}", fontsize=9)
-    for axes in panels[1:]:
-        axes.set_yticks([])
+        axes.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 

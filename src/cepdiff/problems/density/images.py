@@ -251,7 +251,11 @@ class ImageDensity(DensityProblem):
         shown = shown_heads(data.num_heads)
         pictures = {scale: images[shown, : settings.grid_columns] for scale, images in samples.items()}
         write_samples(self.run.folder.samples, {GUIDED.format(scale): images for scale, images in pictures.items()})
-        plot_grids(pictures, [data.head_names[head] for head in shown], self.grids, self.title)
+        names = [data.head_names[head] for head in shown]
+        grids = [
+            (f"scale {scale:g}", images, names if not at else []) for at, (scale, images) in enumerate(pictures.items())
+        ]
+        plot_grids(grids, self.grids, self.title)
         self.log(results, self.grids)
         if isinstance(judge, EnergyJudge) and judge.hues is not None:
             plot_hues(samples, shown, judge, data.head_names, self.hues, self.title)

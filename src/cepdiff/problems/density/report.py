@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,10 +14,9 @@ from torch import Tensor
 from cepdiff.data.densities.densities import DENSITIES
 from cepdiff.errors import RunError
 from cepdiff.figures import new_figure, save_figure
-from cepdiff.policy.images import tiled
-from cepdiff.problems.density.gallery import shown_heads
+from cepdiff.problems.density.gallery import plot_grids, shown_heads
 from cepdiff.problems.density.samples import COLUMNS, EXACT, GUIDED, Samples, read_samples, scatter
-from cepdiff.runs.comparison import METHODS, OURS, PRIOR, Cell, Comparison, file_name, starred
+from cepdiff.runs.comparison import METHODS, OURS, PRIOR, Cell, Comparison, file_name, spread_of, starred
 from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.report import Section, refuse_twins, total, warn, warn_of_sizes
 from cepdiff.runs.results import Results
@@ -27,68 +25,6 @@ from cepdiff.tables import Table, finite, in_order
 SCALE = 1.0  # the guidance scale at which densities are compared: the exact one
 MARGIN = 0.04  # around the data, as a share of their range
 INCHES = 0.3  # of an image in a grid
-
-
-@dataclass(frozen=True)
-class DistanceTable:
-    """Multiples of the noise floor of one distance at one beta: method -> density -> cell, if there are runs."""
-
-    beta: float
-    distance: str
-    densities: Sequence[str]
-    cells: Mapping[str, Mapping[str, Cell]]
-
-    def median(self, method: str) -> float:
-        """Median over the densities that the method has."""
-        return median(cell.mean for cell in self.cells[method].values())
-
-    def complete(self, method: str) -> bool:
-        """True if the method has every density."""
-        return len(self.cells[method]) == len(self.densities)
-
-    def best(self, density: str) -> list[str]:
-        """The methods with the lowest mean; none if there is only one."""
-        return lowest({method: row[density].mean for method, row in self.cells.items() if density in row})
-
-    def best_median(self) -> list[str]:
-        """The methods with the lowest median, among those with all densities: other medians are not comparable."""
-        return lowest({method: self.median(method) for method in self.cells if self.complete(method)})
-
-    def ours_as_good(self) -> tuple[int, int]:
-        """On how many densities CEP is at least as good as every baseline there, of how many with a baseline."""
-        others = [row for method, row in self.cells.items() if method != OURS]
-        means = {name: [row[name].mean for row in others if name in row] for name in self.cells.get(OURS, {})}
-        wins = [self.cells[OURS][name].mean <= min(found) for name, found in means.items() if found]
-        return sum(wins), len(wins)
-
-    def table(self) -> Table:
-        """The cells as text; the best of a column has a star."""
-        lines = [["method", *(f"{density_title(name)}  " for name in self.densities), "median  "]]
-        for method, row in self.cells.items():
-            cells = [starred(row.get(name), method in self.best(name)) for name in self.densities]
-            part = "" if self.complete(method) else f" ({len(row)} of {len(self.densities)})"
-            mark = " *" if method in self.best_median() else "  "
-            lines.append([method, *cells, f"{self.median(method):.2f}{part}{mark}"])
-        seeds = any(len(cell.values) > 1 for row in self.cells.values() for cell in row.values())
-        spread = ", mean ± standard deviation over the seeds" if seeds else ""
-        wins, of = self.ours_as_good()
-        share = f"{OURS} is at least as good as every baseline on {wins} of {of} densities ({wins / max(of, 1):.0%})."
-        title = f"beta {self.beta:g}, {COLUMNS[self.distance][0]} as a multiple of the noise floor{spread}"
-        return Table(lines, title, [share] if of else [], labels=1)
-
-    def to_json(self) -> dict[str, Any]:
-        """Every number of the table in plain values."""
-        wins, of = self.ours_as_good()
-        return {
-            "beta": self.beta,
-            "distance": self.distance,
-            "cells": {
-                method: {name: cell.to_json() for name, cell in row.items()} for method, row in self.cells.items()
-            },
-            "median": {method: finite(self.median(method)) for method in self.cells},
-            "best": {name: self.best(name) for name in self.densities} | {"median": self.best_median()},
-            "cep_at_least_as_good": {"densities": wins, "of": of, "share": wins / of if of else None},
-        }
 
 
 def lowest(means: Mapping[str, float]) -> list[str]:
@@ -118,33 +54,62 @@ def point_sections(runs: Sequence[Results], output: Path) -> list[Section]:
         here = [(run, found) for run, found in zip(runs, samples, strict=True) if run.inverse_temperature == beta]
         figure = f"densities-beta{beta:g}.png"
         plot_densities(here, output / figure)
-        tables = distance_tables([run for run, _ in here], beta)
+        compared = [compare_distances([run for run, _ in here], name, f"beta {beta:g}") for name in COLUMNS]
+        tables = [found for found in compared if found is not None]
+        facts = {"tables": [plain for _, plain in tables]}
         closing = total(runs, "densities") if beta == betas[-1] else ""
-        facts = {"tables": [table.to_json() for table in tables]}
-        sections.append(
-            Section(f"Densities, beta {beta:g}", [figure], [table.table() for table in tables], facts, closing)
-        )
+        title = f"Densities, beta {beta:g}"
+        sections.append(Section(title, [figure], [table for table, _ in tables], facts, closing))
     return sections
 
 
-def distance_tables(runs: Sequence[Results], beta: float) -> list[DistanceTable]:
-    """One table per distance."""
-    densities = in_order((run.dataset for run in runs), DENSITIES)
-    tables = []
-    for distance in COLUMNS:
-        cells: dict[str, dict[str, Cell]] = {}
-        for run in runs:
-            row = run.row(SCALE, distance)
-            if row is not None and row.multiple is not None:
-                known = cells.setdefault(run.method, {}).get(run.dataset, Cell({}))
-                cells[run.method][run.dataset] = Cell({**known.values, run.seed: row.multiple})
-        if cells:
-            ordered = {
-                method: {name: cells[method][name] for name in densities if name in cells[method]}
-                for method in in_order(cells, METHODS)
-            }
-            tables.append(DistanceTable(beta, distance, densities, ordered))
-    return tables
+def compare_distances(runs: Sequence[Results], distance: str, title: str) -> tuple[Table, dict[str, Any]] | None:
+    """Methods by densities: multiples of the noise floor at `SCALE` as a table and as facts; None if there are none.
+
+    Medians are over the densities that a method has; the best is among the methods that have them all. The last note
+    counts the densities on which CEP is at least as good as every baseline there.
+    """
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for run in runs:
+        found = run.row(SCALE, distance)
+        if found is not None and found.multiple is not None:
+            values.setdefault(run.method, {}).setdefault(run.dataset, {})[run.seed] = found.multiple
+    if not values:
+        return None
+    names = in_order((run.dataset for run in runs), DENSITIES)
+    cells = {
+        method: {name: Cell(values[method][name]) for name in names if name in values[method]}
+        for method in in_order(values, METHODS)
+    }
+    means = {method: {name: cell.mean for name, cell in row.items()} for method, row in cells.items()}
+    medians = {method: median(row.values()) for method, row in means.items()}
+    complete = {method: medians[method] for method, row in means.items() if len(row) == len(names)}
+    best = {name: lowest({method: row[name] for method, row in means.items() if name in row}) for name in names}
+    best |= {"median": lowest(complete)}
+    baselines = [row for method, row in means.items() if method != OURS]
+    rivals = {name: [row[name] for row in baselines if name in row] for name in means.get(OURS, {})}
+    wins = [means[OURS][name] <= min(others) for name, others in rivals.items() if others]
+
+    lines = [["method", *(f"{density_title(name)}  " for name in names), "median  "]]
+    for method, row in cells.items():
+        part = "" if method in complete else f" ({len(row)} of {len(names)})"
+        mark = " *" if method in best["median"] else "  "
+        texts = [starred(row.get(name), method in best[name]) for name in names]
+        lines.append([method, *texts, f"{medians[method]:.2f}{part}{mark}"])
+    share = f"{OURS} is at least as good as every baseline on {sum(wins)} of {len(wins)} densities"
+    notes = [f"{share} ({sum(wins) / len(wins):.0%})."] if wins else []
+    spread = spread_of(cell for row in cells.values() for cell in row.values())
+    title = f"{title}, {COLUMNS[distance][0]} as a multiple of the noise floor{spread}"
+    return Table(lines, title, notes, labels=1), {
+        "beta": runs[0].inverse_temperature,
+        "distance": distance,
+        "cells": {method: {name: cell.to_json() for name, cell in row.items()} for method, row in cells.items()},
+        "median": {method: finite(value) for method, value in medians.items()},
+        "best": best,
+        "cep_at_least_as_good": {
+            "densities": sum(wins), "of": len(wins), "share": sum(wins) / len(wins) if wins else None
+        },
+    }  # fmt: skip
 
 
 def samples_of(run: Results) -> Samples:
@@ -251,26 +216,11 @@ def plot_methods(comparison: Comparison, pictures: Mapping[Path, Mapping[float, 
 
     Of several seeds the lowest is shown. Images at the same place start from the same noise in runs of one seed.
     """
-    grids: list[tuple[str, Results, float]] = []
-    priors = [run for run in comparison.runs if 0.0 in pictures[run.folder]]
-    if priors:
-        grids.append((PRIOR, priors[0], 0.0))
-    for method in comparison.methods:
-        runs = [run for run in comparison.runs if run.method == method and SCALE in pictures[run.folder]]
+    grids = []
+    for method in (PRIOR, *comparison.methods):
+        scale = 0.0 if method == PRIOR else SCALE
+        runs = [run for run in comparison.runs if method in (PRIOR, run.method) and scale in pictures[run.folder]]
         if runs:
-            grids.append((method, runs[0], SCALE))
-    images = [pictures[run.folder][scale] for _, run, scale in grids]
-    widths = [found.shape[1] for found in images]
-    rows = max(map(len, images))
-    figure = new_figure(INCHES * sum(widths) + 0.3 * len(grids) + 0.7, INCHES * rows + 0.9)
-    panels = figure.subplots(1, len(grids), squeeze=False, width_ratios=widths)[0]
-    for axes, (name, run, _), found in zip(panels, grids, images, strict=True):
-        axes.imshow(tiled(found).permute(1, 2, 0).numpy(), interpolation="nearest")
-        height = found.shape[-2] + 1
-        names = [run.about["heads"][head] for head in shown_heads(len(run.about["heads"]))]
-        axes.set_yticks([height * row + height / 2 for row in range(len(names))], names, fontsize=7)
-        axes.tick_params(length=0)
-        axes.set_xticks([])
-        axes.set_title(name, fontsize=9)
-    figure.suptitle(f"{comparison.name}, guidance scale {SCALE:g}", fontsize=10)
-    save_figure(figure, path)
+            heads = runs[0].about["heads"]
+            grids.append((method, pictures[runs[0].folder][scale], [heads[head] for head in shown_heads(len(heads))]))
+    plot_grids(grids, path, f"{comparison.name}, guidance scale {SCALE:g}", INCHES)

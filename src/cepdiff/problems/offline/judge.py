@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from cepdiff.callbacks.progress import progress
 from cepdiff.errors import RunError
-from cepdiff.figures import new_figure, save_figure
 from cepdiff.policy.diagnostics import Diagnostics
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.problems.offline.environment import Evaluation
+from cepdiff.problems.offline.report import plot_scores
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
 from cepdiff.rollout.rollout import EpisodeResult
@@ -88,7 +86,7 @@ def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes)
 def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder: RunFolder, step: int) -> None:
     """Figures of the scores and, in a maze, of some paths; both in TensorBoard too."""
     figure = folder.path / "scores.png"
-    plot_scores(results, figure)
+    plot_scores([results], figure)
     shown = ("mean_return", "normalized_score")
     values = {name: value for name, value in results.scalars().items() if name.split("/")[1] in shown}
     log_result(folder.logs / "evaluation", values, figure, step)
@@ -102,32 +100,3 @@ def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder:
         figure = folder.path / "paths.png"
         draw_paths(layout, paths, goals, figure)
         log_result(folder.logs / "evaluation", {}, figure, step)
-
-
-def score_metric(results: Results) -> str:
-    """The normalised score, or the mean return if no reference is known."""
-    return "normalized_score" if results.values("normalized_score") else "mean_return"
-
-
-def plot_scores(results: Results, path: Path) -> None:
-    """Score against guidance scale, with standard errors; the behavior policy is a dashed line with its error band."""
-    metric = score_metric(results)
-    rows = [row for row in results.rows if row.metric == metric]
-    figure = new_figure(6, 4)
-    axes = figure.subplots()
-    style: Mapping[str, Any] = {"color": "0.4"}
-    for row in rows:
-        error = row.error or 0.0
-        if row.scale == 0:
-            axes.axhline(row.value, linestyle="--", label="behavior policy (scale 0)", **style)
-            axes.axhspan(row.value - error, row.value + error, alpha=0.15, linewidth=0, **style)
-        if row.scale == results.about.get("offline_choice"):
-            axes.axvline(row.scale, color="tab:green", linestyle=":", label="offline choice")
-    axes.errorbar(
-        [row.scale for row in rows], [row.value for row in rows], yerr=[row.error or 0.0 for row in rows],
-        marker="o", capsize=3, label="guided policy",
-    )  # fmt: skip
-    axes.set(xlabel="guidance scale", ylabel=metric.replace("_", " "), title=results.title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
