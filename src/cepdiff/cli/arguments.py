@@ -29,21 +29,22 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 class RowBar:
-    """A progress bar of rows on stderr; appears at the first update and disappears when closed."""
+    """A progress bar of rows on stderr that appears at the first update; closing removes it unless it is to stay."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, *, stays: bool = False) -> None:
+        self._what, self._stays = what, stays
         self._bar: Any = None
 
-    def show(self, done: int, total: int) -> None:
+    def show(self, done: int, total: int, remark: str = "") -> None:
         """Move to `done` of `total` rows."""
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(desc=self._what, total=total, unit="row", unit_scale=True, leave=False)
+            self._bar = tqdm(desc=self._what, total=total, unit="row", unit_scale=True, leave=self._stays)
+        self._bar.set_postfix_str(remark, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """End the bar; it can be closed before it appears."""
         if self._bar is not None:
             self._bar.close()

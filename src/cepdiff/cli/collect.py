@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cepdiff.cli.arguments import json_object, positive
+from cepdiff.cli.arguments import RowBar, json_object, positive
 from cepdiff.collect.kinds import KINDS
 from cepdiff.errors import ConfigError
 from cepdiff.files import check_writable
@@ -37,38 +38,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "env_id", metavar="ENV_ID|TASK", help="a Gymnasium environment, e.g. Hopper-v4, or a task, e.g. maze2d-umaze-v1"
-    )
+    add("env_id", metavar="ENV_ID|TASK", help="a Gymnasium environment (Hopper-v4) or a task (maze2d-umaze-v1)")
     add("--kind", action="append", metavar="KIND[,KIND...]", help="kinds to collect (see below); can be repeated")
-    add(
-        "--policy",
-        metavar="FILE.zip|MODULE:FUNCTION",
-        help="record this policy instead of SAC; with navigate, the walking policy",
-    )
+    policy = "record this policy instead of SAC; with navigate, the walking policy"
+    add("--policy", metavar="FILE.zip|MODULE:FUNCTION", help=policy)
     add("--trust_policy", action="store_true", help="load a .zip policy, which can run arbitrary code")
-    add(
-        "--steps",
-        type=positive,
-        metavar="N",
-        help="rows per buffer (default: --train_steps; for Maze2D, as in D4RL's file)",
-    )
+    rows = "rows per buffer (default: --train_steps; for Maze2D, as in D4RL's file)"
+    add("--steps", type=positive, metavar="N", help=rows)
     add("--action_noise", type=float, default=0.0, metavar="SIGMA", help="action noise of navigate in Maze2D (0)")
     add("--train_steps", type=positive, default=1_000_000, metavar="N", help="SAC's environment steps (%(default)s)")
-    add(
-        "--medium_fraction",
-        type=_fraction,
-        default=1 / 3,
-        metavar="F",
-        help="position of medium between random (0) and expert (1) (default: 1/3)",
-    )
-    add(
-        "--reference_episodes",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="episodes per reference return (%(default)s)",
-    )
+    medium = "position of medium between random (0) and expert (1) (default: 1/3)"
+    add("--medium_fraction", type=_fraction, default=1 / 3, metavar="F", help=medium)
+    episodes = "episodes per reference return (%(default)s)"
+    add("--reference_episodes", type=positive, default=100, metavar="N", help=episodes)
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path(), metavar="DIR|FILE.hdf5", help="default: ./ENV_ID-KIND.hdf5")
     add("--overwrite", action="store_true", help="replace existing files")
@@ -84,19 +66,19 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.data.rl.hdf5 import write_arrays
 
     kinds = _kinds(args)
-    plan = Plan(
-        _env_spec(args),
-        train_steps=args.train_steps,
-        steps=args.steps,
-        medium_fraction=args.medium_fraction,
-        seed=args.seed,
-        reference_episodes=args.reference_episodes,
-        states=args.states,
-        action_noise=args.action_noise,
-    )
+    # The options are named like the plan's fields.
+    plan = Plan(_env_spec(args), **{f.name: getattr(args, f.name) for f in fields(Plan) if f.name != "env"})
     plan.check(kinds)
     outputs = _outputs(args, kinds or ["policy"])
-    collector = Collector(plan, _Bars().show)
+    bars: dict[str, RowBar] = {}
+
+    def progress(what: str, done: int, total: int, remark: str) -> None:
+        bar = bars.setdefault(what, RowBar(what, stays=True))
+        bar.show(done, total, remark)
+        if done == total:
+            bar.close()
+
+    collector = Collector(plan, progress)
     for kind, path in outputs.items():
         if kind == "navigate":
             made = collector.make_navigation(args.policy, trust=args.trust_policy)
@@ -143,25 +125,6 @@ def _draw_map(env: EnvSpec, made: RawArrays, path: Path) -> None:
     assert layout is not None  # navigating has already found it
     draw_visits(layout, made.observations[:, :2], path, f"{env.env_id}, {len(made):,} rows")
     print(f"{path}: map of the visited positions")
-
-
-class _Bars:
-    """A progress bar for each activity, one after the other."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._what = ""
-
-    def show(self, what: str, done: int, total: int, remark: str) -> None:
-        """Move the bar of `what` to `done`; it closes at `total`."""
-        from tqdm import tqdm
-
-        if what != self._what:
-            self._bar, self._what = tqdm(desc=what, total=total), what
-        self._bar.set_postfix_str(remark, refresh=False)
-        self._bar.update(done - self._bar.n)
-        if done == total:
-            self._bar.close()
 
 
 def _outputs(args: argparse.Namespace, kinds: list[str]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cepdiff.cli.data_convert import add_parser as add_convert
 from cepdiff.cli.data_replay import add_parser as add_replay
+from cepdiff.tables import Table
 
 if TYPE_CHECKING:
     from cepdiff.data.rl.task import Task
@@ -57,7 +58,8 @@ def list_tasks(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(task) | _file_facts(task, args.dataset_dir) for task in tasks], indent=2))
         return 0
-    _print_table([_row(task, _file_facts(task, args.dataset_dir)) for task in tasks])
+    rows = [_row(task, _file_facts(task, args.dataset_dir)) for task in tasks]
+    print(Table([list(rows[0]), *(list(row.values()) for row in rows)], labels=len(rows[0])).text())
     return 0
 
 
@@ -82,7 +84,8 @@ def info(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     for part in facts.values():
-        _print_facts(part)
+        known = [(name, _text(value)) for name, value in part.items() if value not in (None, "", {}, [])]
+        print(Table(known, labels=2).text())
     if "data" not in facts:
         print(f"\nnot downloaded yet; run: cepdiff data download {args.dataset}")
     return 0
@@ -149,20 +152,6 @@ def _row(task: Task, file: dict[str, Any]) -> dict[str, str]:
         "episodes": str(task.evaluation_episodes),
         "file": present,
     }
-
-
-def _print_table(rows: list[dict[str, str]]) -> None:
-    rows = [{key: key for key in rows[0]}, *rows]
-    widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
-    for row in rows:
-        print("  ".join(value.ljust(widths[key]) for key, value in row.items()).rstrip())
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    width = max(map(len, facts)) + 2
-    for name, value in facts.items():
-        if value not in (None, "", {}, []):
-            print(f"{name.ljust(width)}{_text(value)}")
 
 
 def _text(value: Any) -> str:

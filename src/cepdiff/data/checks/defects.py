@@ -40,13 +40,8 @@ def findings_of(
     if task is not None and task.max_move is not None:
         found += maze_findings(raw, task, episodes)
     if env_id is None:
-        found.append(
-            warning(
-                "environment",
-                "the environment is unknown",
-                "name it with --data.env_id, or train without scores: --evaluation.episodes 0",
-            )
-        )
+        advice = "name it with --data.env_id, or train without scores: --evaluation.episodes 0"
+        found.append(warning("environment", "the environment is unknown", advice))
     return found
 
 
@@ -54,29 +49,17 @@ def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     rows, count, complete = len(raw), len(episodes.starts), int(episodes.complete.sum())
     terminals, timeouts = int(raw.terminals.sum()), int(raw.timeouts.sum())
     yield info("rows", f"{rows:,} rows in {count:,} episodes, {complete:,} complete")
-    yield info(
-        "ends",
-        f"{terminals:,} terminals, {timeouts:,} timeouts",
-        "both end an episode; only terminals stop bootstrapping",
-    )
+    counts = f"{terminals:,} terminals, {timeouts:,} timeouts"
+    yield info("ends", counts, "both end an episode; only terminals stop bootstrapping")
     if "timeouts_from_horizon" in raw.metadata:
-        yield info(
-            "timeouts",
-            "the file has no array 'timeouts'",
-            f"episodes are cut after {raw.metadata['timeouts_from_horizon']:,} steps, the task's limit",
-        )
+        cut = f"episodes are cut after {raw.metadata['timeouts_from_horizon']:,} steps, the task's limit"
+        yield info("timeouts", "the file has no array 'timeouts'", cut)
     if complete == 0:
-        yield warning(
-            "ends",
-            "no terminals and no timeouts: all rows are one incomplete episode",
-            "each row's successor is the next row",
-        )
+        message = "no terminals and no timeouts: all rows are one incomplete episode"
+        yield warning("ends", message, "each row's successor is the next row")
     elif terminals == 0:
-        yield info(
-            "terminals",
-            "no row is terminal",
-            "the critic bootstraps everywhere, which is right if episodes only end at time limits",
-        )
+        handling = "the critic bootstraps everywhere, which is right if episodes only end at time limits"
+        yield info("terminals", "no row is terminal", handling)
     if raw.next_observations is None:
         return
     follows = equal_rows(raw.next_observations[:-1], raw.observations[1:])
@@ -104,11 +87,8 @@ def _lengths(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterato
     last = episodes.starts + episodes.lengths - 1
     early = int(((raw.timeouts & ~raw.terminals)[last] & (episodes.lengths < horizon)).sum())
     if early:
-        yield info(
-            "timeouts",
-            f"{early:,} timeouts are earlier than the limit of {horizon} steps (D4RL issue 162)",
-            "they end the episode, but the state after them still has a value",
-        )
+        message = f"{early:,} timeouts are earlier than the limit of {horizon} steps (D4RL issue 162)"
+        yield info("timeouts", message, "they end the episode, but the state after them still has a value")
 
 
 def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
@@ -139,11 +119,8 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
         )
     stays = int((limits & repeats[:-1] & ~follows).sum())
     if stays:
-        yield warning(
-            "successors",
-            f"{stays:,} time limits repeat their own observation as the next one",
-            "used as recorded: the critic bootstraps from it",
-        )
+        message = f"{stays:,} time limits repeat their own observation as the next one"
+        yield warning("successors", message, "used as recorded: the critic bootstraps from it")
     yield from _last_successor(raw, bool(repeats[-1]))
 
 
@@ -177,11 +154,8 @@ def _last_successor(raw: RawArrays, repeats: bool) -> Iterator[Finding]:
     elif len(raw) > 1 and (last == raw.observations[0]).all():
         what = "the first row's observation"
     if what:
-        yield warning(
-            "last row",
-            f"the next observation of the last row is {what}",
-            "used as recorded: the critic bootstraps from a wrong state in this row",
-        )
+        handling = "used as recorded: the critic bootstraps from a wrong state in this row"
+        yield warning("last row", f"the next observation of the last row is {what}", handling)
 
 
 def _duplicates(raw: RawArrays) -> Iterator[Finding]:
@@ -189,12 +163,11 @@ def _duplicates(raw: RawArrays) -> Iterator[Finding]:
     if not len(repeated):
         return
     adjacent = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
-    yield warning(
-        "duplicates",
+    message = (
         f"{len(repeated):,} rows repeat the observation and action of an earlier row, {int(adjacent.sum()):,} of them "
-        "of the row just before",
-        "kept: averages count each of them",
+        "of the row just before"
     )
+    yield warning("duplicates", message, "kept: averages count each of them")
 
 
 def repeated_rows(*arrays: FloatArray) -> IntArray:
@@ -205,9 +178,7 @@ def repeated_rows(*arrays: FloatArray) -> IntArray:
     found = [np.empty(0, dtype=np.int64)]
     for part in blocks(len(alike)):
         later, earlier = order[alike[part] + 1], order[alike[part]]
-        equal = np.ones(len(later), dtype=np.bool_)
-        for array in arrays:
-            equal &= equal_rows(array[later], array[earlier])
+        equal = np.logical_and.reduce([equal_rows(array[later], array[earlier]) for array in arrays])
         found.append(later[equal])
     return np.sort(np.concatenate(found))
 
@@ -239,28 +210,20 @@ def _actions(raw: RawArrays, low: FloatArray, high: FloatArray) -> Iterator[Find
         entries += int(at_bound.sum())
         rows += int(at_bound.any(axis=1).sum())
     if entries:
-        yield info(
-            "actions",
-            f"{entries / raw.actions.size:.2%} of the action entries are at or beyond a bound, in {rows:,} rows",
-            "kept; rounding errors beyond a bound are clipped, as are the policy's samples",
-        )
+        share = entries / raw.actions.size
+        message = f"{share:.2%} of the action entries are at or beyond a bound, in {rows:,} rows"
+        yield info("actions", message, "kept; rounding errors beyond a bound are clipped, as are the policy's samples")
 
 
 def _constants(raw: RawArrays) -> Iterator[Finding]:
     for name, array in (("observations", raw.observations), ("actions", raw.actions)):
         constant = np.flatnonzero(array.max(axis=0) == array.min(axis=0))
         if len(constant):
-            yield warning(
-                name,
-                f"dimensions {', '.join(map(str, constant))} never change",
-                "kept; they become 0 if observations are normalized" if name == "observations" else "kept",
-            )
+            handling = "kept; they become 0 if observations are normalized" if name == "observations" else "kept"
+            yield warning(name, f"dimensions {', '.join(map(str, constant))} never change", handling)
 
 
 def _rewards(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     if len(episodes.starts) > 1 and raw.rewards.min() == raw.rewards.max():
-        yield warning(
-            "returns",
-            "all rewards are equal: returns only depend on episode lengths",
-            "used as recorded; the reward rule return_range refuses equal returns",
-        )
+        message = "all rewards are equal: returns only depend on episode lengths"
+        yield warning("returns", message, "used as recorded; the reward rule return_range refuses equal returns")

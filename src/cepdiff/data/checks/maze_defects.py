@@ -33,26 +33,17 @@ def _breaks(raw: RawArrays, episodes: Episodes, goes_on: BoolArray, max_move: fl
             if own
             else "used as recorded: the critic bootstraps across the jump; use the -v2 file if there is one",
         )
-    for name, ends, handling in (
-        (
-            "terminals",
-            raw.terminals[:-1],
-            "bootstrapping stops at each, and each ends an episode: returns and lengths stop there",
-        ),
-        (
-            "timeouts",
-            raw.timeouts[:-1] & ~raw.terminals[:-1],
-            "they cut the walk: returns and lengths are those of its parts",
-        ),
-    ):
+    stop = "bootstrapping stops at each, and each ends an episode: returns and lengths stop there"
+    cut = "they cut the walk: returns and lengths are those of its parts"
+    flags = (("terminals", raw.terminals, stop), ("timeouts", raw.timeouts & ~raw.terminals, cut))
+    for name, flagged, handling in flags:
+        ends = flagged[:-1]
         count = int((ends & goes_on).sum())
         if count:
-            yield info(
-                name,
-                f"at {count:,} of {int(ends.sum()):,} {name} the position continues (moves at most {max_move:g} to the "
-                "next row): they are not resets",
-                handling,
+            message = (
+                f"at {count:,} of {int(ends.sum()):,} {name} the position continues (moves at most {max_move:g} to "
             )
+            yield info(name, f"{message}the next row): they are not resets", handling)
 
 
 def _goals(
@@ -60,11 +51,8 @@ def _goals(
 ) -> Iterator[Finding]:
     rewarded = raw.rewards == 1
     if not (rewarded | (raw.rewards == 0)).all():
-        yield warning(
-            "rewards",
-            f"rewards range from {raw.rewards.min():g} to {raw.rewards.max():g}; expected 1 at the goal, else 0",
-            "used as recorded",
-        )
+        span = f"rewards range from {raw.rewards.min():g} to {raw.rewards.max():g}"
+        yield warning("rewards", f"{span}; expected 1 at the goal, else 0", "used as recorded")
         return
     if not rewarded.any():
         yield warning("rewards", "all rewards are 0: the goal is never reached", "used as recorded")
