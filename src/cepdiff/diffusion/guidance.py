@@ -41,16 +41,16 @@ def guided_noise(
     logits: EnergyLogits | None,
     schedule: NoiseSchedule,
     condition: Tensor | None,
-    guidance_scale: Tensor,
+    guidance_scale: Tensor | None,
     every_row: bool = False,
 ) -> Predictor:
     """A noise predictor (x_t, t) of the guided density, with a condition (B, S) and scale (B,) per row.
 
-    The gradient is computed only for rows whose scale is not zero, and not at all if there are none or `logits` is
-    None. With `every_row` it is computed for all, so that no shape depends on a value and the host never waits for the
-    device. `t` is a scalar tensor.
+    The gradient is computed only for rows whose scale is not zero, and not at all if there are none, or `logits` or
+    `guidance_scale` is None. With `every_row` it is computed for all, so that no shape depends on a value and the host
+    never waits for the device. `t` is a scalar tensor.
     """
-    if logits is None:
+    if logits is None or guidance_scale is None:
         return lambda x, t: eps_net(x, t, condition)
     rows = None if every_row else guidance_scale.nonzero().squeeze(-1)  # (B,) -> rows with guidance
     if rows is None or len(rows) == len(guidance_scale):

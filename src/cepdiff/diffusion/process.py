@@ -23,20 +23,12 @@ def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tens
 
 def data_from_noise(schedule: NoiseSchedule, eps_predictor: Predictor) -> Predictor:
     """Data predictor x0_pred(x_t, t) from a noise predictor eps_pred(x_t, t); `t` is a scalar tensor."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return (x - schedule.sigma(t) * eps_predictor(x, t)) / schedule.alpha(t)
-
-    return predict
+    return lambda x, t: (x - schedule.sigma(t) * eps_predictor(x, t)) / schedule.alpha(t)
 
 
 def data_from_score(schedule: NoiseSchedule, score: Predictor) -> Predictor:
     """Data predictor from a score, by Tweedie's formula: x0_pred = (x_t + sigma_t² score) / alpha_t."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return (x + schedule.sigma(t) ** 2 * score(x, t)) / schedule.alpha(t)
-
-    return predict
+    return lambda x, t: (x + schedule.sigma(t) ** 2 * score(x, t)) / schedule.alpha(t)
 
 
 def noise_from_velocity(schedule: NoiseSchedule, v_predictor: Predictor) -> Predictor:
@@ -44,20 +36,12 @@ def noise_from_velocity(schedule: NoiseSchedule, v_predictor: Predictor) -> Pred
 
     eps_pred = alpha_t v_pred + sigma_t x_t; `t` broadcasts against `x`.
     """
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return schedule.alpha(t) * v_predictor(x, t) + schedule.sigma(t) * x
-
-    return predict
+    return lambda x, t: schedule.alpha(t) * v_predictor(x, t) + schedule.sigma(t) * x
 
 
 def noise_from_data(schedule: NoiseSchedule, x0_predictor: Predictor) -> Predictor:
     """Noise predictor from a data predictor, the inverse of `data_from_noise`; `t` broadcasts against `x`."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return (x - schedule.alpha(t) * x0_predictor(x, t)) / schedule.sigma(t)
-
-    return predict
+    return lambda x, t: (x - schedule.alpha(t) * x0_predictor(x, t)) / schedule.sigma(t)
 
 
 def clamp_data(predictor: Predictor, bound: float) -> Predictor:
@@ -66,8 +50,4 @@ def clamp_data(predictor: Predictor, bound: float) -> Predictor:
     If the data are within the bounds, this does not change the exact model, because x0_pred is the mean of the (guided)
     data given x_t, which is in their convex hull; it removes a learned model's error beyond them.
     """
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return predictor(x, t).clamp(-bound, bound)
-
-    return predict
+    return lambda x, t: predictor(x, t).clamp(-bound, bound)

@@ -30,11 +30,7 @@ def sample_guided(
     unless it is None. `guide_every_row` computes gradients at scale 0 too, for a fixed sequence of operators. Call
     under `torch.no_grad`.
     """
-    predictor = (
-        guided_noise(eps_net, logits, schedule, condition, guidance_scale, guide_every_row)
-        if guidance_scale is not None
-        else lambda x, t: eps_net(x, t, condition)
-    )
+    predictor = guided_noise(eps_net, logits, schedule, condition, guidance_scale, guide_every_row)
     data_predictor = data_from_noise(schedule, predictor)
     if data_bound is None:
         return solver.sample(data_predictor, schedule, noise)

@@ -79,10 +79,8 @@ def first_order(x: Tensor, s: Point, t: Point, x0: Tensor) -> Tensor:
 def multistep_second(x: Tensor, s: Point, t: Point, history: list[tuple[Point, Tensor]]) -> Tensor:
     """DPM-Solver++(2M) (Algorithm 2); `history` ends with (s, x0_pred at s) after the step before it."""
     (s1, x0_1), (_, x0) = history[-2:]
-    h = t.lam - s.lam
-    r = (s.lam - s1.lam) / h
-    slope = (x0 - x0_1) / r
-    return first_order(x, s, t, x0 + 0.5 * slope)
+    r = (s.lam - s1.lam) / (t.lam - s.lam)
+    return first_order(x, s, t, x0 + 0.5 * ((x0 - x0_1) / r))
 
 
 def multistep_third(x: Tensor, s: Point, t: Point, history: list[tuple[Point, Tensor]]) -> Tensor:
@@ -104,12 +102,7 @@ def multistep_third(x: Tensor, s: Point, t: Point, history: list[tuple[Point, Te
 
 
 def singlestep_second(
-    x: Tensor,
-    s: Point,
-    t: Point,
-    predict: PointPredictor,
-    middle: Point,
-    x0: Tensor | None = None,
+    x: Tensor, s: Point, t: Point, predict: PointPredictor, middle: Point, x0: Tensor | None = None
 ) -> Tensor:
     """DPM-Solver++(2S) (Algorithm 1) with one point in the `middle` of s and t in lambda.
 
@@ -173,11 +166,7 @@ class DPMSolver:
         self.denoise_to_zero = denoise_to_zero
 
     def sample(
-        self,
-        data_predictor: Predictor,
-        schedule: NoiseSchedule,
-        noise: Tensor,
-        callback: StepCallback | None = None,
+        self, data_predictor: Predictor, schedule: NoiseSchedule, noise: Tensor, callback: StepCallback | None = None
     ) -> Tensor:
         """A sample of the shape of `noise` (..., A), which is standard normal.
 
@@ -192,11 +181,7 @@ class DPMSolver:
         return predict(x, end) if self.denoise_to_zero else x
 
     def _multistep(
-        self,
-        predict: PointPredictor,
-        schedule: NoiseSchedule,
-        x: Tensor,
-        callback: StepCallback | None,
+        self, predict: PointPredictor, schedule: NoiseSchedule, x: Tensor, callback: StepCallback | None
     ) -> tuple[Tensor, Point]:
         # A third-order method needs a start of second order, or its first step dominates the error: one interval
         # costs two evaluations.
@@ -222,11 +207,7 @@ class DPMSolver:
         return x, grid[-1]
 
     def _singlestep(
-        self,
-        predict: PointPredictor,
-        schedule: NoiseSchedule,
-        x: Tensor,
-        callback: StepCallback | None,
+        self, predict: PointPredictor, schedule: NoiseSchedule, x: Tensor, callback: StepCallback | None
     ) -> tuple[Tensor, Point]:
         # Whole steps of the full order, then one of what is left of the budget.
         whole, rest = divmod(self.num_steps, self.order)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +18,14 @@ from cepdiff.energy.objectives import EnergyObjective
 from cepdiff.errors import ConfigError
 from cepdiff.types import EnergyLogits, NoisePredictor
 
-
-class HeadedLogits(Protocol):
-    """An energy network with H heads: logits(x_t (..., A), t, None) -> (..., H)."""
-
-    def __call__(self, x: Tensor, t: Tensor, condition: None) -> Tensor: ...
+# An energy network with H heads: logits(x_t (..., A), t, None) -> (..., H).
+HeadedLogits = Callable[[Tensor, Tensor, None], Tensor]
 
 
 class HeadLogits:
     """Logits of one head per row, as `EnergyLogits`: x (..., A), t, condition (..., 1) of head indices -> (...).
 
-    Raises ConfigError if there is no such head.
+    Raises ConfigError if there is no such head, or not one per row.
     """
 
     def __init__(self, energy_net: HeadedLogits, objective: EnergyObjective) -> None:
@@ -40,6 +36,8 @@ class HeadLogits:
         if condition is None:
             raise ConfigError("logits of several heads need the head of each row as their condition (..., 1)")
         logits = self.objective.guiding_logits(self.energy_net(x, t, None))  # (..., H)
+        if condition.shape[:-1] != logits.shape[:-1]:  # `gather` would drop rows
+            raise ConfigError(f"heads {tuple(condition.shape)} for samples {tuple(x.shape)}; expected one per sample")
         lowest, highest = (int(bound) for bound in condition.aminmax())
         if lowest < 0 or highest >= logits.shape[-1]:
             raise ConfigError(

@@ -40,16 +40,16 @@ def mean_where(values: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
 
 
-def cep_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
-    """Contrastive energy prediction: cross-entropy of softmax_K(logits) against non-negative `labels` (..., K).
+def cep_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
+    """Contrastive energy prediction: cross-entropy of softmax_K(logits) against non-negative `targets` (..., K).
 
-    Lu et al. 2023, Eq. 10 and 12. Exact: at its optimum ∇f = -∇E_t. `excess` is the loss above the labels' entropy
-    (a KL divergence in nats, with labels scaled to sum to one), averaged over the sets with a label above 0.
+    Lu et al. 2023, Eq. 10 and 12. Exact: at its optimum ∇f = -∇E_t. `excess` is the loss above the targets' entropy
+    (a KL divergence in nats, with targets scaled to sum to one), averaged over the sets with a target above 0.
     """
-    total = labels.sum(-1, keepdim=True)
+    total = targets.sum(-1, keepdim=True)
     log_softmax = logits.log_softmax(-1)
-    loss = -(labels * log_softmax).sum(-1).mean()
-    shares = (labels / total).detach()
+    loss = -(targets * log_softmax).sum(-1).mean()
+    shares = (targets / total).detach()
     excess = (torch.xlogy(shares, shares) - shares * log_softmax.detach()).sum(-1)
     return loss, {"loss": loss.detach(), "excess": mean_where(excess, total.squeeze(-1) > 0.0)}
 
@@ -136,6 +136,7 @@ class CEP(EnergyObjective):
     """
 
     allows_infinite = True
+    loss = staticmethod(cep_loss)
 
     def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
         if energies.shape[-1] < 2:
@@ -143,18 +144,14 @@ class CEP(EnergyObjective):
         exponents = -self.inverse_temperature * energies
         return exponents.softmax(-1) if per_set else exponents.exp() / energies.shape[-1]
 
-    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
-        return cep_loss(logits, targets)
-
 
 class MSE(EnergyObjective):
     """Posterior-mean regression, see `mse_loss`."""
 
+    loss = staticmethod(mse_loss)
+
     def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
         return -self.inverse_temperature * energies
-
-    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
-        return mse_loss(logits, targets)
 
 
 class ExponentialMSE(EnergyObjective):
@@ -165,13 +162,11 @@ class ExponentialMSE(EnergyObjective):
     """
 
     allows_infinite = True
+    loss = staticmethod(exponential_mse_loss)
 
     def targets(self, energies: Tensor, per_set: bool = True) -> Tensor:
         lowest = energies.amin(-1, keepdim=True) if per_set else 0.0
         return (-self.inverse_temperature * (energies - lowest)).exp()
-
-    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
-        return exponential_mse_loss(logits, targets)
 
 
 class DPS(MSE):
@@ -192,6 +187,7 @@ class NoisyClassifier(EnergyObjective):
     """
 
     allows_infinite = True
+    loss = staticmethod(head_cross_entropy)
 
     def __init__(self) -> None:
         super().__init__(1.0)
@@ -204,9 +200,6 @@ class NoisyClassifier(EnergyObjective):
                 "have fewer than 2; expected at least 2 classes: use HeadedEnergyGuidance as guidance"
             )
         return (-energies).exp()
-
-    def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
-        return head_cross_entropy(logits, targets)
 
     def check_heads(self, energies: Tensor) -> None:
         total = (-energies).exp().sum(0)  # (H, K) -> (K,)

@@ -16,7 +16,10 @@ RESOLUTION = 1e-3
 
 
 def pairwise_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Distances (..., M, K) of `a` (..., M, A) to `b` (..., K, A), without the cancellation of matrix products."""
+    """Distances (..., M, K) of `a` (..., M, A) to `b` (..., K, A).
+
+    The default of cdist expands |a|² - 2ab + |b|², which cancels for points close together but far from 0.
+    """
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 

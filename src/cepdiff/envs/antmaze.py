@@ -53,6 +53,8 @@ class AntMaze(MujocoMaze, EzPickle):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]
+    frame_skip = 5
+    world_offset = 0.0
 
     def __init__(
         self,
@@ -68,17 +70,8 @@ class AntMaze(MujocoMaze, EzPickle):
         arguments = (layout, reward_type, evaluation, non_zero_reset, goal_each_reset, render_mode, width, height)
         EzPickle.__init__(self, *arguments)
         layout = find_layout(layout, ANTMAZE_LAYOUTS)
-        super().__init__(
-            layout,
-            antmaze_model(layout),
-            world_offset=0.0,
-            frame_skip=5,
-            observation_size=29 if evaluation else 31,
-            reward_type=reward_type,
-            render_mode=render_mode,
-            width=width,
-            height=height,
-        )
+        observation_size = 29 if evaluation else 31
+        super().__init__(layout, antmaze_model(layout), observation_size, reward_type, render_mode, width, height)
         self.evaluation = evaluation
         self.non_zero_reset = non_zero_reset
         self.goal_each_reset = goal_each_reset
@@ -98,23 +91,18 @@ class AntMaze(MujocoMaze, EzPickle):
 
     def _draw_goal(self) -> NDArray[np.float64]:
         """In a goal cell, or any free cell if there is none; coordinates below 0 become 0, as in D4RL."""
-        cells = self.layout.cells("G") or self.layout.cells(".S")
-        location = self.layout.xy(cells[self.np_random.integers(len(cells))])
+        location = self._draw_location("G" if self.layout.cells("G") else ".S")
         size = self.layout.cell_size
         noise = self.np_random.uniform(0, size / 4, 2) + self.np_random.uniform(0, size / 8, 2)
         return np.maximum(location + noise, 0)
-
-    def _draw_start(self) -> NDArray[np.float64]:
-        cells = self.layout.cells(".S")
-        location = self.layout.xy(cells[self.np_random.integers(len(cells))])
-        return np.maximum(location + self.np_random.uniform(0, self.layout.cell_size / 4, 2), 0)
 
     def _reset_state(self, start: NDArray[np.float64] | None) -> None:
         qpos = self.init_qpos + self._uniform(self.model.nq)
         if start is not None:
             qpos[:2] += start
         elif self.non_zero_reset:
-            qpos[:2] = self._draw_start()
+            location = self._draw_location(".S")
+            qpos[:2] = np.maximum(location + self.np_random.uniform(0, self.layout.cell_size / 4, 2), 0)
         self.set_state(qpos, self.init_qvel + self._normal(self.model.nv))
 
     def _observation(self) -> NDArray[np.float64]:
@@ -145,9 +133,7 @@ def antmaze_xml(layout: Layout) -> str:
     <mujoco model="antmaze">
       <compiler angle="degree"/>
       <option timestep="0.02" integrator="RK4"/>
-      <visual>
-        <headlight ambient="0.4 0.4 0.4" diffuse="0.2 0.2 0.2" specular="0 0 0"/>
-      </visual>
+      <visual><headlight ambient="0.4 0.4 0.4" diffuse="0.2 0.2 0.2" specular="0 0 0"/></visual>
       <asset>
         <texture type="skybox" builtin="flat" width="8" height="8" rgb1="0.9 0.9 0.9"/>
         <texture name="floor" type="2d" builtin="checker" width="64" height="64"

@@ -156,6 +156,12 @@ ANTMAZE_LAYOUTS: dict[str, Layout] = {
     """),
 }
 
+
+def _without_start(name: str) -> str:
+    """AntMaze's grid of that name with a free cell for its start: D4RL uses it in Maze2D too."""
+    return "\n".join(ANTMAZE_LAYOUTS[name].rows).replace("S", ".")
+
+
 MAZE2D_LAYOUTS: dict[str, Layout] = {
     "open": maze2d_layout("""
         #######
@@ -171,27 +177,8 @@ MAZE2D_LAYOUTS: dict[str, Layout] = {
         #...#
         #####
     """),
-    "medium": maze2d_layout("""
-        ########
-        #..##..#
-        #..#...#
-        ##...###
-        #..#...#
-        #.#..#.#
-        #...#.G#
-        ########
-    """),
-    "large": maze2d_layout("""
-        ############
-        #....#.....#
-        #.##.#.#.#.#
-        #......#...#
-        #.####.###.#
-        #..#.#.....#
-        ##.#.#.#.###
-        #..#...#.G.#
-        ############
-    """),
+    "medium": maze2d_layout(_without_start("medium")),
+    "large": maze2d_layout(_without_start("large")),
     "eval-umaze": maze2d_layout("""
         #####
         #..G#
@@ -199,27 +186,8 @@ MAZE2D_LAYOUTS: dict[str, Layout] = {
         #...#
         #####
     """),
-    "eval-medium": maze2d_layout("""
-        ########
-        #.....G#
-        #.#.##.#
-        #....#.#
-        ###..###
-        #......#
-        #..##..#
-        ########
-    """),
-    "eval-large": maze2d_layout("""
-        ############
-        #..#...#.G.#
-        ##.###.#.#.#
-        #..#.#.....#
-        #.##.#..##.#
-        #......#...#
-        #.##.#.#.###
-        #....#.....#
-        ############
-    """),
+    "eval-medium": maze2d_layout(_without_start("eval-medium")),
+    "eval-large": maze2d_layout(_without_start("eval-large")),
 }
 
 

@@ -14,8 +14,6 @@ from cepdiff.envs.layouts import MAZE2D_LAYOUTS, Layout, find_layout
 from cepdiff.envs.mujoco_env import MujocoMaze, RewardType
 
 _MAX_SPEED = 5.0
-# World coordinates of position (0, 0).
-_WORLD_OFFSET = 1.2
 
 
 class Maze2D(MujocoMaze, EzPickle):
@@ -38,6 +36,8 @@ class Maze2D(MujocoMaze, EzPickle):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 100}  # type: ignore[misc]
+    frame_skip = 1
+    world_offset = 1.2
 
     def __init__(
         self,
@@ -50,17 +50,7 @@ class Maze2D(MujocoMaze, EzPickle):
     ) -> None:
         EzPickle.__init__(self, layout, reward_type, reset_target, render_mode, width, height)
         layout = find_layout(layout, MAZE2D_LAYOUTS)
-        super().__init__(
-            layout,
-            maze2d_model(layout),
-            world_offset=_WORLD_OFFSET,
-            frame_skip=1,
-            observation_size=4,
-            reward_type=reward_type,
-            render_mode=render_mode,
-            width=width,
-            height=height,
-        )
+        super().__init__(layout, maze2d_model(layout), 4, reward_type, render_mode, width, height)
         self.reset_target = reset_target
         self.goal = layout.xy((layout.cells("G") or layout.cells(".S"))[0])
 
@@ -77,14 +67,10 @@ class Maze2D(MujocoMaze, EzPickle):
         return self.reset_target
 
     def _draw_goal(self) -> NDArray[np.float64]:
-        return self._draw_location() + self._uniform(2)
-
-    def _draw_location(self) -> NDArray[np.float64]:
-        cells = self.layout.cells(".GS")
-        return self.layout.xy(cells[self.np_random.integers(len(cells))])
+        return self._draw_location(".GS") + self._uniform(2)
 
     def _reset_state(self, start: NDArray[np.float64] | None) -> None:
-        location = self._draw_location() if start is None else start
+        location = self._draw_location(".GS") if start is None else start
         self.set_state(location + self._uniform(2), self.init_qvel + self._normal(2))
 
     def _observation(self) -> NDArray[np.float64]:
@@ -128,15 +114,12 @@ def maze2d_xml(layout: Layout) -> str:
       <worldbody>
         <geom name="floor" type="plane" pos="0 0 -0.1" size="40 40 0.25" contype="1" conaffinity="0" material="floor"/>
         <site name="goal" pos="0 0 0.01" size="0.2" rgba="0.85 0.3 0.25 0.8"/>
-        <body name="ball" pos="{_WORLD_OFFSET} {_WORLD_OFFSET} 0">
+        <body name="ball" pos="{Maze2D.world_offset} {Maze2D.world_offset} 0">
           <geom name="ball" type="sphere" size="0.1" contype="1" rgba="0.15 0.45 0.3 1"/>
           <joint name="x" axis="1 0 0"/>
           <joint name="y" axis="0 1 0"/>
         </body>
         {walls}
       </worldbody>
-      <actuator>
-        <motor joint="x"/>
-        <motor joint="y"/>
-      </actuator>
+      <actuator><motor joint="x"/><motor joint="y"/></actuator>
     </mujoco>"""

@@ -29,8 +29,6 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
     Args:
         layout: the maze.
         model: the MuJoCo model, with a site `goal` that marks the goal in images.
-        world_offset: world coordinates minus observed coordinates.
-        frame_skip: physics steps per environment step.
         observation_size: length of the observation.
         reward_type: `sparse` or `dense`.
         render_mode: None or `rgb_array`.
@@ -38,6 +36,8 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         height: image height in pixels.
 
     Attributes:
+        frame_skip: physics steps per environment step.
+        world_offset: world coordinates minus observed coordinates.
         model: the compiled model.
         data: its state; `data.qpos` and `data.qvel` are float64.
         layout: the maze.
@@ -47,14 +47,13 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]
+    frame_skip: ClassVar[int]
+    world_offset: ClassVar[float]
 
     def __init__(
         self,
         layout: Layout,
         model: mujoco.MjModel,
-        *,
-        world_offset: float,
-        frame_skip: int,
         observation_size: int,
         reward_type: RewardType,
         render_mode: str | None,
@@ -66,7 +65,6 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"render_mode is '{render_mode}'; expected None or rgb_array")
         self.layout = layout
-        self.frame_skip = frame_skip
         self.reward_type = reward_type
         self.render_mode = render_mode
         self.model = model
@@ -75,7 +73,6 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         self.init_qpos, self.init_qvel = self.data.qpos.copy(), self.data.qvel.copy()
         self.observation_space = Box(-np.inf, np.inf, (observation_size,), np.float64)
         self.action_space = Box(-1.0, 1.0, (self.model.nu,), np.float32)
-        self._world_offset = world_offset
         self._goal_site = self.model.site("goal").id
         self._goal: NDArray[np.float64] | None = None
         self._renderer = MujocoRenderer(
@@ -100,7 +97,7 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
     @goal.setter
     def goal(self, position: NDArray[np.floating]) -> None:
         self._goal = np.array(position, dtype=np.float64).reshape(2)
-        self.model.site_pos[self._goal_site, :2] = self._goal + self._world_offset
+        self.model.site_pos[self._goal_site, :2] = self._goal + self.world_offset
 
     def set_state(self, qpos: NDArray[np.floating], qvel: NDArray[np.floating]) -> None:
         """Set positions (nq,), velocities (nv,) and what depends on them; raises SimulationError for wrong shapes."""
@@ -175,6 +172,11 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         self.data.ctrl[:] = control
         mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
 
+    def _draw_location(self, letters: str) -> NDArray[np.float64]:
+        """Location (2,) of a random cell with one of these letters."""
+        cells = self.layout.cells(letters)
+        return self.layout.xy(cells[self.np_random.integers(len(cells))])
+
     def _distance(self) -> float:
         return float(np.linalg.norm(self.data.qpos[:2] - self.goal))
 
@@ -189,7 +191,7 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
 
     def _camera(self) -> dict[str, Any]:
         """The whole grid from above: Maze2D like its text, AntMaze with y upward (first row at the bottom)."""
-        low, high = self.layout.bounds() + self._world_offset
+        low, high = self.layout.bounds() + self.world_offset
         # Height of the view at distance 1.
         seen = 2 * math.tan(math.radians(self.model.vis.global_.fovy) / 2)
         return {

@@ -62,23 +62,20 @@ class StageModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        for name, value in (("learning_rate", learning_rate), ("batch_size", batch_size)):
-            if not value > 0:
-                raise ConfigError(f"{self.stage}.{name} is {value}; expected a number above 0")
-        if lr_schedule not in ("constant", "cosine"):
-            raise ConfigError(f"{self.stage}.lr_schedule is '{lr_schedule}'; expected constant or cosine")
-        if warmup_steps < 0:
-            raise ConfigError(f"{self.stage}.warmup_steps is {warmup_steps}; expected 0 or more")
-        if not weight_decay >= 0.0:
-            raise ConfigError(f"{self.stage}.weight_decay is {weight_decay}; expected 0 or more")
-        if max_grad_norm is not None and not max_grad_norm > 0.0:
-            raise ConfigError(f"{self.stage}.max_grad_norm is {max_grad_norm}; expected a number above 0, or null")
-        if ema_decay is not None and not 0.0 < ema_decay < 1.0:
-            raise ConfigError(f"{self.stage}.ema_decay is {ema_decay}; expected a number in (0, 1), or null for none")
-        if micro_batch_size is not None and (micro_batch_size < 1 or batch_size % micro_batch_size):
-            raise ConfigError(
-                f"{self.stage}.micro_batch_size is {micro_batch_size}; expected a divisor of batch_size {batch_size}"
-            )
+        decays = ema_decay is None or 0.0 < ema_decay < 1.0
+        divides = micro_batch_size is None or (micro_batch_size >= 1 and batch_size % micro_batch_size == 0)
+        for name, value, fits, expected in (
+            ("learning_rate", learning_rate, learning_rate > 0, "a number above 0"),
+            ("batch_size", batch_size, batch_size > 0, "a number above 0"),
+            ("lr_schedule", lr_schedule, lr_schedule in ("constant", "cosine"), "constant or cosine"),
+            ("warmup_steps", warmup_steps, warmup_steps >= 0, "0 or more"),
+            ("weight_decay", weight_decay, weight_decay >= 0.0, "0 or more"),
+            ("max_grad_norm", max_grad_norm, max_grad_norm is None or max_grad_norm > 0.0, "a number above 0, or null"),
+            ("ema_decay", ema_decay, decays, "a number in (0, 1), or null for none"),
+            ("micro_batch_size", micro_batch_size, divides, f"a divisor of batch_size {batch_size}"),
+        ):
+            if not fits:
+                raise ConfigError(f"{self.stage}.{name} is {value!r}; expected {expected}")
         self.net = net
         self.ema_net = None if ema_decay is None else frozen_copy(net)
         self.learning_rate = learning_rate

@@ -50,6 +50,17 @@ def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+def captured(capture: Capture, step: Callable[[], None], name: str, advice: str) -> Callable[[], None]:
+    """`capture(step)`; raises ConfigError, with the `name` of what cannot be captured, the reason and `advice`."""
+    try:
+        return capture(step)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{name} cannot be captured as a CUDA graph ({reason}): {advice}") from error
+
+
 class CapturedSteps:
     """The optimiser steps of a module on blocks of the shape of `block`, captured.
 
@@ -78,25 +89,14 @@ class CapturedSteps:
         self._names: list[str] = []
         self._history = torch.empty(0)
         make_capturable(optimizer, some.device)
+        advice = "its loss must not wait for the device (.item(), boolean masks); mend it, or set cuda_graphs: false"
         before = snapshot(module, optimizer)
         try:
             self._step()  # allocates what the loss draws and reports
             module.check_gradients()
-            self._replay = self._captured(capture)
+            self._replay = captured(capture, self._step, f"an optimiser step of {type(module).__name__}", advice)
         finally:
             restore(module, optimizer, before)
-
-    def _captured(self, capture: Capture) -> Callable[[], None]:
-        try:
-            return capture(self._step)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"an optimiser step of {type(self._module).__name__} cannot be captured as a CUDA graph ({reason}): "
-                "its loss must not wait for the device (.item(), boolean masks); mend it, or set cuda_graphs: false"
-            ) from error
 
     def fits(self, block: Batch) -> bool:
         """True if `block` can be run: no longer, and with the same fields and minibatches."""

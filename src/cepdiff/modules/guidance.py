@@ -103,15 +103,8 @@ class BatchEnergyGuidance(EnergyGuidance):
 
     Args:
         observation_size: must be 0.
-        action_size: A.
-        net: as in `EnergyGuidance`.
-        schedule: as there.
-        objective: as there.
         times_per_step: diffusion times per step, one drawn from each of this many equal parts of the range.
-        average_targets: as there.
-        time_exponent: as there.
-        batch_size: K, at least 2.
-        options: those of `StageModule`.
+        options: `batch_size`, K, is at least 2; the others are those of `EnergyGuidance`.
     """
 
     batch_fields = ("samples", "energies")
@@ -127,7 +120,6 @@ class BatchEnergyGuidance(EnergyGuidance):
         average_targets: bool = True,
         time_exponent: float = 1.5,
         learning_rate: float = 3e-3,
-        batch_size: int = 256,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -139,13 +131,12 @@ class BatchEnergyGuidance(EnergyGuidance):
             average_targets,
             time_exponent,
             learning_rate,
-            batch_size,
             **options,
         )
         if observation_size:
             raise ConfigError(f"BatchEnergyGuidance takes no condition; observations have size {observation_size}")
-        if batch_size < 2:
-            raise ConfigError(f"guidance.batch_size is {batch_size}; the batch is contrasted, expected at least 2")
+        if self.batch_size < 2:
+            raise ConfigError(f"guidance.batch_size is {self.batch_size}; the batch is contrasted, expected at least 2")
         if times_per_step < 1:
             raise ConfigError(f"guidance.times_per_step is {times_per_step}; expected at least 1")
         self.times_per_step = times_per_step

@@ -30,17 +30,12 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
 
     Args:
         observation_size: must be 0.
-        action_size: A.
         net: `net(observation_size, action_size)` makes the energy network, called as net(x (..., A), t, None) ->
             logits (..., H).
-        schedule: the forward process of the behavior stage; None is `LinearVP()`.
         objective: CEP, a baseline, or for labels `NoisyClassifier` and `DPSClassifier`; None is `CEP()`.
         times_per_step: diffusion times per step, one drawn from each of this many equal parts of the range; each costs
             a pass of the network over the batch.
-        average_targets: as in `EnergyGuidance`.
-        time_exponent: as there.
-        batch_size: K, at least 2.
-        options: those of `StageModule`.
+        options: those of `BatchEnergyGuidance`.
     """
 
     def __init__(
@@ -67,7 +62,7 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
             average_targets,
             time_exponent,
             learning_rate,
-            batch_size,
+            batch_size=batch_size,
             **options,
         )
         self._checked = False

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -24,35 +21,29 @@ class Noise:
         self._generator = None if seed is None else generator(seed, "noise", device=device)
         self._device = device
         self._rank = rank
-        self._world = world
+        self.world = world  # number of processes that share the global batch
 
     def parts(self, count: int) -> list[Noise]:
         """The same numbers for `count` equal parts of this rank's batch: part p has rows p, p + count, ..."""
-        seed, rank, world = self._seed, self._rank, self._world
+        seed, rank, world = self._seed, self._rank, self.world
         return [Noise(seed, self._device, rank + world * part, world * count) for part in range(count)]
-
-    @property
-    def world(self) -> int:
-        """Number of processes that share the global batch."""
-        return self._world
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers (B, ...) of this rank."""
-        return self._cut(torch.randn(shape[0] * self._world, *shape[1:], **self._where()))
+        return self._draw(True, (shape[0] * self.world, *shape[1:]))[self._rank :: self.world]
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) of this rank."""
-        return self._cut(torch.rand(shape[0] * self._world, *shape[1:], **self._where()))
+        return self._draw(False, (shape[0] * self.world, *shape[1:]))[self._rank :: self.world]
 
     def shared_uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), the same on every rank."""
-        return torch.rand(*shape, **self._where())
+        return self._draw(False, shape)
 
-    def _where(self) -> dict[str, Any]:
-        return {"generator": self._generator, "device": self._device}
-
-    def _cut(self, values: Tensor) -> Tensor:
-        return values[self._rank :: self._world]
+    def _draw(self, normal: bool, shape: tuple[int, ...]) -> Tensor:
+        """The next numbers of the global batch, standard normal or uniform."""
+        draw = torch.randn if normal else torch.rand
+        return draw(shape, generator=self._generator, device=self._device)
 
 
 class NoiseTape(Noise):
@@ -92,16 +83,7 @@ class NoiseTape(Noise):
                 else:
                     numbers[step].uniform_(generator=stream)
 
-    def normal(self, *shape: int) -> Tensor:
-        return self._at_turn(True, shape)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return self._at_turn(False, shape)
-
-    def shared_uniform(self, *shape: int) -> Tensor:
-        return self._at_turn(False, shape)
-
-    def _at_turn(self, normal: bool, shape: tuple[int, ...]) -> Tensor:
+    def _draw(self, normal: bool, shape: tuple[int, ...]) -> Tensor:
         if not self._complete:
             self._drawn.append((normal, torch.full((self._num_steps, *shape), 0.5, device=self._device)))
         kind, numbers = self._drawn[self._next] if self._next < len(self._drawn) else (None, self._turn)
@@ -119,17 +101,8 @@ class _TapePart(Noise):
         self._tape = tape
         self._begun = False
 
-    def _whole(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+    def _draw(self, normal: bool, shape: tuple[int, ...]) -> Tensor:
         if not self._begun:
             self._tape.rewind()
             self._begun = True
-        return draw(*shape)
-
-    def normal(self, *shape: int) -> Tensor:
-        return self._cut(self._whole(self._tape.normal, (shape[0] * self._world, *shape[1:])))
-
-    def uniform(self, *shape: int) -> Tensor:
-        return self._cut(self._whole(self._tape.uniform, (shape[0] * self._world, *shape[1:])))
-
-    def shared_uniform(self, *shape: int) -> Tensor:
-        return self._whole(self._tape.shared_uniform, shape)
+        return self._tape._draw(normal, shape)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cepdiff.errors import ConfigError, nearest
-from cepdiff.modules.graphs import Capture, cuda_graph
+from cepdiff.modules.graphs import Capture, captured, cuda_graph
 from cepdiff.policy.export.check import load
 from cepdiff.policy.export.graph import onnx_file, require_onnx, trace
 from cepdiff.policy.guided import GuidedPolicy
@@ -93,16 +93,9 @@ class CapturedPolicy:
             samples = policy.sampler.sample(memory["condition"], memory["noise"], memory["scale"], static=True)
             memory["samples"].copy_(samples)
 
-        try:
-            with torch.no_grad():
-                return memory, self._capture(sample)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"this policy's networks cannot be captured as a CUDA graph ({reason}); run them with the engine torch"
-            ) from error
+        with torch.no_grad():
+            advice = "run them with the engine torch"
+            return memory, captured(self._capture, sample, "this policy's networks", advice)
 
 
 ENGINES: dict[str, Callable[[GuidedPolicy], Policy]] = {

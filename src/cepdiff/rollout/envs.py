@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from numpy.typing import NDArray
 
 from cepdiff.errors import MissingExtraError, SimulationError, nearest
 from cepdiff.randomness import stream_seed
@@ -120,31 +119,25 @@ def check_spaces(env: Env, data: DataSpec) -> None:
     bounds = (actions.low, actions.high)
     if not np.allclose(bounds, (data.action_low, data.action_high), rtol=1e-6, atol=0):
         raise SimulationError(
-            f"{_name(env)} takes actions from {_floats(actions.low)} to {_floats(actions.high)}, "
+            f"{_name(env)} takes actions from {actions.low.tolist()} to {actions.high.tolist()}, "
             f"the buffer's go from {list(data.action_low)} to {list(data.action_high)}. {change}"
         )
 
 
 def env_facts(spec: EnvSpec) -> EnvFacts:
     """Make an environment and return its facts; raises as `make_env` and `box_spaces`."""
-    env = make_env(spec)
-    try:
+    with closing(make_env(spec)) as env:
         observations, actions = box_spaces(env)
         horizon = env.spec.max_episode_steps if env.spec is not None else None
-        low, high = tuple(_floats(actions.low)), tuple(_floats(actions.high))
-        return EnvFacts(observations.shape[0], low, high, horizon)
-    finally:
-        env.close()
+        return EnvFacts(observations.shape[0], tuple(actions.low.tolist()), tuple(actions.high.tolist()), horizon)
 
 
 def _import(module: str) -> None:
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name in _CLASSIC_MODULES:
-            raise MissingExtraError(f"The module '{module}'", "d4rl") from None
-        raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
     except Exception as error:  # d4rl raises many types if MuJoCo 2.1 is missing
+        if isinstance(error, ModuleNotFoundError) and error.name in _CLASSIC_MODULES:
+            raise MissingExtraError(f"The module '{module}'", "d4rl") from None
         raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
 
 
@@ -165,10 +158,6 @@ def _log_once(message: str) -> None:
 
 def _name(env: Env) -> str:
     return f"'{env.spec.id}'" if env.spec is not None else str(env.unwrapped)
-
-
-def _floats(values: NDArray[Any]) -> list[float]:
-    return [float(value) for value in values]
 
 
 def _line(error: BaseException) -> str:

@@ -31,11 +31,7 @@ def evaluate(
     """
     todo = [Episode(index, scale) for index in range(episodes) for scale in scales]
     mine = shard(todo, rank, world)
-    results = (
-        rollout(policy, environment, mine, seed=seed, max_envs=max_envs, device=device, on_progress=on_progress)
-        if mine
-        else []
-    )
+    results = rollout(policy, environment, mine, seed=seed, max_envs=max_envs, device=device, on_progress=on_progress)
     return gather_results(results, device)
 
 
@@ -43,10 +39,7 @@ def gather_results(results: Sequence[EpisodeResult], device: torch.device | str 
     """The results of all ranks, whatever the number on each; a collective call where processes are connected."""
     metric = CatMetric(nan_strategy="ignore").to(device)
     # A flat list of five numbers an episode; one pad of -1 lets a rank without episodes take part.
-    rows = [
-        [-1.0] * 5,
-        *([r.index, r.guidance_scale, r.episode_return, r.length, r.terminated] for r in results),
-    ]
+    rows = [[-1.0] * 5, *([r.index, r.guidance_scale, r.episode_return, r.length, r.terminated] for r in results)]
     metric.set_dtype(torch.float64)
     metric.update(torch.tensor(rows, dtype=torch.float64, device=device).flatten())
     table = metric.compute().reshape(-1, 5).tolist()

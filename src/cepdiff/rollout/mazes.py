@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,8 @@ Path2D = NDArray[np.float64]  # (L, 2)
 
 def maze_of(env_spec: EnvSpec) -> Layout | None:
     """Make the environment and return its maze, or None if it has none."""
-    env = make_env(env_spec)
-    try:
+    with closing(make_env(env_spec)) as env:
         return layout_of(env)
-    finally:
-        env.close()
 
 
 def layout_of(env: Env) -> Layout | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,8 @@ def replay(
             environment cannot use them, or no row has a known successor.
         SimulationError: the environment's state cannot be set, or its sizes differ from the file's.
     """
-    with _opened(spec) as env:
+    with closing(make_env(spec, max_episode_steps=-1, disable_env_checker=True)) as env:  # without a time limit
+        env.reset(seed=0)
         family = family_of(spec.env_id)
         _check_sizes(env, spec, raw)
         states = _states_of(raw, env, spec, family)
@@ -107,8 +108,8 @@ class _Replay:
 
         lag = 0
         if len(probe):
-            errors = [self._observation_error(probe, self._run(probe, lag, None, count_row)) for lag in lags]
-            lag = lags[int(np.argmin(errors))]
+            found = [self._observation_deviation(probe, self._run(probe, lag, None, count_row))[0] for lag in lags]
+            lag = lags[int(np.argmin([np.median(deviation.max(axis=1)) for deviation in found]))]
         runs = [self._run(rows, lag, goal, count_row) for goal in goals]
         may_be_late = self.family is not None and self.family.reward_of_state and bool(self.goes_on[rows].any())
         late = (False, True) if may_be_late else (False,)
@@ -164,16 +165,14 @@ class _Replay:
         else:
             inner.set_state(arrays["qpos"][source].astype(np.float64), arrays["qvel"][source].astype(np.float64))
 
-    def _successors(self, rows: Rows) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """Return which successors are known (M,), and the observations (M', S) of those."""
+    def _observation_deviation(
+        self, rows: Rows, steps: _Steps
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32], Rows]:
+        """Return deviations and recorded observations (M', S) of the rows with a known successor, and these rows."""
         known = self.has_successor[rows]
         following = self.raw.next_observations
-        return known, self.raw.observations[rows[known] + 1] if following is None else following[rows[known]]
-
-    def _observation_error(self, rows: Rows, steps: _Steps) -> float:
-        known, expected = self._successors(rows)
-        found = np.abs(steps.observations[known].astype(np.float64) - expected)
-        return float(np.median(found.max(axis=1)))
+        recorded = self.raw.observations[rows[known] + 1] if following is None else following[rows[known]]
+        return np.abs(steps.observations[known].astype(np.float64) - recorded), recorded, rows[known]
 
     def _reward_deviation(self, rows: Rows, steps: _Steps, late: bool) -> tuple[NDArray[np.float64], Rows]:
         """Return deviations (M',) and the rows compared; with `late`, the following row holds a step's reward."""
@@ -184,12 +183,10 @@ class _Replay:
     def _compare(
         self, spec: EnvSpec, rows: Rows, steps: _Steps, lag: int, goal: str | None, late: bool
     ) -> ReplayReport:
-        known, expected = self._successors(rows)
-        found = np.abs(steps.observations[known].astype(np.float64) - expected)
-        sizes = _sizes(self.env)
-        groups = observation_groups(self.family, expected.shape[1], *(sizes or (0, 0)))
+        found, expected, known = self._observation_deviation(rows, steps)
+        groups = observation_groups(self.family, expected.shape[1], *(_sizes(self.env) or (0, 0)))
         rewards, reward_rows = self._reward_deviation(rows, steps, late)
-        parts = {name: (found[:, part].max(axis=1), expected[:, part], rows[known]) for name, part in groups.items()}
+        parts = {name: (found[:, part].max(axis=1), expected[:, part], known) for name, part in groups.items()}
         parts["reward"] = rewards, self.raw.rewards[reward_rows + late], reward_rows
         deviations = [Deviation.of(name, values, recorded) for name, (values, recorded, _) in parts.items()]
         relative = {d.name: parts[d.name][0] / d.scale for d in deviations}
@@ -214,17 +211,6 @@ class _Replay:
             remark=self.family.remark if self.family is not None else "",
             row_deviations=relative,
         )
-
-
-@contextmanager
-def _opened(spec: EnvSpec) -> Iterator[Env]:
-    """The environment, reset once, without a time limit."""
-    env = make_env(spec, max_episode_steps=-1, disable_env_checker=True)
-    try:
-        env.reset(seed=0)
-        yield env
-    finally:
-        env.close()
 
 
 def _check_sizes(env: Env, spec: EnvSpec, raw: RawArrays) -> None:

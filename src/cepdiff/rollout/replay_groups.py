@@ -62,19 +62,12 @@ def observation_groups(family: Family | None, size: int, nq: int, nv: int) -> di
     if family is None:
         return {"observation": slice(0, size)}
     positions = nq - _hidden(family, size, nq, nv)
-    ends = {
-        "positions": positions,
-        "velocities": positions + (nv if family.has_velocities else 0),
-        family.further: size,
-    }
-    groups, start = {}, 0
-    for name, end in ends.items():
-        if end > size:
-            return {"observation": slice(0, size)}
-        if end > start:
-            groups[name] = slice(start, end)
-        start = end
-    return groups
+    velocities = positions + (nv if family.has_velocities else 0)
+    if velocities > size:
+        return {"observation": slice(0, size)}
+    ends = {"positions": positions, "velocities": velocities, family.further: size}
+    starts = (0, positions, velocities)
+    return {name: slice(start, end) for start, (name, end) in zip(starts, ends.items(), strict=True) if end > start}
 
 
 def state_from_observation(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cepdiff.figures import new_figure, save_figure
+from cepdiff.tables import Table
 
 VERDICTS = ("matches", "close", "differs")
 # Limits on (median, 99th percentile, maximum) of a deviation, in units of the recorded values' standard deviation.
@@ -120,30 +121,16 @@ class ReplayReport:
 
 def format_replay(report: ReplayReport) -> str:
     """Text table, with the assumptions above it and the verdict below."""
-    head = ["deviation", "median", "99%", "maximum", "scale", ""]
-    lines = [head] + [
-        [d.name, *(f"{value:.1e}" for value in (d.median, d.p99, d.maximum)), f"{d.scale:.3g}", d.verdict]
-        for d in report.deviations
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:5], widths[1:5]), line[5]]).rstrip()
-        for line in lines
-    ]
-    terminals = f"terminals: {report.terminals_equal:,} of {report.terminals:,} agree ({report.terminals_set:,} set)"
-    worst = [f"rows that deviate most: {', '.join(map(str, report.worst_rows))}"] if report.worst_rows else []
-    return "\n".join(
-        [
-            f"{report.dataset} in {report.env_id}: {report.rows:,} of {report.file_rows:,} rows",
-            *_assumptions(report),
-            "",
-            *table,
-            terminals,
-            *worst,
-            "",
-            f"{report.verdict}: {_MEANING[report.verdict]}",
-        ]
-    )
+    lines = [["deviation", "median", "99%", "maximum", "scale", ""]]
+    for d in report.deviations:
+        lines.append([d.name, f"{d.median:.1e}", f"{d.p99:.1e}", f"{d.maximum:.1e}", f"{d.scale:.3g}", d.verdict])
+    notes = [f"terminals: {report.terminals_equal:,} of {report.terminals:,} agree ({report.terminals_set:,} set)"]
+    if report.worst_rows:
+        notes.append(f"rows that deviate most: {', '.join(map(str, report.worst_rows))}")
+    title = f"{report.dataset} in {report.env_id}: {report.rows:,} of {report.file_rows:,} rows"
+    table = Table(lines, notes=notes, labels=1, remarks=True).text()
+    verdict = f"{report.verdict}: {_MEANING[report.verdict]}"
+    return "\n".join([title, *_assumptions(report), "", table, "", verdict])
 
 
 _MEANING = {

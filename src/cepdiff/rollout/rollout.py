@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -95,8 +96,7 @@ def rollout(
     """
     if not episodes:
         return []
-    envs = make_vector_env(env_spec, min(len(episodes), max_envs))
-    try:
+    with closing(make_vector_env(env_spec, min(len(episodes), max_envs))) as envs:
         _, actions = box_spaces(envs.envs[0])
         if actions.shape[0] != policy.action_size:
             raise SimulationError(
@@ -104,8 +104,6 @@ def rollout(
                 "Choose the environment that the policy was trained for."
             )
         return _run(policy, envs, actions, episodes, seed, device, on_progress, on_step)
-    finally:
-        envs.close()
 
 
 def _run(

@@ -28,16 +28,10 @@ class HalfUNet(nn.Module):
         condition_size: must be 0.
         data_size: A.
         num_heads: H.
-        channels: C.
-        block_channels: channels per level; each level has half the side of the one before.
-        layers_per_block: residual blocks per level.
-        attention: levels with self-attention; level 0 has the images' resolution. The middle block always has it.
-        dropout: dropout in the residual blocks.
+        channels: C; this and the other options are as in `UNetScore`.
         pooling: "average" over pixels, or "attention": the mean attends to all pixels (Radford et al. 2021; used by the
             classifier of Dhariwal & Nichol 2021).
         schedule: noise schedule of alpha_t; None is `LinearVP()`.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        channels_last: memory format of weights and activations that suits tensor cores.
 
     Raises:
         ConfigError: sizes do not fit.

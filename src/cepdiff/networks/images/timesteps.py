@@ -20,14 +20,7 @@ from cepdiff.networks.images.library import image_library
 # Timestep of t = 1 without a discrete process: UNet2DModel's sinusoids are made for numbers up to about this.
 TIMESTEPS_PER_UNIT = 1000.0
 # Keys of a scheduler's config that describe the process; the others are about sampling.
-PROCESS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
+PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
 def scaled_times(t: Tensor) -> Tensor:

@@ -118,14 +118,8 @@ class UNetScore(nn.Module):
     @property
     def rebuild_args(self) -> dict[str, Any]:
         """Plain constructor arguments that rebuild the network, apart from its weights, without the original files."""
-        return {
-            "pretrained": None,
-            "revision": None,
-            "cache_dir": None,
-            "config": plain_config(self.unet),
-            "scheduler": self.scheduler,
-            "prediction": self.prediction,
-        }
+        files = dict.fromkeys(("pretrained", "revision", "cache_dir"))
+        return {**files, "config": plain_config(self.unet), "scheduler": self.scheduler, "prediction": self.prediction}
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         if self.timesteps is not None:

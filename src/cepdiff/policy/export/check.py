@@ -14,6 +14,7 @@ from torch import Tensor
 from cepdiff.policy.export.graph import Format
 from cepdiff.policy.export.noise import noise_of_seed
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.tables import Table
 
 SCALES = (0.0, 1.0, 3.0)
 BATCH_SIZES = (1, 10, 256)
@@ -52,9 +53,8 @@ class Check:
 
     def table(self) -> str:
         """Latencies, for a terminal."""
-        lines = [f"{'observations':>12}  {'policy [ms]':>11}  {'file [ms]':>9}"]
-        lines += [f"{row.num_rows:>12}  {row.policy:>11.2f}  {row.file:>9.2f}" for row in self.latencies]
-        return "\n".join(lines)
+        rows = [[str(row.num_rows), f"{row.policy:.2f}", f"{row.file:.2f}"] for row in self.latencies]
+        return Table([["observations", "policy [ms]", "file [ms]"], *rows]).text()
 
 
 def load(content: bytes, file_format: Format) -> Sampler:
@@ -107,12 +107,8 @@ def example(
     if mean is not None and std is not None:
         observations = torch.tensor(mean) + torch.tensor(std) * observations
     noise = noise_of_seed(seed, num_rows, policy.noise_size)
-    every = {
-        "observations": observations,
-        "guidance_scale": torch.full((num_rows,), scale),
-        "seed": seed,
-        "noise": noise,
-    }
+    scales = torch.full((num_rows,), scale)
+    every = {"observations": observations, "guidance_scale": scales, "seed": seed, "noise": noise}
     return {name: every[name] for name in names}, noise
 
 
@@ -130,9 +126,8 @@ def _difference(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str], nu
 
 def _latency(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str], num_rows: int, scale: float) -> Latency:
     inputs, noise = example(policy, names, num_rows, scale)
-    return Latency(
-        num_rows, _milliseconds(lambda: _act(policy, inputs, noise, scale)), _milliseconds(lambda: sampler(inputs))
-    )
+    of_policy = _milliseconds(lambda: _act(policy, inputs, noise, scale))
+    return Latency(num_rows, of_policy, _milliseconds(lambda: sampler(inputs)))
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
