@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from cepdiff.cli.arguments import RowBar, json_object
@@ -22,9 +22,7 @@ examples:
 """
 
 
-def add_parser(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
-) -> argparse.ArgumentParser:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add `convert` to the commands of `cepdiff data`; `shared` has --dataset_dir and --json."""
     text = "convert between D4RL's HDF5 layout and Minari, without loss"
     parser = commands.add_parser(
@@ -43,7 +41,6 @@ def add_parser(
     add("--env_kwargs", metavar="JSON", help="arguments of the environment")
     add("--no-compress", dest="compress", action="store_false", help="write an uncompressed .hdf5 file: larger, faster")
     parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     from cepdiff.data.minari.convert import convert
 
-    bar = RowBar("rows")
-    with closing(bar):
+    with closing(RowBar("rows")) as bar:
         done = convert(
             args.source,
             args.target,
@@ -82,18 +78,11 @@ def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) ->
     from cepdiff.errors import MissingExtraError, SimulationError
     from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
 
-    try:
-        env = make_env(EnvSpec(env_id, env_kwargs, module))
-    except (SimulationError, MissingExtraError):
-        return None
-    with closing(env):
-        if env.spec is None:
-            return None
-        try:
+    with suppress(SimulationError, MissingExtraError), closing(make_env(EnvSpec(env_id, env_kwargs, module))) as env:
+        if env.spec is not None:
             actions = box_spaces(env)[1]
-        except SimulationError:
-            return None
-        return Environment(env.spec.to_json(), tuple(actions.low.tolist()), tuple(actions.high.tolist()))
+            return Environment(env.spec.to_json(), tuple(actions.low.tolist()), tuple(actions.high.tolist()))
+    return None
 
 
 def _megabytes(size: int) -> str:

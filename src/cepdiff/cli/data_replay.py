@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 
 from cepdiff.cli.arguments import RowBar, json_object
 
@@ -45,11 +46,8 @@ def run(args: argparse.Namespace) -> int:
     env_kwargs = json_object(args.env_kwargs) if args.env_kwargs else None
     raw = load_dataset(args.dataset, args.dataset_dir, allow_download=False, infos=True)
     spec = choose_environment(args.dataset, TASKS.get(args.dataset), raw.metadata, args.env_id, env_kwargs, "--env_id")
-    bar = RowBar("replay")
-    try:
+    with closing(RowBar("replay")) as bar:
         report = replay(raw, spec, rows=args.rows, seed=args.seed, on_progress=bar.show)
-    finally:
-        bar.close()
     print(json.dumps(report.to_dict(), indent=2) if args.json else format_replay(report))
     if args.output:
         write_json(Path(args.output), report.to_dict())

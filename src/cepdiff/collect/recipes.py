@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -98,8 +99,7 @@ class Collector:
         """Record rollouts of a policy that `load_policy` can load."""
         env = self._env()
         act = load_policy(name, box_spaces(env)[1], trust=trust)
-        arrays = self._record(env, act, "policy")
-        raw = self._raw(arrays, "policy", f"rollouts of {name}")
+        raw = self._raw(self._record(env, act, "policy"), "policy", f"rollouts of {name}")
         raw.metadata["reference_min"] = self.reference_min
         return raw
 
@@ -124,17 +124,14 @@ class Collector:
         if plan.action_noise and not ball:
             raise ConfigError(_NOISE_IS_OF_MAZE2D)
         if policy is None:
-            rows, horizon = plan.steps or full_size(layout), self._facts.horizon
+            rows, horizon, noise = plan.steps or full_size(layout), self._facts.horizon, plan.action_noise
             assert horizon is not None
-            arrays = navigate(
-                env,
-                rows,
-                seed=plan.seed,
-                horizon=horizon,
-                action_noise=plan.action_noise,
-                on_progress=lambda done: self._progress("navigating", done, rows, ""),
-            )
-            env.close()
+
+            def report(done: int) -> None:
+                self._progress("navigating", done, rows, "")
+
+            with closing(env):
+                arrays = navigate(env, rows, seed=plan.seed, horizon=horizon, action_noise=noise, on_progress=report)
         else:
             walk = load_policy(policy, box_spaces(env)[1], trust=trust)
             numbers = np.random.default_rng(stream_seed(plan.seed, "navigate"))
@@ -212,16 +209,12 @@ class Collector:
         def report(done: int) -> None:
             self._progress(f"recording {label}", done, rows, "")
 
-        try:
+        with closing(env):
             return record(env, act, rows, seed=plan.seed, label=label, states=plan.states, on_progress=report)
-        finally:
-            env.close()
 
     def _reference(self, env: Env, act: Act, label: str) -> float:
-        try:
+        with closing(env):
             return mean_return(env, act, self.plan.reference_episodes, seed=self.plan.seed, label=label)
-        finally:
-            env.close()
 
     def _env(self) -> Env:
         return make_env(self.plan.env)
@@ -247,7 +240,5 @@ class Collector:
 
 def _versions() -> Iterator[str]:
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             yield f"{package} {version(package)}"
-        except PackageNotFoundError:
-            continue

@@ -40,10 +40,9 @@ def _breaks(raw: RawArrays, episodes: Episodes, goes_on: BoolArray, max_move: fl
         ends = flagged[:-1]
         count = int((ends & goes_on).sum())
         if count:
-            message = (
-                f"at {count:,} of {int(ends.sum()):,} {name} the position continues (moves at most {max_move:g} to "
-            )
-            yield info(name, f"{message}the next row): they are not resets", handling)
+            message = f"at {count:,} of {int(ends.sum()):,} {name} the position continues"
+            moves = f"moves at most {max_move:g} to the next row"
+            yield info(name, f"{message} ({moves}): they are not resets", handling)
 
 
 def _goals(

@@ -23,6 +23,7 @@ from cepdiff.data.minari.read import (
     LAYOUT_FILE,
     Array,
     episode_infos,
+    flat,
     foreign_successors,
     import_minari,
     is_row_array,
@@ -229,8 +230,8 @@ class _FileWriter:
         observations = observation_vectors(episode.observations, self.parts)
         timeouts = np.array(episode.truncations)
         if not (timeouts[-1] or episode.terminations[-1]):
-            cut = self.mark is not None and self.mark.cut_last_episode and number == self._last_episode()
-            if not cut:
+            last = number == self.dataset.total_episodes - 1
+            if not (last and self.mark is not None and self.mark.cut_last_episode):
                 self.open_episodes.append(number)
                 timeouts[-1] = True
         rows = {
@@ -246,9 +247,6 @@ class _FileWriter:
         self.pending.append(rows)
         self.lengths.append(steps)
         self.waiting += steps
-
-    def _last_episode(self) -> int:
-        return int(self.dataset.total_episodes) - 1
 
     def _infos(self, number: int, steps: int, infos: Mapping[str, Any]) -> dict[str, Array]:
         rows = {}
@@ -325,22 +323,11 @@ class _FileWriter:
             elif values:
                 raise DataError(f"{self.source}: 'infos/{name}' has T + 1 rows in only some episodes")
         for number, attributes in enumerate(storage.get_episode_metadata(range(len(self.lengths)))):
-            own = {k: v for k, v in _flat_attributes(attributes).items() if k not in ("id", "total_steps")}
+            own = {k: v for k, v in flat(attributes) if k not in ("id", "total_steps")}
             if own:
                 group.create_group(f"episodes/{number}").attrs.update(own)
 
 
-def _flat_attributes(attributes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in attributes.items():
-        if isinstance(value, Mapping):
-            found |= _flat_attributes(value, f"{prefix}{name}/")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
 def _size(path: Path) -> int:
-    return (
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
-    )
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())

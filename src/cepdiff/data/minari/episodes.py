@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cepdiff.data.minari.read import VECTOR_PARTS, Array, LayoutMark
 from cepdiff.data.rl.arrays import BLOCK_ROWS, BoolArray
-from cepdiff.data.rl.hdf5 import COMPRESSION, read_flags, row_arrays, stored_metadata, torn
+from cepdiff.data.rl.hdf5 import COMPRESSION, datasets_below, read_flags, row_arrays, stored_metadata, torn
 from cepdiff.errors import DataError
 
 # Group of a converted file for what only Minari stores; see `convert`.
@@ -61,7 +61,11 @@ class EpisodeSource:
                 )
             # The conversion added a timeout to episodes that ended without a flag; remove it again.
             flags["timeouts"][np.cumsum(lengths)[own["open_episodes"][()]] - 1] = False
-        infos = _row_infos(file, rows)
+        infos = {
+            name: item
+            for name, item in datasets_below(file.get("infos")).items()
+            if item.dtype.kind in "fiub" and item.shape and item.shape[0] == rows
+        }
         return cls(path, file, arrays, infos, flags["terminals"], flags["timeouts"], lengths, facts, own, described)
 
     @property
@@ -71,19 +75,6 @@ class EpisodeSource:
     @property
     def metadata(self) -> dict[str, Any]:
         return {**self.facts, **stored_metadata(self.file)}
-
-
-def _row_infos(file: h5py.File, rows: int) -> dict[str, h5py.Dataset]:
-    found: dict[str, h5py.Dataset] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub" and item.shape and item.shape[0] == rows:
-            found[name] = item
-
-    group = file.get("infos")
-    if isinstance(group, h5py.Group):
-        group.visititems(visit)
-    return found
 
 
 class EpisodeWriter:
@@ -175,9 +166,8 @@ class EpisodeWriter:
             for name in found:
                 if name in finals:
                     found[name] = np.concatenate([found[name], finals[name][episode : episode + 1]])
-            others = self.source.own.get(f"episode_infos/{episode}")
-            if others is not None:
-                others.visititems(lambda name, item: _keep(found, name, item))
+            others = datasets_below(self.source.own.get(f"episode_infos/{episode}"))
+            found |= {name: item[()] for name, item in others.items()}
         return found
 
     def _observations(self, vectors: Array, infos: dict[str, Any]) -> Any:
@@ -199,11 +189,6 @@ def _parts(source: EpisodeSource) -> list[tuple[str, int, str, bool]]:
     names = [*order, *(name for name in space["subspaces"] if name not in order)]
     parts = [(name, space["subspaces"][name]) for name in names]
     return [(name, part["shape"][0], part["dtype"], name in order) for name, part in parts]
-
-
-def _keep(found: dict[str, Any], name: str, item: Any) -> None:
-    if isinstance(item, h5py.Dataset):
-        found[name] = item[()]
 
 
 def _nested(infos: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def observation_vectors(observations: Any, parts: tuple[str, ...]) -> Array:
 
 def episode_infos(episode: Any, parts: tuple[str, ...]) -> dict[str, Any]:
     """Infos of an episode by path ("a/b"), plus the observation parts that are not in the vector."""
-    found = dict(_flat(episode.infos or {}))
+    found = dict(flat(episode.infos or {}))
     for name, value in episode.observations.items() if parts else ():
         if name not in parts:
             if name in found:
@@ -197,11 +197,9 @@ def minari_root(root: str | Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if root is not None:
-            if before is None:
-                del os.environ[_ROOT_VARIABLE]
-            else:
-                os.environ[_ROOT_VARIABLE] = before
+        os.environ.pop(_ROOT_VARIABLE, None)
+        if before is not None:
+            os.environ[_ROOT_VARIABLE] = before
 
 
 def _ensure_local(minari: Any, dataset_id: str, allow_download: bool) -> None:
@@ -294,9 +292,10 @@ def _honour(mark: LayoutMark, raw: RawArrays, path: Path) -> None:
         raw.metadata |= stored_metadata(file)
 
 
-def _flat(infos: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in infos.items():
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of nested mappings: ("a/b", 1) of {"a": {"b": 1}}."""
+    for name, value in nested.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
+            yield from flat(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value

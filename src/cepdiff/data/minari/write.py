@@ -24,7 +24,7 @@ import numpy as np
 from cepdiff.data.minari.episodes import MINARI_GROUP, EpisodeSource, EpisodeWriter, Progress
 from cepdiff.data.minari.read import LAYOUT_FILE, MARK, import_minari, minari_metadata, minari_root, parse_id, reason
 from cepdiff.data.rl.arrays import BLOCK_ROWS, OPTIONAL, REQUIRED
-from cepdiff.data.rl.hdf5 import open_file, stored_metadata, write_metadata
+from cepdiff.data.rl.hdf5 import datasets_below, open_file, stored_metadata, write_metadata
 from cepdiff.errors import DataError
 
 # Metadata set by Minari or the new name instead of the source.
@@ -50,22 +50,19 @@ class Environment:
 
 def bare_environment(env_id: str, env_kwargs: Mapping[str, Any], horizon: int | None) -> Environment:
     """An environment that is not installed: it has a name, but Minari cannot make it."""
-    return Environment(
-        json.dumps(
-            {
-                "id": env_id,
-                "entry_point": None,
-                "reward_threshold": None,
-                "nondeterministic": False,
-                "max_episode_steps": horizon,
-                "order_enforce": True,
-                "disable_env_checker": False,
-                "kwargs": dict(env_kwargs),
-                "additional_wrappers": [],
-                "vector_entry_point": None,
-            }
-        )
-    )
+    spec: dict[str, Any] = {
+        "id": env_id,
+        "entry_point": None,
+        "reward_threshold": None,
+        "nondeterministic": False,
+        "max_episode_steps": horizon,
+        "order_enforce": True,
+        "disable_env_checker": False,
+        "kwargs": dict(env_kwargs),
+        "additional_wrappers": [],
+        "vector_entry_point": None,
+    }
+    return Environment(json.dumps(spec))
 
 
 def write_minari(
@@ -123,20 +120,14 @@ def _new_storage(data: Path, source: EpisodeSource, environment: Environment | N
     from minari.dataset.minari_storage import MinariStorage
     from minari.serialization import deserialize_space
 
-    spaces = {
-        kind: source.described.get(f"{kind}_space") or make(source, environment)
-        for kind, make in (("observation", _observation_space), ("action", _action_space))
-    }
-    return MinariStorage.new(
-        data,
-        observation_space=deserialize_space(spaces["observation"]),
-        action_space=deserialize_space(spaces["action"]),
+    vectors = source.arrays["observations"]
+    observation_space = source.described.get("observation_space") or _box(
+        vectors, [-np.inf] * vectors.shape[1], [np.inf] * vectors.shape[1]
     )
-
-
-def _observation_space(source: EpisodeSource, environment: Environment | None) -> str:
-    item = source.arrays["observations"]
-    return _box(item, [-np.inf] * item.shape[1], [np.inf] * item.shape[1])
+    action_space = source.described.get("action_space") or _action_space(source, environment)
+    return MinariStorage.new(
+        data, observation_space=deserialize_space(observation_space), action_space=deserialize_space(action_space)
+    )
 
 
 def _action_space(source: EpisodeSource, environment: Environment | None) -> str:
@@ -158,9 +149,8 @@ def _action_space(source: EpisodeSource, environment: Environment | None) -> str
 
 
 def _box(item: h5py.Dataset, low: list[float], high: list[float]) -> str:
-    return json.dumps(
-        {"type": "Box", "dtype": str(item.dtype), "shape": list(item.shape[1:]), "low": low, "high": high}
-    )
+    box = {"type": "Box", "dtype": str(item.dtype), "shape": list(item.shape[1:]), "low": low, "high": high}
+    return json.dumps(box)
 
 
 def _described(source: EpisodeSource, dataset_id: str, environment: Environment | None, version: str) -> dict[str, Any]:
@@ -203,25 +193,13 @@ def _write_rest(layout: h5py.File, source: EpisodeSource, derived: Mapping[str, 
     if metadata is not None:
         source.file.copy(metadata, layout, "metadata")
         rest |= not set(metadata) <= set(derived) or bool(len(metadata.attrs))
-    rest |= _copy_other_infos(layout, source)
+    for name, item in datasets_below(source.file.get("infos")).items():
+        if name not in source.infos:
+            source.file.copy(item, layout.require_group("infos"), name)
+            rest = True
     before = stored_metadata(source.file)
     write_metadata(layout, {name: value for name, value in source.facts.items() if name not in before})
     return rest or stored_metadata(layout) != derived
-
-
-def _copy_other_infos(layout: h5py.File, source: EpisodeSource) -> bool:
-    group = source.file.get("infos")
-    others: list[str] = []
-    if isinstance(group, h5py.Group):
-        group.visititems(lambda name, item: _other(others, name, item, source.infos))
-        for name in others:
-            source.file.copy(group[name], layout.require_group("infos"), name)
-    return bool(others)
-
-
-def _other(others: list[str], name: str, item: Any, known: Mapping[str, Any]) -> None:
-    if isinstance(item, h5py.Dataset) and name not in known:
-        others.append(name)
 
 
 @contextmanager

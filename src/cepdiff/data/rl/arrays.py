@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,11 @@ def blocks(rows: int) -> Iterator[slice]:
     return (slice(i, min(i + BLOCK_ROWS, rows)) for i in range(0, rows, BLOCK_ROWS))
 
 
+def rows_where(rows: int, mask: Callable[[slice], Any]) -> npt.NDArray[np.int64]:
+    """Ascending rows of `rows` at which `mask`, called for each of their `blocks`, is True."""
+    return np.concatenate([np.flatnonzero(mask(part)) + part.start for part in blocks(rows)])
+
+
 def first_rows(bad: npt.NDArray[np.int64]) -> str:
     """Format as `"3 rows: 5, 6, 9"`, listing at most five."""
     names = ", ".join(str(row) for row in bad[:5])
@@ -109,10 +114,6 @@ def first_rows(bad: npt.NDArray[np.int64]) -> str:
 
 
 def _check_finite(name: str, array: FloatArray, source: str) -> None:
-    found = []
-    for part in blocks(len(array)):
-        finite = np.isfinite(array[part]).reshape(part.stop - part.start, -1).all(axis=1)
-        found.append(np.flatnonzero(~finite) + part.start)
-    bad = np.concatenate(found)
+    bad = rows_where(len(array), lambda part: ~np.isfinite(array[part]).reshape(part.stop - part.start, -1).all(axis=1))
     if len(bad):
         raise DataError(f"{source}: '{name}' is NaN or infinite in {first_rows(bad)}; remove these rows")

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
+from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows, rows_where
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 from cepdiff.types import DataSpec
@@ -205,11 +205,8 @@ def action_bounds(
 def rows_beyond(actions: FloatArray, low: FloatArray, high: FloatArray) -> IntArray:
     """Rows of actions (N, A) outside [low, high] by more than float32 rounding."""
     slack = _BOUND_TOLERANCE * np.maximum(high - low, np.maximum(np.abs(low), np.abs(high)))
-    found = [
-        np.flatnonzero(((actions[part] < low - slack) | (actions[part] > high + slack)).any(axis=1)) + part.start
-        for part in blocks(len(actions))
-    ]
-    return np.concatenate(found)
+    lowest, highest = low - slack, high + slack
+    return rows_where(len(actions), lambda part: ((actions[part] < lowest) | (actions[part] > highest)).any(axis=1))
 
 
 def equal_rows(a: FloatArray, b: FloatArray) -> BoolArray:

@@ -132,11 +132,8 @@ def open_file(path: Path) -> Iterator[h5py.File]:
 
 def torn(path: Path, error: Exception) -> DataError:
     """Return the error to raise when h5py cannot read a file's bytes."""
-    return DataError(f"{path}: not an HDF5 file, or truncated ({_reason(error)}); download or write it again")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{path}: not an HDF5 file, or truncated ({reason}); download or write it again")
 
 
 def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -> dict[str, h5py.Dataset]:
@@ -171,6 +168,19 @@ def read_flags(dataset: h5py.Dataset, path: Path) -> BoolArray:
         name = dataset.name.lstrip("/")
         raise DataError(f"{path}: '{name}' contains {values[strange][0]}; expected only 0 and 1")
     return values.astype(np.bool_)
+
+
+def datasets_below(group: Any) -> dict[str, h5py.Dataset]:
+    """Return the datasets of a group and its subgroups by path; none if `group` is not a group."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item
+
+    if isinstance(group, h5py.Group):
+        group.visititems(visit)
+    return found
 
 
 def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]]:
