@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cepdiff.cli.arguments import RowBar, json_object, positive
 from cepdiff.collect.kinds import KINDS
+from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError
 from cepdiff.files import check_writable
 
@@ -108,7 +109,6 @@ def _kinds(args: argparse.Namespace) -> list[str]:
 
 def _env_spec(args: argparse.Namespace) -> EnvSpec:
     """Return the environment called `env_id`, or that of the task with this name."""
-    from cepdiff.data.rl.tasks import TASKS
     from cepdiff.rollout.envs import EnvSpec
 
     kwargs = json_object(args.env_kwargs)

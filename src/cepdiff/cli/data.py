@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cepdiff.cli.data_convert import add_parser as add_convert
 from cepdiff.cli.data_replay import add_parser as add_replay
+from cepdiff.data.rl.tasks import FAMILIES, TASKS, Task
+from cepdiff.errors import ConfigError, DataError, nearest
 from cepdiff.tables import Table
-
-if TYPE_CHECKING:
-    from cepdiff.data.rl.task import Task
 
 _WHAT = "a task, a file, the name of a file in the dataset folder, or minari:ID"
 
@@ -46,11 +46,6 @@ def _add(commands: Any, shared: argparse.ArgumentParser, name: str, run: Any, te
 
 def list_tasks(args: argparse.Namespace) -> int:
     """Print the registry as a table; with --json, all fields of every task and its file."""
-    from dataclasses import asdict
-
-    from cepdiff.data.rl.tasks import FAMILIES, TASKS
-    from cepdiff.errors import ConfigError, nearest
-
     family = getattr(args, "family", None)  # `info` without a name has no --family
     if family is not None and family not in FAMILIES:
         raise ConfigError(f"unknown family '{family}'; expected {', '.join(FAMILIES)}.{nearest(family, FAMILIES)}")
@@ -65,10 +60,7 @@ def list_tasks(args: argparse.Namespace) -> int:
 
 def info(args: argparse.Namespace) -> int:
     """Print the registered facts of a task, and the facts of the file if it is present."""
-    from dataclasses import asdict
-
     from cepdiff.data.rl.source import load_dataset
-    from cepdiff.data.rl.tasks import TASKS
 
     if args.dataset is None:
         return list_tasks(args)
@@ -105,8 +97,6 @@ def download(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Print the findings; raises if the dataset is unusable."""
-    from dataclasses import asdict
-
     from cepdiff.data.checks.report import check as find
 
     findings = find(args.dataset, args.dataset_dir, args.plot)
@@ -125,7 +115,6 @@ def check(args: argparse.Namespace) -> int:
 def _file_facts(task: Task, dataset_dir: str | None) -> dict[str, Any]:
     """Path of a task's file and its number of rows: None if it is missing or unreadable."""
     from cepdiff.data.rl.source import task_path
-    from cepdiff.errors import DataError
 
     path = task_path(task, dataset_dir)
     rows = None

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cepdiff.cli.arguments import RowBar, json_object
@@ -45,8 +46,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], sh
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print paths, rows, episodes and sizes."""
-    from dataclasses import asdict
-
     from cepdiff.data.minari.convert import convert
 
     with closing(RowBar("rows")) as bar:

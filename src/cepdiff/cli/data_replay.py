@@ -13,18 +13,16 @@ observations, rewards and terminal flags with the file. Exits with 0 if they mat
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add `replay` to the commands of `cepdiff data`; `shared` has their common options."""
-    parser = commands.add_parser(
-        "replay", help="compare the steps of a file with an environment", description=_DESCRIPTION, parents=[shared]
-    )
-    parser.add_argument(
-        "dataset", metavar="TASK_OR_FILE", help="a task, a file, or the name of a file in the dataset folder"
-    )
-    parser.add_argument("--rows", type=int, default=1000, metavar="N", help="rows to replay (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed for choosing the rows")
-    parser.add_argument("--env_id", metavar="ID", help="the environment; default: from the task or the file")
-    parser.add_argument("--env_kwargs", metavar="JSON", help="additional arguments of the environment")
-    parser.add_argument("--output", metavar="FILE.json", help="also write the result as JSON")
-    parser.add_argument("--plot", metavar="FILE.png", help="plot the sorted deviations of each group")
+    text = "compare the steps of a file with an environment"
+    parser = commands.add_parser("replay", help=text, description=_DESCRIPTION, parents=[shared])
+    add = parser.add_argument
+    add("dataset", metavar="TASK_OR_FILE", help="a task, a file, or the name of a file in the dataset folder")
+    add("--rows", type=int, default=1000, metavar="N", help="rows to replay (default: 1000)")
+    add("--seed", type=int, default=0, help="seed for choosing the rows")
+    add("--env_id", metavar="ID", help="the environment; default: from the task or the file")
+    add("--env_kwargs", metavar="JSON", help="additional arguments of the environment")
+    add("--output", metavar="FILE.json", help="also write the result as JSON")
+    add("--plot", metavar="FILE.png", help="plot the sorted deviations of each group")
     parser.set_defaults(run=run)
 
 

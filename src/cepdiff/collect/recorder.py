@@ -47,7 +47,7 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], Any, bool, bool, dict[str, Any]]:
         row = self.count
-        recording = row < len(self._arrays["rewards"])
+        recording = row < self._rows
         if recording and self._states:
             self._note_state(row)
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -61,9 +61,7 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def _note_state(self, row: int) -> None:
         inner: Any = self.env.unwrapped
-        parts: dict[str, Any] = {}
-        if hasattr(inner, "data"):
-            parts = {"qpos": inner.data.qpos, "qvel": inner.data.qvel}
+        parts = {"qpos": inner.data.qpos, "qvel": inner.data.qvel} if hasattr(inner, "data") else {}
         if hasattr(inner, "goal"):
             parts["goal"] = inner.goal
         if hasattr(inner, "get_env_state"):

@@ -18,7 +18,7 @@ _MOST = 0.5
 
 
 def findings_of(
-    raw: RawArrays, task: Task | None = None, action_low: Bounds | None = None, action_high: Bounds | None = None
+    raw: RawArrays, task: Task | None = None, action_low: Bounds = None, action_high: Bounds = None
 ) -> list[Finding]:
     """Return the findings about a dataset, grouped by subject.
 

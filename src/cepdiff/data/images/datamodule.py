@@ -210,9 +210,8 @@ class ImageDataModule(StageDataModule):
         if data.images.ndim != 4 or data.images.dtype != torch.uint8 or len(data.images) < 2:
             found = f"{tuple(data.images.shape)} {data.images.dtype}"
             raise DataError(f"{self.dataset}: images are {found}; expected at least 2, uint8 (N, C, H, W)")
-        self._train, self._held_out = hold_out(
-            data.labels, len(data.images), self.holdout, generator(self.seed, "holdout")
-        )
+        draws = generator(self.seed, "holdout")
+        self._train, self._held_out = hold_out(data.labels, len(data.images), self.holdout, draws)
         if self.energy == LABELS:
             check_classes(data, self._train, self.dataset)
         if function := self._function:

@@ -249,13 +249,10 @@ def _fill(raw: RawArrays, dataset: Any, parts: tuple[str, ...]) -> None:
         stop = start + len(episode.rewards)
         if stop == start:
             continue
-        observations = observation_vectors(episode.observations, parts)
-        raw.observations[start:stop] = observations[:-1]
-        raw.next_observations[start:stop] = observations[1:]
-        raw.actions[start:stop] = episode.actions
-        raw.rewards[start:stop] = episode.rewards
-        raw.terminals[start:stop] = episode.terminations
-        raw.timeouts[start:stop] = episode.truncations
+        rows, observations = slice(start, stop), observation_vectors(episode.observations, parts)
+        raw.observations[rows], raw.next_observations[rows] = observations[:-1], observations[1:]
+        raw.actions[rows], raw.rewards[rows] = episode.actions, episode.rewards
+        raw.terminals[rows], raw.timeouts[rows] = episode.terminations, episode.truncations
         raw.timeouts[stop - 1] |= not raw.terminals[stop - 1]
         start = stop
     if start != len(raw):

@@ -32,7 +32,7 @@ from cepdiff.randomness import generator
 from cepdiff.types import DataSpec
 
 IntArray = npt.NDArray[np.int64]
-Bounds = float | Sequence[float]
+Bounds = float | Sequence[float] | None
 # Relative to the bound; float32 rounding is 6e-8.
 _BOUND_TOLERANCE = 1e-6
 # Observations with a smaller deviation count as constant and are not divided by it.
@@ -70,9 +70,7 @@ class TransitionBuffer:
     action_high: tuple[float, ...]
 
     @classmethod
-    def from_arrays(
-        cls, raw: RawArrays, action_low: Bounds | None = None, action_high: Bounds | None = None
-    ) -> TransitionBuffer:
+    def from_arrays(cls, raw: RawArrays, action_low: Bounds = None, action_high: Bounds = None) -> TransitionBuffer:
         """Build a buffer from `raw`, sharing memory where possible: do not modify `raw` afterwards.
 
         Bounds are as for `action_bounds`. Raises `DataError` if an action exceeds them by more than rounding.
@@ -180,9 +178,7 @@ def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -
     return torch.nonzero(chosen[buffer.episode_index.cpu()]).squeeze(-1).to(device)
 
 
-def action_bounds(
-    raw: RawArrays, action_low: Bounds | None = None, action_high: Bounds | None = None
-) -> tuple[FloatArray, FloatArray]:
+def action_bounds(raw: RawArrays, action_low: Bounds = None, action_high: Bounds = None) -> tuple[FloatArray, ...]:
     """(low (A,), high (A,)): the arguments (a number or A of them), else the metadata's, else [-1, 1].
 
     Raises `DataError` unless they are finite, low < high, and there are 1 or A of them."""
@@ -238,9 +234,7 @@ def _successors(raw: RawArrays, ends: BoolArray) -> tuple[FloatArray, IntArray]:
 def _unit_actions(actions: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """Scale actions (N, A) from [low, high] to [-1, 1] and clip them; no copy if nothing changes."""
     if (low == -1).all() and (high == 1).all():
-        if actions.min() >= -1 and actions.max() <= 1:
-            return actions
-        return actions.clip(-1, 1)
+        return actions if actions.min() >= -1 and actions.max() <= 1 else actions.clip(-1, 1)
     two = np.float32(2)
     unit: FloatArray = actions - (low + high) / two
     unit /= (high - low) / two

@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +101,8 @@ class _Fetch:
 
     def run(self) -> None:
         """Make one attempt: resume the part and rename it to the target."""
-        before, offset = self._read_note(), self.received
-        if before is None or offset == 0:
-            before, offset = {}, 0
+        before = self._read_note()
+        offset = self.received if before else 0
         request = urllib.request.Request(self.url)
         if offset:
             request.add_header("Range", f"bytes={offset}-")
@@ -143,23 +141,24 @@ class _Fetch:
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
-    def _read_note(self) -> dict[str, Any] | None:
+    def _read_note(self) -> dict[str, Any]:
+        """The note; empty if there is none or it is damaged."""
         try:
             note = json.loads(self.note.read_text())
         except (OSError, ValueError):
-            return None
-        return note if isinstance(note, dict) else None
+            return {}
+        return note if isinstance(note, dict) else {}
 
     def _receive(self, response: Any, start: int, total: int | None) -> None:
-        with (
-            self.part.open("ab" if start else "wb") as file,
-            _bar(self.target.name, start, total) if self.progress else nullcontext() as bar,
-        ):
+        from tqdm import tqdm
+
+        scale: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+        bar = tqdm(desc=self.target.name, initial=start, total=total, disable=not self.progress, **scale)
+        with self.part.open("ab" if start else "wb") as file, bar:
             try:
                 while chunk := response.read(_CHUNK_BYTES):
                     file.write(chunk)
-                    if bar is not None:
-                        bar.update(len(chunk))
+                    bar.update(len(chunk))
             finally:
                 file.flush()
                 os.fsync(file.fileno())
@@ -181,9 +180,3 @@ def _validator(response: Any) -> str | None:
     etag, date = response.headers.get("ETag"), response.headers.get("Last-Modified")
     name = etag if etag and not etag.startswith("W/") else date
     return None if name is None else str(name)
-
-
-def _bar(name: str, start: int, total: int | None) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(desc=name, initial=start, total=total, unit="B", unit_scale=True, unit_divisor=1024)

@@ -13,9 +13,7 @@ from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.errors import ConfigError, DataError, nearest
 
 # Gymnasium's and Minari's names of D4RL's arrays.
-ALIASES = {
-    "terminations": "terminals", "terminated": "terminals", "truncations": "timeouts", "truncated": "timeouts",
-}  # fmt: skip
+ALIASES = {"terminations": "terminals", "terminated": "terminals", "truncations": "timeouts", "truncated": "timeouts"}
 
 
 class ArrayDataModule(OfflineDataModule):
