@@ -288,7 +288,7 @@ def test_an_edited_problem_is_named_by_its_class(here: Path, capsys: pytest.Capt
     file.write_text(text.replace('"""Regression of the guided', '"""Least squares of the guided'))  # another class
     forget("my_distil")
     assert fit("my_distil", "run", *few, "--stage", "behavior") == 0
-    file.write_text(text.replace("self.is_distilled = False", "self.is_distilled = 0"))
+    file.write_text(text.replace("= distil_steps", "= int(distil_steps)"))
     forget("my_distil")
     capsys.readouterr()
     assert fit("my_distil", "run", *few, "--stage", "behavior") == 2

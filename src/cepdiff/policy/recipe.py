@@ -80,6 +80,8 @@ def read_recipe(run_dir: str | Path) -> tuple[Recipe, Mapping[str, Any], Path]:
     path = Path(run_dir)
     path = path / POLICY_FILE if path.is_dir() else path
     if not path.is_file():
+        if path.with_name("sampler.pt").is_file():  # of image runs before 0.2
+            raise ConfigError(f"{path.parent} was made by another version of cepdiff; fit again, in another --run_dir")
         raise RunError(f"{path} does not exist: run `cepdiff fit` until the behavior stage has finished")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

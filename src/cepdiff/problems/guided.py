@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 
 from cepdiff.components import Component, class_path_of
@@ -12,19 +13,24 @@ from cepdiff.data.blocks import StageDataModule
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP, EnergyObjective
+from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import POLICY_FILE, Recipe, write_recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.runs.problem import Problem
+from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
+from cepdiff.runs.stage import StageSettings, TrainedStage
 
 OBJECTIVE = {"objective": {"class_path": class_path_of(CEP)}}
 
 
 class GuidedProblem(Problem):
     """A behavior diffusion q and an energy network that guides it.
+
+    A subclass with another trained network adds its module to `modules` and its name to `network_sections`.
 
     Args:
         run: the run.
@@ -56,26 +62,59 @@ class GuidedProblem(Problem):
         self.solver = solver()
         self.behavior: BehaviorDiffusion = run.module("behavior", behavior, data.sizes, schedule=self.schedule)
         self.guidance: EnergyGuidance = run.module("guidance", guidance, data.sizes, schedule=self.schedule)
-        self.has_energy = False  # until the guidance stage is finished
+        self.modules: dict[str, StageModule] = {"behavior": self.behavior, "guidance": self.guidance}  # by section
+        self.network_sections = {"behavior": "behavior", "energy": "guidance"}  # by name, as samplers know them
+        self.trained: set[str] = set()  # sections whose stages are finished
+        self.scales: Sequence[float] = (0.0, 1.0)  # guidance scales to judge
 
     @property
     def objective(self) -> EnergyObjective:
         """The objective that the energy network is trained on."""
         return self.guidance.objective
 
+    @property
+    def title(self) -> str:
+        """Above tables and figures."""
+        return f"{self.data.dataset_name}, seed {self.run.seed}"
+
+    def train(
+        self,
+        section: str,
+        length: StageSettings,
+        data: Callable[[], LightningDataModule] | None = None,
+        made_from: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> TrainedStage:
+        """The stage that trains the module of `section`, by default on the problem's data.
+
+        The default record has the data, the module's section and the schedule. Once finished, the module's network is
+        in `policy.pt`.
+        """
+        module = self.modules[section]
+        return TrainedStage(
+            self.run, module, data or (lambda: self.data), length,
+            made_from or (lambda: self.record(section, "schedule")), self.callbacks(section),
+            lambda: self._finish(section),
+        )  # fmt: skip
+
+    def callbacks(self, section: str) -> list[Callback]:
+        """Callbacks of a trained stage, besides the configuration's."""
+        return []
+
     def record(self, *keys: str) -> dict[str, Any]:
         """Those sections as a stage's record has them, after the data and the seed."""
         return {**self.common, **{key: self.components[key].record for key in keys}}
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that samplers can use, by name; those of unfinished stages are missing."""
-        return {"behavior": self.behavior.sampling_net} | (
-            {"energy": self.guidance.sampling_net} if self.has_energy else {}
-        )
+        """The networks that samplers can use, by name: the behavior's, and those of finished stages."""
+        return {
+            name: self.modules[section].sampling_net
+            for name, section in self.network_sections.items()
+            if name == "behavior" or section in self.trained
+        }
 
     def network_specs(self) -> dict[str, dict[str, Any]]:
-        """Class and arguments of each network in `networks`."""
-        return {name: self.components[key].spec["init_args"]["net"] for name, key in self.network_sections().items()}
+        """Class and arguments of each network."""
+        return {name: self.components[key].spec["init_args"]["net"] for name, key in self.network_sections.items()}
 
     def sampler(self, networks: Mapping[str, nn.Module] | None = None) -> GuidedSampler:
         """The run's sampler, with what has been trained so far or with those `networks`."""
@@ -90,40 +129,48 @@ class GuidedProblem(Problem):
         """The sampler's parts."""
         return SamplerParts(self.data.sizes[1], networks, self.schedule, self.solver, self.objective)
 
-    def recipe(self, scales: list[float]) -> Recipe:
-        """The policy file's content, but for networks and weights."""
+    def recipe(self) -> Recipe:
+        """The policy file's content, but for weights."""
+        specs, needed = self.network_specs(), self.components["sampler"].cls.needs
         return Recipe(
             dataset=self.data.dataset_name,
             spec=self.data.spec.to_dict(),
             sampler=self.components["sampler"].spec,
-            networks={},
+            networks={name: specs[name] for name in self.networks() if name in needed},
             schedule=self.components["schedule"].spec,
             solver=self.components["solver"].spec,
             objective=self.components["guidance"].spec["init_args"]["objective"],
-            scales=scales,
+            scales=list(self.scales),
             sources=list(self.run.sources),
         )
-
-    def save_sampler(self, recipe: Recipe) -> None:
-        """Write `policy.pt`: the recipe and the networks that the sampler needs."""
-        networks, specs = self.networks(), self.network_specs()
-        needed = self.components["sampler"].cls.needs
-        recipe.networks.update({name: specs[name] for name in networks if name in needed})
-        self.run.processes.on_main(lambda: write_recipe(self.run.folder.path / POLICY_FILE, recipe, networks))
 
     def evaluation_record(self) -> dict[str, Any]:
         """The part of the evaluation's record that all problems share."""
         return {
             **{key: value for key, value in self.common.items() if key == "problem"},
-            **{f"{stage}_checkpoint": self.run.weights_hash(stage) for stage in self.network_sections().values()},
+            **{f"{section}_checkpoint": self.run.weights_hash(section) for section in self.network_sections.values()},
             "solver": self.components["solver"].record,
             "sampler": self.components["sampler"].record,
         }
 
-    def is_finished(self, stage: str) -> bool:
-        """True if the stage has finished, in this or an earlier command."""
-        return self.run.processes.on_main(lambda: self.run.folder.stage(stage).done)
+    def results_of(self, rows: Sequence[Row], columns: Mapping[str, Sequence[str]], **more: Any) -> Results:
+        """`rows` as results of this run."""
+        facts: dict[str, Any] = {"title": self.title, "method": type(self.objective).__name__, **more}
+        return Results(
+            problem=class_path_of(type(self)),
+            dataset=self.data.dataset_name,
+            seed=self.run.seed,
+            rows=rows,
+            columns=columns,
+            inverse_temperature=self.objective.inverse_temperature,
+            **facts,
+        )
 
-    def network_sections(self) -> dict[str, str]:
-        """Name of each network -> its section, which is also its stage."""
-        return {"behavior": "behavior", "energy": "guidance"}
+    def _finish(self, section: str) -> None:
+        """Use the trained network; write `policy.pt`, unless an earlier command finished a later stage too."""
+        self.trained.add(section)
+        missing = [other for other in self.network_sections.values() if other not in self.trained]
+        processes, folder = self.run.processes, self.run.folder
+        if not processes.on_main(lambda: any(folder.stage(other).done for other in missing)):
+            recipe, networks = self.recipe(), self.networks()
+            processes.on_main(lambda: write_recipe(folder.path / POLICY_FILE, recipe, networks))

@@ -100,28 +100,21 @@ class Results:
 
     def table(self) -> Table:
         """One line per guidance scale: a column per metric, with the noise floor and its multiple if there is one."""
-        lines: list[list[str]] = [["guidance scale"], *([f"{scale:g}"] for scale in self.scales)]
-        if self.real:
-            lines.append(["real data"])
+        columns = [["guidance scale", *(f"{scale:g}" for scale in self.scales), "real data"]]
         for metric, (title, form) in self.columns.items():
-            rows = [self.row(scale, metric) for scale in self.scales]
-            if all(row is None or math.isnan(row.value) for row in rows):
+            rows = [self.row(scale, metric) or Row(scale, metric, math.nan) for scale in self.scales]
+            if all(math.isnan(row.value) for row in rows):
                 continue
-            real = [number(self.real.get(metric), form)] if self.real else []
-            cells = [title, *("-" if row is None else number(row.value, form, row.error) for row in rows), *real]
-            columns = [cells]
-            if any(row is not None and row.floor is not None for row in rows):
-                empty = ["-"] if self.real else []
-                known = [row if row is not None else Row(0.0, metric, math.nan) for row in rows]
-                columns.append(["noise floor", *(number(row.floor, form, row.floor_error) for row in known), *empty])
-                columns.append(["multiple", *(number(row.multiple, ".2f") for row in known), *empty])
-            for column in columns:
-                for line, cell in zip(lines, column, strict=True):
-                    line.append(cell)
+            values = [number(row.value, form, row.error) for row in rows]
+            columns.append([title, *values, number(self.real.get(metric), form)])
+            if any(row.floor is not None for row in rows):
+                floors = [number(row.floor, form, row.floor_error) for row in rows]
+                columns.append(["noise floor", *floors, "-"])
+                columns.append(["multiple", *(number(row.multiple, ".2f") for row in rows), "-"])
         if self.marks:
-            remarks = ["", *(self.marks.get(scale, "") for scale in self.scales), *([""] if self.real else [])]
-            lines = [[*line, remark] for line, remark in zip(lines, remarks, strict=True)]
-        return Table(lines, self.title, remarks=bool(self.marks))
+            columns.append(["", *(self.marks.get(scale, "") for scale in self.scales), ""])
+        lines = [list(line) for line in zip(*columns, strict=True)]
+        return Table(lines if self.real else lines[:-1], self.title, remarks=bool(self.marks))
 
     def scalars(self) -> dict[str, float]:
         """TensorBoard names and values."""
@@ -140,10 +133,9 @@ class Results:
         plain = {key: value for key, value in vars(self).items() if key not in ("rows", "marks", "folder")}
         rows = [
             {key: finite(value) if isinstance(value, float) else value for key, value in asdict(row).items()}
+            | ({} if row.floor is None else {"multiple": finite(row.multiple)})
             for row in self.rows
         ]
-        multiples = [finite(row.multiple) for row in self.rows]
-        rows = [row | ({} if row["floor"] is None else {"multiple": m}) for row, m in zip(rows, multiples, strict=True)]
         marks = {f"{scale:g}": mark for scale, mark in self.marks.items()}
         write_json(path, {"format": FORMAT, "cepdiff": __version__, **plain, "marks": marks, "rows": rows})
 

@@ -159,7 +159,7 @@ class ImageDensity(DensityProblem):
 
     def networks(self) -> dict[str, nn.Module]:
         found = super().networks()
-        if self.has_energy and self.analytic:
+        if "energy" in found and self.analytic:
             beta = self.objective.inverse_temperature
             sizes, shape = self.data.sizes, self.data.image_shape
             found["energy"] = FunctionEnergy(sizes[0], sizes[1], self.data.energies_of, shape, beta)
@@ -181,10 +181,10 @@ class ImageDensity(DensityProblem):
     def parts(self, networks: Mapping[str, nn.Module]) -> SamplerParts:
         return replace(super().parts(networks), headed=True)
 
-    def sampler_recipe(self) -> Recipe:
+    def recipe(self) -> Recipe:
         spec = {"observation_size": 0, "action_size": self.data.sizes[1], "action_low": [-1.0], "action_high": [1.0]}
         shape, heads = list(self.data.image_shape), list(self.data.head_names)
-        return replace(super().sampler_recipe(), spec=spec, image_shape=shape, head_names=heads)
+        return replace(super().recipe(), spec=spec, image_shape=shape, head_names=heads)
 
     def policy(self, networks: Mapping[str, nn.Module] | None = None) -> ImageSampler:
         """The image sampler of what has been trained so far, or of those networks."""
@@ -201,14 +201,14 @@ class ImageDensity(DensityProblem):
     def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
         return image_sections(runs, output)
 
-    def callbacks(self, stage: str) -> list[Callback]:
+    def callbacks(self, section: str) -> list[Callback]:
         """Grids of the module in training."""
         if self.settings.every_n_steps is None:
             return []
 
         def sampler_of(module: LightningModule) -> ImageSampler:
             assert isinstance(module, StageModule)
-            if stage == "behavior":
+            if section == "behavior":
                 return self.policy({"behavior": module.sampling_net})
             return self.policy({"behavior": self.behavior.sampling_net, "energy": module.sampling_net})
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
-from torch import nn
 
 from cepdiff.callbacks.rollout import RolloutCallback
-from cepdiff.components import Component, class_path_of
+from cepdiff.components import Component
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.diagnostics import Diagnostics, diagnose
 from cepdiff.policy.engines import check_engine, own_method, require_engine
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.recipe import Recipe
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.guided import GuidedProblem
 from cepdiff.problems.offline.diagnostics_report import log_diagnostics, write_diagnostics
@@ -30,7 +30,7 @@ from cepdiff.rollout.scores import ScoreRow, summarize
 from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results
 from cepdiff.runs.run import Run
-from cepdiff.runs.stage import Judgement, Stage, StageSettings, TrainedStage
+from cepdiff.runs.stage import Judgement, Stage, StageSettings
 
 
 @dataclass
@@ -55,7 +55,7 @@ class OfflineRL(GuidedProblem):
         sections: those of `GuidedProblem`.
     """
 
-    # The reward rule concerns the critic only.
+    # The record of the critic has the reward rule.
     not_recorded = frozenset(
         {
             "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
@@ -76,9 +76,11 @@ class OfflineRL(GuidedProblem):
         sampler = run.components["sampler"].cls
         require_engine(evaluation.engine, run.processes.device, own_method(sampler.sample))
         super().__init__(run, data, **sections)
+        self.scales = self.evaluation.scales
         self.components["critic"] = critic
         self.critic: SoftmaxQCritic = run.module("critic", critic, data.sizes)
-        self.has_critic = False  # until the critic stage is finished
+        self.modules["critic"] = self.critic
+        self.network_sections["critic"] = "critic"
         self.lengths = stages
         self.every_n_steps = evaluation.every_n_steps
         self.support = SupportStage(
@@ -91,32 +93,25 @@ class OfflineRL(GuidedProblem):
         check_engine(sections["evaluation"].engine)
 
     def stages(self) -> list[Stage]:
-        run, lengths = self.run, self.lengths
+        lengths, folder = self.lengths, self.run.folder.path
         figures = ["diagnostics.png", *(["scores.png"] if self.evaluation.environment is not None else [])]
         return [
-            TrainedStage(
-                run, self.behavior, self.behavior_data, lengths.behavior,
-                lambda: self.record("behavior", "schedule"), self._rollouts("behavior"), self._after_behavior,
-            ),
+            self.train("behavior", lengths.behavior, self.behavior_data),
             self.support,
-            TrainedStage(
-                run, self.critic, lambda: self.data.with_support(self.support.cache), lengths.critic,
-                lambda: {
-                    **self.common, "reward_rule": getattr(self.data, "reward_rule", None), "support": self.support.hash,
-                    "critic": self.components["critic"].record,
-                },
-                after=self._after_critic,
-            ),
-            TrainedStage(
-                run, self.guidance, self.guidance_data, lengths.guidance,
-                lambda: {
-                    **self.common, "support": self.support.hash, "critic_checkpoint": run.weights_hash("critic"),
-                    "guidance": self.components["guidance"].record, "schedule": self.components["schedule"].record,
-                },
-                self._rollouts("guidance"), self._after_guidance,
-            ),
-            Judgement(run, self.evaluation_record, self.judge, [run.folder.path / name for name in figures]),
-        ]  # fmt: skip
+            self.train("critic", lengths.critic, self.critic_data, self.critic_record),
+            self.train("guidance", lengths.guidance, self.guidance_data, self.guidance_record),
+            Judgement(self.run, self.evaluation_record, self.judge, [folder / name for name in figures]),
+        ]
+
+    def critic_record(self) -> dict[str, Any]:
+        """The reward rule concerns the critic only."""
+        rule = getattr(self.data, "reward_rule", None)
+        return {**self.record("critic"), "reward_rule": rule, "support": self.support.hash}
+
+    def guidance_record(self) -> dict[str, Any]:
+        """With the critic whose energies it learns."""
+        upstream = {"support": self.support.hash, "critic_checkpoint": self.run.weights_hash("critic")}
+        return {**self.record("guidance", "schedule"), **upstream}
 
     def behavior_data(self) -> OfflineDataModule:
         """All rows; the findings of `cepdiff data check` are kept with the run."""
@@ -131,6 +126,11 @@ class OfflineRL(GuidedProblem):
         net = copy.deepcopy(self.behavior.sampling_net).requires_grad_(True)
         return GuidedSampler(self.parts({"behavior": net}))
 
+    def critic_data(self) -> OfflineDataModule:
+        """Support actions."""
+        found: OfflineDataModule = self.data.with_support(self.support.cache)
+        return found
+
     def guidance_data(self) -> OfflineDataModule:
         """Support actions and their energies -Q."""
         energies = support_energies(
@@ -139,9 +139,6 @@ class OfflineRL(GuidedProblem):
         found: OfflineDataModule = self.data.with_support(self.support.cache, energies)
         return found
 
-    def networks(self) -> dict[str, nn.Module]:
-        return super().networks() | ({"critic": self.critic.sampling_net} if self.has_critic else {})
-
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""
         run, evaluation = self.run, self.evaluation
@@ -149,15 +146,9 @@ class OfflineRL(GuidedProblem):
         rows: list[ScoreRow] = []
         if evaluation.environment is not None:
             rows = summarize(rollouts(self.policy(), evaluation, run.processes), evaluation.reference)
-        results = Results(
-            problem=class_path_of(type(self)),
-            dataset=self.data.dataset_name,
-            seed=run.seed,
-            title=f"{self.data.dataset_name}, seed {run.seed}",
-            rows=[*score_rows(rows), *offline_rows(found)],
-            columns=COLUMNS,
-            method=type(self.objective).__name__,
-            inverse_temperature=self.objective.inverse_temperature,
+        results = self.results_of(
+            [*score_rows(rows), *offline_rows(found)],
+            COLUMNS,
             marks=marks(rows, evaluation.scales, found.offline_choice),
             about={"offline_choice": found.offline_choice},
         )
@@ -173,7 +164,7 @@ class OfflineRL(GuidedProblem):
             self.sampler(), guided, self.critic, data, self.support.cache, self.evaluation.scales,
             seed=self.run.seed, device=self.run.processes.device,
         )  # fmt: skip
-        figure = write_diagnostics(folder.path, found, f"{data.dataset_name}, seed {self.run.seed}")
+        figure = write_diagnostics(folder.path, found, self.title)
         log_diagnostics(folder.logs / "diagnostics", found, figure, self.lengths.guidance.max_steps)
         return found
 
@@ -185,30 +176,14 @@ class OfflineRL(GuidedProblem):
     def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
         return report(runs, output)
 
-    def network_sections(self) -> dict[str, str]:
-        return {**super().network_sections(), "critic": "critic"}
+    def recipe(self) -> Recipe:
+        return replace(super().recipe(), environment=self.evaluation.to_dict())
 
-    def _after_behavior(self) -> None:
-        if not self.is_finished("guidance"):
-            self.save()
-
-    def _after_critic(self) -> None:
-        self.has_critic = True
-
-    def _after_guidance(self) -> None:
-        self.has_energy = True
-        self.save()
-
-    def save(self) -> None:
-        """Write `policy.pt`."""
-        recipe = self.recipe(self.evaluation.scales)
-        recipe.environment.update(self.evaluation.to_dict())
-        self.save_sampler(recipe)
-
-    def _rollouts(self, stage: str) -> list[Callback]:
-        if self.every_n_steps is None or self.evaluation.environment is None:
+    def callbacks(self, section: str) -> list[Callback]:
+        """Rollouts of the modules in training."""
+        if self.every_n_steps is None or self.evaluation.environment is None or section == "critic":
             return []
-        guided = stage == "guidance"
+        guided = section == "guidance"
 
         def policy_of(module: LightningModule) -> GuidedPolicy:  # of the modules in training themselves
             energy = {"energy": self.guidance.sampling_net} if guided else {}
