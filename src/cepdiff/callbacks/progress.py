@@ -28,8 +28,7 @@ def progress(total: int, name: str, unit: str, *, initial: int = 0, enabled: boo
 class StageProgress(ProgressBar):
     """A Trainer's progress bar that counts optimiser steps, not blocks, and shows the loss.
 
-    Args:
-        name: of the stage; default: the module's own.
+    `name` is that of the stage; the default is the module's own.
     """
 
     def __init__(self, name: str | None = None) -> None:

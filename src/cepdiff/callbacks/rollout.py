@@ -87,19 +87,13 @@ class RolloutCallback(Callback):
         for module, training in modes:
             module.training = training
         self.scores = summarize(results, self.reference)
-        values = score_scalars(self.scores)
+        values: dict[str, float] = {}
+        for row in self.scores:
+            values[f"eval/mean_return/s={row.guidance_scale}"] = row.mean_return
+            if row.normalized_score is not None:
+                values[f"eval/normalized_score/s={row.guidance_scale}"] = row.normalized_score
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             trainer.progress_bar_callback.print(f"step {trainer.global_step}\n{score_table(self.scores).text()}")
-
-
-def score_scalars(rows: Sequence[ScoreRow]) -> dict[str, float]:
-    """TensorBoard names and values of a table of scores."""
-    values: dict[str, float] = {}
-    for row in rows:
-        values[f"eval/mean_return/s={row.guidance_scale}"] = row.mean_return
-        if row.normalized_score is not None:
-            values[f"eval/normalized_score/s={row.guidance_scale}"] = row.normalized_score
-    return values

@@ -134,8 +134,7 @@ def tilted(
 ) -> tuple[GaussianMixture, Tensor]:
     """The mixture p ∝ q exp(-beta E) and log Z = log E_q[exp(-beta E)], by completing the square.
 
-    Raises:
-        ConfigError: a component that exp(-beta E) makes too wide to normalise.
+    Raises ConfigError if exp(-beta E) makes a component too wide to normalise.
     """
     precision = torch.linalg.inv(prior.covariances)  # (M, D, D)
     tilted_precision = precision + inverse_temperature * energy.matrices
@@ -145,12 +144,8 @@ def tilted(
     shift = torch.einsum("mde,me->md", precision, prior.means)  # (M, D)
     tilted_shift = shift - inverse_temperature * energy.slopes
     means = torch.einsum("mde,me->md", covariances, tilted_shift)
-    log_factor = 0.5 * (
-        torch.logdet(precision)
-        - torch.logdet(tilted_precision)
-        - (prior.means * shift).sum(-1)
-        + (means * tilted_shift).sum(-1)
-    )
+    log_volume = torch.logdet(precision) - torch.logdet(tilted_precision)
+    log_factor = 0.5 * (log_volume - (prior.means * shift).sum(-1) + (means * tilted_shift).sum(-1))
     log_weights = prior.log_weights.log_softmax(0) + log_factor - inverse_temperature * energy.constants
     symmetric = (covariances + covariances.transpose(-1, -2)) / 2
     return GaussianMixture(log_weights, means, symmetric), log_weights.logsumexp(0)

@@ -147,10 +147,9 @@ def _inside_balls(points: Tensor, centres: Tensor, k: int, block_size: int) -> I
 
     Balls are closed: copies of a sample are in its ball of radius 0.
     """
-    if not 1 <= k < min(len(points), len(centres)):
-        raise ConfigError(
-            f"k is {k}; expected at least 1 and less than the {min(len(points), len(centres))} samples of a set"
-        )
+    smaller = min(len(points), len(centres))
+    if not 1 <= k < smaller:
+        raise ConfigError(f"k is {k}; expected at least 1 and less than the {smaller} samples of a set")
     rows = max(1, block_size // len(centres))
     # k + 1, because the nearest is the sample itself.
     radii = torch.cat([pairwise_distance(some, centres).kthvalue(k + 1).values for some in torch.split(centres, rows)])

@@ -79,14 +79,9 @@ class Adroit(RecordedEnv):
     `info["goal_achieved"]` is True if the task's goal holds after the step; D4RL counts an episode as a success if it
     held for more than 25 steps (pen: 20).
 
-    Args:
-        **rendering: arguments of Gymnasium's `MujocoEnv`: `render_mode`, `width`, `height` and so on.
-
-    Attributes:
-        state_keys: names of the arrays that define a state, as in D4RL's files (`infos/...`).
-
-    Raises:
-        MissingExtraError: gymnasium-robotics is not installed.
+    `state_keys` name the arrays that define a state, as in D4RL's files (`infos/...`). `**rendering` are arguments of
+    Gymnasium's `MujocoEnv`: `render_mode`, `width`, `height` and so on. Raises MissingExtraError if gymnasium-robotics
+    is not installed.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]

@@ -44,9 +44,7 @@ class AntMaze(MujocoMaze, EzPickle):
             (coordinates below 0 become 0, which puts the starts of `eval-umaze` into walls).
         goal_each_reset: draw a goal at each reset (v2). Otherwise (v0, v1) the goal stays: D4RL draws it when the
             environment is made; here the first reset draws it, and so does every reset with a seed.
-        render_mode: None or `rgb_array`.
-        width: image width in pixels.
-        height: image height in pixels.
+        render_mode: None or `rgb_array`, for images of `width` x `height` pixels.
 
     Raises:
         ConfigError: an unknown maze, reward type or render mode.
@@ -147,10 +145,7 @@ def antmaze_xml(layout: Layout) -> str:
         <geom conaffinity="0" condim="3" friction="1 0.5 0.5" margin="0.01" solref="0.02 1" solimp="0.8 0.8 0.01"
               density="5" material="ant"/>
         <motor ctrllimited="true" ctrlrange="-30 30"/>
-        <default class="leg">
-          <geom type="capsule" size="0.08"/>
-          <joint type="hinge"/>
-        </default>
+        <default class="leg"><geom type="capsule" size="0.08"/><joint type="hinge"/></default>
       </default>
       <worldbody>
         <light directional="true" diffuse="0.4 0.4 0.4" pos="0 0 10" dir="0.3 0.2 -1"/>

@@ -54,8 +54,7 @@ def restore_margins(spec: mujoco.MjSpec) -> None:
     names = {geom.id: geom.name for geom in spec.geoms}
     without = np.flatnonzero(collides & (model.geom_margin == 0))
     for first, second in _may_touch(model, without.tolist()):
-        mixed = _mixed(model, [first, second])
-        spec.add_pair(geomname1=names[first], geomname2=names[second], margin=0.0, **mixed)
+        spec.add_pair(geomname1=names[first], geomname2=names[second], margin=0.0, **_mixed(model, [first, second]))
 
 
 def restore_collider(model: mujoco.MjModel) -> None:
@@ -80,12 +79,11 @@ def _mixed(model: mujoco.MjModel, geoms: list[int]) -> dict[str, Any]:
 
 def _may_touch(model: mujoco.MjModel, geoms: list[int]) -> Iterator[tuple[int, int]]:
     """Pairs that MuJoCo tests: matching bits, not welded together, not parent and child (except the world)."""
+    types, affinities = model.geom_contype, model.geom_conaffinity
     for first, second in combinations(geoms, 2):
         one, two = (int(model.body_weldid[model.geom_bodyid[geom]]) for geom in (first, second))
         above_one, above_two = (int(model.body_weldid[model.body_parentid[body]]) for body in (one, two))
         related = one == two or (one and two and (one == above_two or two == above_one))
-        bits = (model.geom_contype[first] & model.geom_conaffinity[second]) | (
-            model.geom_contype[second] & model.geom_conaffinity[first]
-        )
+        bits = (types[first] & affinities[second]) | (types[second] & affinities[first])
         if bits and not related:
             yield first, second

@@ -25,15 +25,14 @@ _POINT_WALL_SHIFT = -0.2
 class Layout:
     """A maze: its grid and how cells map to observed positions xy.
 
+    Raises ConfigError for rows of unequal length, an unknown letter, or no cell to start in.
+
     Args:
         rows: equally long strings of the letters `#.GS`.
         cell_size: side of a cell, in units of xy.
         origin: the cell whose location is xy = (0, 0).
         row_axis: the coordinate that grows with the row: 0 (x, as in Maze2D) or 1 (y, as in AntMaze).
         wall_shift: offset of the centre of a wall's box from its cell's location, in both coordinates.
-
-    Raises:
-        ConfigError: rows of unequal length, an unknown letter, or no cell to start in.
     """
 
     rows: tuple[str, ...]

@@ -27,9 +27,7 @@ class Maze2D(MujocoMaze, EzPickle):
         reward_type: `sparse` or `dense`.
         reset_target: draw the goal at each reset from all free cells, ±0.1, as D4RL does to collect data; otherwise it
             stays in the goal cell (or the first free one).
-        render_mode: None or `rgb_array`.
-        width: image width in pixels.
-        height: image height in pixels.
+        render_mode: None or `rgb_array`, for images of `width` x `height` pixels.
 
     Raises:
         ConfigError: an unknown maze, reward type or render mode.
@@ -98,10 +96,7 @@ def maze2d_xml(layout: Layout) -> str:
     <mujoco model="maze2d">
       <compiler angle="radian"/>
       <option timestep="0.01" integrator="Euler" iterations="20" gravity="0 0 0"/>
-      <visual>
-        <headlight ambient="0.4 0.4 0.4" diffuse="0.6 0.6 0.6" specular="0 0 0"/>
-        <map znear="0.01"/>
-      </visual>
+      <visual><headlight ambient="0.4 0.4 0.4" diffuse="0.6 0.6 0.6" specular="0 0 0"/><map znear="0.01"/></visual>
       <asset>
         <material name="floor" rgba="0.9 0.9 0.92 1"/>
         <material name="wall" rgba="0.35 0.4 0.5 1"/>

@@ -31,9 +31,7 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         model: the MuJoCo model, with a site `goal` that marks the goal in images.
         observation_size: length of the observation.
         reward_type: `sparse` or `dense`.
-        render_mode: None or `rgb_array`.
-        width: image width in pixels.
-        height: image height in pixels.
+        render_mode: None or `rgb_array`, for images of `width` x `height` pixels.
 
     Attributes:
         frame_skip: physics steps per environment step.
@@ -75,9 +73,7 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         self.action_space = Box(-1.0, 1.0, (self.model.nu,), np.float32)
         self._goal_site = self.model.site("goal").id
         self._goal: NDArray[np.float64] | None = None
-        self._renderer = MujocoRenderer(
-            self.model, self.data, default_cam_config=self._camera(), width=width, height=height
-        )
+        self._renderer = MujocoRenderer(model, self.data, default_cam_config=self._camera(), width=width, height=height)
 
     @property
     def dt(self) -> float:
@@ -113,15 +109,11 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Start an episode.
+        """Start an episode; `seed` is that of all further draws.
 
-        Args:
-            seed: seed of all further draws.
-            options: `start`, a position (2,) to which the usual start noise of ±0.1 is added, and `goal`, a position
-                (2,) without noise; both in observed coordinates.
-
-        Raises:
-            ConfigError: an unknown option, or a position that is not two finite numbers.
+        `options` are `start`, a position (2,) to which the usual start noise of ±0.1 is added, and `goal`, a position
+        (2,) without noise; both in observed coordinates. Raises ConfigError for an unknown option, or a position that
+        is not two finite numbers.
         """
         super().reset(seed=seed)
         options = options or {}

@@ -58,7 +58,7 @@ def captured(capture: Capture, step: Callable[[], None], name: str, advice: str)
         raise
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{name} cannot be captured as a CUDA graph ({reason}): {advice}") from error
+        raise ConfigError(f"{name} cannot be captured as a CUDA graph ({reason}); {advice}") from error
 
 
 class CapturedSteps:

@@ -27,9 +27,8 @@ class EnergyMLP(nn.Module):
         fourier_scale: float = 30.0,
     ) -> None:
         super().__init__()
-        self.time = nn.Sequential(
-            FourierFeatures(time_features, fourier_scale), nn.Linear(time_features, time_features)
-        )
+        features = FourierFeatures(time_features, fourier_scale)
+        self.time = nn.Sequential(features, nn.Linear(time_features, time_features))
         self.net = JointMLP([n for n in (data_size, time_features, condition_size) if n], hidden, 1, activation)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:

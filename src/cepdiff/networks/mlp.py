@@ -61,12 +61,9 @@ def mlp(sizes: Sequence[int], activation: str = "relu", first: nn.Module | None 
     `first`, if given, comes before them (e.g. the activation after a `JointLinear`).
     """
     layers: list[nn.Module] = [] if first is None else [first]
-    for i, (size, next_size) in enumerate(itertools.pairwise(sizes)):
-        last = i == len(sizes) - 2
-        layers.append(OutputLinear(size, next_size) if last else nn.Linear(size, next_size))
-        if not last:
-            layers.append(activation_class(activation)())
-    return nn.Sequential(*layers)
+    for size, next_size in itertools.pairwise(sizes[:-1]):
+        layers += [nn.Linear(size, next_size), activation_class(activation)()]
+    return nn.Sequential(*layers, OutputLinear(sizes[-2], sizes[-1]))
 
 
 class JointMLP(nn.Module):

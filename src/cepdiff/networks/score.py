@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +58,8 @@ class ResidualUNet(nn.Module):
         super().__init__()
         if len(widths) != 3:
             raise ConfigError(f"widths is {list(widths)}; expected three widths")
-        self.time = nn.Sequential(
-            FourierFeatures(time_features, fourier_scale), nn.Linear(time_features, time_features)
-        )
+        features = FourierFeatures(time_features, fourier_scale)
+        self.time = nn.Sequential(features, nn.Linear(time_features, time_features))
         self.condition = (
             nn.Sequential(nn.Linear(condition_size, condition_features), nn.SiLU()) if condition_size else None
         )
@@ -67,13 +67,10 @@ class ResidualUNet(nn.Module):
         self.joint = JointLinear(joint, embedding_size)
         self.embedding = nn.Sequential(nn.SiLU(), nn.Linear(embedding_size, embedding_size))
         wide, middle, narrow = widths
-        self.down = nn.ModuleList(
-            ResidualBlock(i, o, embedding_size) for i, o in ((data_size, wide), (wide, middle), (middle, narrow))
-        )
+        down, up = pairwise((data_size, *widths)), ((2 * narrow, middle), (2 * middle, wide))
+        self.down = nn.ModuleList(ResidualBlock(i, o, embedding_size) for i, o in down)
         self.bottom = ResidualBlock(narrow, narrow, embedding_size)
-        self.up = nn.ModuleList(
-            ResidualBlock(i, o, embedding_size) for i, o in ((2 * narrow, middle), (2 * middle, wide))
-        )
+        self.up = nn.ModuleList(ResidualBlock(i, o, embedding_size) for i, o in up)
         # No `OutputLinear`: nothing cancels here, and float32 in this wide layer would cost a tenth of a step.
         self.output = nn.Linear(2 * wide, data_size)
 

@@ -24,18 +24,13 @@ from cepdiff.types import Policy
 class OnnxPolicy:
     """An exported policy, run by onnxruntime on as many threads as torch uses.
 
-    Args:
-        policy: on any device; copies of its networks on the CPU are exported.
-
-    Raises:
-        ConfigError: a network that cannot be exported.
-        MissingExtraError: packages of the extra "onnx" are missing.
+    `policy` may be on any device; copies of its networks on the CPU are exported. Raises ConfigError for a network that
+    cannot be exported, MissingExtraError if packages of the extra "onnx" are missing.
     """
 
     def __init__(self, policy: GuidedPolicy) -> None:
         require_onnx()
-        policy = policy.on("cpu")
-        self._policy = policy
+        self._policy = policy = policy.on("cpu")
         self.action_size, self.noise_size = policy.action_size, policy.noise_size
         sampler = trace(policy, "noise")
         self._names = list(sampler.inputs)
@@ -52,11 +47,8 @@ class OnnxPolicy:
 class CapturedPolicy:
     """A policy on a GPU, whose sampler is captured once per power of two of rows, and replayed.
 
-    Rows up to the next power of two are computed and dropped; every row pays for a gradient, even at scale 0.
-
-    Args:
-        policy: on the GPU.
-        capture: `cuda_graph`; anything else is for tests without a GPU.
+    Rows up to the next power of two are computed and dropped; every row pays for a gradient, even at scale 0. A
+    `capture` other than `cuda_graph` is for tests without a GPU.
     """
 
     def __init__(self, policy: GuidedPolicy, capture: Capture = cuda_graph) -> None:
@@ -108,9 +100,7 @@ ENGINES: dict[str, Callable[[GuidedPolicy], Policy]] = {
 def run_by(policy: GuidedPolicy, engine: str | None = None) -> Policy:
     """`policy` run by that engine; None is a CUDA graph on a GPU, if the policy can be captured, and torch elsewhere.
 
-    Raises:
-        ConfigError: as `require_engine`.
-        MissingExtraError: as there.
+    Raises as `require_engine`.
     """
     own = own_method(policy.sampler.sample, type(policy).act)
     require_engine(engine, policy.device, own)

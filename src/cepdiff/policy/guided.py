@@ -87,7 +87,7 @@ class GuidedPolicy:
             RunError: a scale other than 0 if the policy has no energy network.
         """
         is_array = isinstance(observations, np.ndarray)
-        batch: Tensor = torch.from_numpy(observations) if isinstance(observations, np.ndarray) else observations
+        batch = torch.as_tensor(observations)
         single = batch.ndim == 1
         batch = batch.unsqueeze(0) if single else batch  # (S,) -> (1, S)
         size = self.spec.observation_size
@@ -119,8 +119,7 @@ class GuidedPolicy:
     ) -> GuidedPolicy:
         """The policy of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
 
-        Raises:
-            RunError, ConfigError: as `load_sampler`.
+        Raises as `load_sampler`.
         """
         sampler, recipe = load_sampler(run_dir, device, num_solver_steps)
         return cls(DataSpec.from_dict(recipe.spec), sampler, recipe)

@@ -104,9 +104,7 @@ class ImageSampler:
     ) -> ImageSampler:
         """The sampler of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
 
-        Raises:
-            RunError: a run that is not on images, or as `load_sampler`.
-            ConfigError: as `load_sampler`.
+        Raises RunError for a run that is not on images, and as `load_sampler`.
         """
         sampler, recipe = load_sampler(run_dir, device, num_solver_steps)
         if recipe.image_shape is None:

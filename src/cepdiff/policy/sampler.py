@@ -49,9 +49,6 @@ class GuidedSampler:
 
     To sample in another way, override `sample`, and name the class under `sampler:`. A subclass adds options as
     arguments after `parts`; policy files keep its class and options.
-
-    Args:
-        parts: networks, schedule, solver and objective.
     """
 
     supplied: ClassVar[frozenset[str]] = frozenset({"parts"})

@@ -47,11 +47,7 @@ def classic_environment(task: str) -> EnvSpec:
 
 
 def check_reference(env: Env, reference: Reference | None) -> None:
-    """Check that D4RL's environment scores the reference returns 0 and 1, if it scores at all.
-
-    Raises:
-        SimulationError: the environment's reference returns are others.
-    """
+    """Raise SimulationError unless D4RL's environment scores the reference returns 0 and 1, if it scores at all."""
     score = getattr(env.unwrapped, "get_normalized_score", None)
     if score is None or reference is None:
         return

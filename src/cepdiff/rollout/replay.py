@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -98,13 +99,11 @@ class _Replay:
         probe = np.sort(rng.permutation(rows)[:_PROBE_ROWS]) if len(lags) > 1 else rows[:0]
         goals = [None, self.raw.infos["goal"]] if self.goals == "file" else [None]
         total = len(lags) * len(probe) + len(goals) * len(rows)
-        done = 0
+        done = itertools.count(1)
 
         def count_row() -> None:
-            nonlocal done
-            done += 1
             if on_progress is not None:
-                on_progress(done, total)
+                on_progress(next(done), total)
 
         lag = 0
         if len(probe):

@@ -165,7 +165,7 @@ def _act(
     noise = torch.stack([torch.randn(policy.noise_size, generator=run.noise) for run in running])
     scales = torch.tensor([run.episode.guidance_scale for run in running], device=device)
     inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
-    actions = policy.act(inputs, guidance_scale=scales, noise=noise.to(device)).detach().cpu().numpy()
+    actions: NDArray[Any] = policy.act(inputs, guidance_scale=scales, noise=noise.to(device)).detach().cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(actions).all(axis=-1))
     if bad.size:
         run = running[bad[0]]
@@ -173,5 +173,4 @@ def _act(
             f"The policy returned a NaN or infinite action at guidance scale {run.episode.guidance_scale:g}, "
             f"step {run.length} of episode {run.episode.index}"
         )
-    result: NDArray[Any] = actions
-    return result
+    return actions

@@ -16,11 +16,6 @@ from cepdiff.networks.images.library import image_library
 HEAD_SIZE = 8  # channels per attention head
 
 
-def unet_class() -> Any:
-    """Return `diffusers.UNet2DModel`; raises MissingExtraError if diffusers is not installed."""
-    return image_library().UNet2DModel
-
-
 def unet_config(
     side: int,
     channels: int,
@@ -60,7 +55,7 @@ def unet_config(
 
 def build_unet(config: Mapping[str, Any], where: str) -> Any:
     """Build a `UNet2DModel` with random weights; raises ConfigError for invalid arguments, naming `where`."""
-    cls = unet_class()
+    cls = image_library().UNet2DModel
     known = list(inspect.signature(cls.__init__).parameters)
     for name in config:
         if name not in known:
@@ -83,7 +78,7 @@ def checkpoint_gradients(unet: Any) -> None:
 
 def plain_config(unet: Any) -> dict[str, Any]:
     """Arguments that rebuild a `UNet2DModel`, as plain types."""
-    known = inspect.signature(unet_class().__init__).parameters
+    known = inspect.signature(image_library().UNet2DModel.__init__).parameters
     return {name: list(v) if isinstance(v, tuple) else v for name, v in unet.config.items() if name in known}
 
 

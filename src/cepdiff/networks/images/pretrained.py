@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cepdiff.errors import ConfigError
-from cepdiff.networks.images.architecture import check_unet, unet_class
+from cepdiff.networks.images.architecture import check_unet
 from cepdiff.networks.images.library import image_library
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -43,15 +43,10 @@ class PretrainedUNet:
                 f"{self.name} has no weights in {WEIGHTS}.safetensors, and pickles (.bin) are not loaded: convert it "
                 f"with UNet2DModel.from_pretrained(...).save_pretrained(FOLDER)"
             )
-        cls = unet_class()
+        model = image_library().UNet2DModel
+        options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
         try:
-            unet, report = cls.from_pretrained(
-                self.folder,
-                use_safetensors=True,
-                local_files_only=True,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )
+            unet, report = model.from_pretrained(self.folder, output_loading_info=True, **options)
         except Exception as error:  # diffusers and safetensors raise many types on damaged or foreign files
             first_line = str(error).strip().split("\n")[0]
             raise ConfigError(f"{self.name}: its weights cannot be read ({first_line})") from error

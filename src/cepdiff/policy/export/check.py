@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -95,8 +96,8 @@ def check(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str]) -> Check
 
 def example(
     policy: GuidedPolicy, names: Sequence[str], num_rows: int, scale: float
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs of a file, and the noise (B, noise_size) for which the policy acts the same.
+) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+    """Inputs of a file, and a function that returns the policy's actions (B, A) for them.
 
     Observations are normal, with the buffer's mean and standard deviation if the policy has them.
     """
@@ -109,25 +110,20 @@ def example(
     noise = noise_of_seed(seed, num_rows, policy.noise_size)
     scales = torch.full((num_rows,), scale)
     every = {"observations": observations, "guidance_scale": scales, "seed": seed, "noise": noise}
-    return {name: every[name] for name in names}, noise
-
-
-def _act(policy: GuidedPolicy, inputs: dict[str, Tensor], noise: Tensor, scale: float) -> Tensor:
-    observations = inputs.get("observations", noise[:, :0])
-    return policy.act(observations, guidance_scale=scale, noise=noise)
+    act = partial(policy.act, observations, guidance_scale=scale, noise=noise)
+    return {name: every[name] for name in names}, act
 
 
 def _difference(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str], num_rows: int, scale: float) -> float:
-    inputs, noise = example(policy, names, num_rows, scale)
-    gap = (sampler(inputs) - _act(policy, inputs, noise, scale)).abs()
+    inputs, act = example(policy, names, num_rows, scale)
+    gap = (sampler(inputs) - act()).abs()
     extent = torch.tensor(policy.spec.action_high) - torch.tensor(policy.spec.action_low)
     return float((gap / extent).max())
 
 
 def _latency(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str], num_rows: int, scale: float) -> Latency:
-    inputs, noise = example(policy, names, num_rows, scale)
-    of_policy = _milliseconds(lambda: _act(policy, inputs, noise, scale))
-    return Latency(num_rows, of_policy, _milliseconds(lambda: sampler(inputs)))
+    inputs, act = example(policy, names, num_rows, scale)
+    return Latency(num_rows, _milliseconds(act), _milliseconds(lambda: sampler(inputs)))
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

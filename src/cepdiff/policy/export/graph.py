@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -51,22 +52,18 @@ class TracedSampler:
 
     def call_text(self) -> str:
         """Inputs and outputs in one line."""
-        sides = [
-            ", ".join(
-                f"{name} ({', '.join(map(str, about['shape']))}) {about['dtype']}" for name, about in side.items()
-            )
+        inputs, outputs = (
+            ", ".join(f"{name} ({', '.join(map(str, of['shape']))}) {of['dtype']}" for name, of in side.items())
             for side in (self.metadata["inputs"], self.metadata["outputs"])
-        ]
-        return " -> ".join(sides)
+        )
+        return f"{inputs} -> {outputs}"
 
 
 def input_names(policy: GuidedPolicy, randomness: Randomness) -> tuple[str, ...]:
     """The file's inputs, of "observations" (B, S), "guidance_scale" (B,), "seed" () and "noise" (B, noise_size).
 
-    An unconditional policy (S = 0) takes no observations, and one without an energy network no guidance scale.
-
-    Raises:
-        RunError: no input is left that has the batch size.
+    An unconditional policy (S = 0) takes no observations, and one without an energy network no guidance scale. Raises
+    RunError if no input is left that has the batch size.
     """
     names = ["observations"] if policy.spec.observation_size else []
     names += ["guidance_scale"] if policy.sampler.has_energy else []
@@ -165,12 +162,8 @@ def require_onnx(opset: int = DEFAULT_OPSET) -> None:
 def _example_inputs(policy: GuidedPolicy, names: tuple[str, ...]) -> dict[str, Tensor]:
     size, action_size = policy.spec.observation_size, policy.action_size
     rows = next(n for n in BATCH_SIZES if n not in (size, action_size, policy.noise_size))
-    examples = {
-        "observations": torch.zeros(rows, size),
-        "guidance_scale": torch.ones(rows),
-        "seed": torch.tensor(0),
-        "noise": torch.zeros(rows, policy.noise_size),
-    }
+    examples = {"observations": torch.zeros(rows, size), "guidance_scale": torch.ones(rows), "seed": torch.tensor(0)}
+    examples["noise"] = torch.zeros(rows, policy.noise_size)
     return {name: examples[name] for name in names}
 
 
@@ -247,7 +240,7 @@ def _named_parts(sampler: GuidedSampler) -> Iterator[None]:
     """`_named` for each network and the solver, while they are called."""
     parts = [*((net, "forward") for net in sampler.networks.values()), (sampler.solver, "sample")]
     for part, method in parts:
-        object.__setattr__(part, method, _naming(part, getattr(part, method)))
+        object.__setattr__(part, method, partial(_call_named, part, getattr(part, method)))
     try:
         yield
     finally:
@@ -255,12 +248,9 @@ def _named_parts(sampler: GuidedSampler) -> Iterator[None]:
             object.__delattr__(part, method)
 
 
-def _naming(part: object, method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **options: Any) -> Any:
-        with _named(part):
-            return method(*args, **options)
-
-    return call
+def _call_named(part: object, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    with _named(part):
+        return method(*args, **options)
 
 
 def _cause(error: BaseException) -> str:
