@@ -40,7 +40,7 @@ def test_last_row_terminal_or_both_flags(make_raw: Make) -> None:
     terminals[[6, 9]] = True  # row 6 carries both flags: terminal wins
     buffer = TransitionBuffer.from_arrays(make_raw(terminals=terminals))
     assert buffer.next_index.tolist() == [1, 2, 3, 4, 5, 6, 6, 8, 9, 9]
-    assert buffer.episode_returns().complete.tolist() == [True, True]
+    assert buffer.episode_returns()[1].tolist() == [True, True]
     assert buffer.transitions.tolist() == list(range(10))
 
 

@@ -144,7 +144,7 @@ def test_unknown_successors_stay_unknown(tmp_path: Path) -> None:
     assert not raw.timeouts[-1]  # the data end within the episode: no time limit
     buffer = TransitionBuffer.from_arrays(raw)
     assert buffer.next_index[-1] == -1
-    assert not buffer.episode_returns().complete[-1]
+    assert not buffer.episode_returns()[1][-1]
 
 
 def native(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:

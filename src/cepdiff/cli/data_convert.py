@@ -25,14 +25,9 @@ examples:
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add `convert` to the commands of `cepdiff data`; `shared` has --dataset_dir and --json."""
-    text = "convert between D4RL's HDF5 layout and Minari, without loss"
+    text, raw = "convert between D4RL's HDF5 layout and Minari, without loss", argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(
-        "convert",
-        help=text,
-        description=text,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
+        "convert", help=text, description=text, epilog=_EPILOG, formatter_class=raw, parents=[shared]
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a task, a file, the name of a file in the dataset folder, or minari:ID")

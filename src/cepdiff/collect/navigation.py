@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from cepdiff.collect.recorder import Arrays, RecordingEnv
+from cepdiff.collect.recorder import Arrays, RecordingEnv, Report
 from cepdiff.collect.waypoints import Point, PointController
 from cepdiff.envs.layouts import MAZE2D_LAYOUTS, Layout
 from cepdiff.errors import SimulationError
@@ -36,13 +34,7 @@ def full_size(layout: Layout) -> int:
 
 
 def navigate(
-    env: Env,
-    rows: int,
-    *,
-    seed: int,
-    horizon: int,
-    action_noise: float = 0.0,
-    on_progress: Callable[[int], None] | None = None,
+    env: Env, rows: int, *, seed: int, horizon: int, action_noise: float = 0.0, on_progress: Report = lambda rows: None
 ) -> Arrays:
     """Record `rows` steps of Maze2D with `PointController`, with `infos/qpos`, `infos/qvel` and `infos/goal`.
 
@@ -73,7 +65,7 @@ def navigate(
             timeouts[row] = True
             goal, steps = _draw_goal(layout, numbers), 0
             controller.head_for(observation[:2], goal)
-        if on_progress is not None and ((row + 1) % _REPORT_EVERY == 0 or row + 1 == rows):
+        if (row + 1) % _REPORT_EVERY == 0 or row + 1 == rows:
             on_progress(row + 1)
     return {**recorder.arrays(), "timeouts": timeouts, "infos/goal": goals}
 

@@ -29,11 +29,8 @@ def load_policy(name: str, space: Box, *, trust: bool = False) -> Act:
     """Load the policy `name`: `module:function`, where the function maps one observation (S,) to one action (A,), or
     a stable-baselines3 `.zip`, used deterministically. Actions are clipped to `space`.
 
-    Loading a `.zip` unpickles it, which can run arbitrary code, so it needs `trust`.
-
-    Raises:
-        ConfigError: the policy does not exist, or a `.zip` without `trust`.
-        MissingExtraError: a `.zip` without stable-baselines3.
+    Loading a `.zip` unpickles it, which can run arbitrary code, so it needs `trust`. Raises `ConfigError` without it or
+    if the policy does not exist, `MissingExtraError` for a `.zip` without stable-baselines3.
     """
     play = _from_zip(Path(name), trust) if name.endswith(".zip") else _from_module(name)
 
@@ -62,8 +59,7 @@ def _from_module(name: str) -> Callable[[NDArray[Any]], Any]:
         raise ConfigError(f"--policy {name}: {error}") from error
     if not callable(found):
         raise ConfigError(f"--policy {name}: is a {type(found).__name__}; expected a function")
-    function: Callable[[NDArray[Any]], Any] = found
-    return function
+    return found  # type: ignore[no-any-return]
 
 
 def _from_zip(path: Path, trust: bool) -> Callable[[NDArray[Any]], Any]:

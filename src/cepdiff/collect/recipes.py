@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cepdiff.collect.kinds import KINDS, check_kinds
+from cepdiff.collect.kinds import KINDS
 from cepdiff.collect.navigation import POINT_OBSERVATIONS, full_size, maze_of, navigate
 from cepdiff.collect.policies import load_policy, uniform
 from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record
@@ -21,7 +21,7 @@ from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
 from cepdiff.collect.waypoints import WaypointPolicy
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.tasks import references_for_env
-from cepdiff.errors import ConfigError, SimulationError
+from cepdiff.errors import ConfigError, SimulationError, nearest
 from cepdiff.randomness import generator, stream_seed
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_env
 
@@ -55,7 +55,9 @@ class Plan:
     def check(self, kinds: Sequence[str]) -> None:
         """Raise `ConfigError` for unknown kinds, more `replay` rows than training steps, or action noise that is
         negative, not finite or unused."""
-        check_kinds(kinds)
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"unknown kind '{kind}'; expected {', '.join(KINDS)}.{nearest(kind, KINDS)}")
         if not (math.isfinite(self.action_noise) and self.action_noise >= 0):
             raise ConfigError(f"--action_noise is {self.action_noise}; expected 0 or a positive number")
         if self.action_noise and "navigate" not in kinds:
@@ -67,21 +69,17 @@ class Plan:
 class Collector:
     """Makes the buffers of one plan; the training and each rollout run once, when first needed."""
 
-    def __init__(self, plan: Plan, progress: Progress | None = None) -> None:
+    def __init__(self, plan: Plan, progress: Progress = lambda what, done, total, remark: None) -> None:
         self.plan = plan
-        self._progress = progress or (lambda what, done, total, remark: None)
+        self._progress = progress
         self._facts = env_facts(plan.env)
         if self._facts.horizon is None:
             raise SimulationError(f"'{plan.env.env_id}' has no time limit: an episode might never end")
         self._rollouts: dict[str, Arrays] = {}
 
     def make(self, kind: str) -> RawArrays:
-        """Make the buffer of one of `KINDS`, with its origin as metadata.
-
-        Raises:
-            ConfigError: see `Plan.check`.
-            SimulationError: there is no medium policy, because training was no better than random.
-        """
+        """Make the buffer of one of `KINDS`, with its origin as metadata. Raises `ConfigError` like `Plan.check`,
+        `SimulationError` if there is no medium policy, because training was no better than random."""
         self.plan.check([kind])
         raw = self._raw(self._arrays(kind), kind, KINDS[kind])
         raw.metadata["reference_min"] = self.reference_min
@@ -107,9 +105,8 @@ class Collector:
         """Record a walk from goal to goal in a maze: Maze2D by D4RL's planner and controller, AntMaze by a policy that
         walks in a given direction, see `WaypointPolicy`.
 
-        Raises:
-            SimulationError: the environment has no maze.
-            ConfigError: AntMaze without a policy or with `action_noise`, or Maze2D with a policy.
+        Raises `SimulationError` if the environment has no maze, `ConfigError` for AntMaze without a policy or with
+        `action_noise`, or Maze2D with a policy.
         """
         plan, env = self.plan, self._env()
         layout = maze_of(env)
@@ -148,13 +145,11 @@ class Collector:
     def training(self) -> SacTraining:
         """The training shared by all kinds except random."""
         plan, total = self.plan, self.plan.train_steps
-        return train_sac(
-            self._env,
-            total,
-            seed=plan.seed,
-            states=plan.states,
-            on_progress=lambda step, remark: self._progress("training SAC", step, total, remark),
-        )
+
+        def report(step: int, remark: str) -> None:
+            self._progress("training SAC", step, total, remark)
+
+        return train_sac(self._env, total, seed=plan.seed, states=plan.states, on_progress=report)
 
     @cached_property
     def reference_min(self) -> float:

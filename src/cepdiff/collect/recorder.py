@@ -14,6 +14,8 @@ from cepdiff.rollout.envs import Env, box_spaces, reset_seed
 Arrays = dict[str, NDArray[Any]]
 # Policy: one observation (S,) -> one action (A,) in the environment's units.
 Act = Callable[[NDArray[Any]], NDArray[Any]]
+# Called with the number of rows done.
+Report = Callable[[int], None]
 
 
 class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -37,8 +39,7 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
             "terminals": np.zeros(rows, np.bool_),
             "timeouts": np.zeros(rows, np.bool_),
         }
-        self._rows = rows
-        self._states = states
+        self._rows, self._states = rows, states
 
     def reset(self, **kwargs: Any) -> tuple[NDArray[Any], dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
@@ -115,18 +116,16 @@ def record(
     seed: int,
     label: str,
     states: bool = False,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Report = lambda rows: None,
 ) -> Arrays:
     """Record exactly `rows` transitions of the policy `act`, cutting off the last episode.
 
-    `on_progress` is called with the number of rows after each episode.
+    `on_progress` is called after each episode.
     """
     recorder = RecordingEnv(env, rows, states=states)
     episode = 0
     while recorder.count < rows:
-        start = reset_seed(seed, label, episode)
-        run_episode(recorder, act, seed=start, max_steps=rows - recorder.count)
+        run_episode(recorder, act, seed=reset_seed(seed, label, episode), max_steps=rows - recorder.count)
         episode += 1
-        if on_progress is not None:
-            on_progress(recorder.count)
+        on_progress(recorder.count)
     return recorder.arrays()

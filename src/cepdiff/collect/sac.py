@@ -65,16 +65,14 @@ def train_sac(
     snapshots: int = 50,
     snapshot_episodes: int = 5,
     states: bool = False,
-    on_progress: Callable[[int, str], None] | None = None,
+    on_progress: Callable[[int, str], None] = lambda step, remark: None,
 ) -> SacTraining:
     """Train SAC with stable-baselines3's default hyper-parameters for exactly `steps` environment steps, on the CPU.
 
     About `snapshots` equally spaced actors are kept, at least 100 steps apart, the last one at `steps`. Evaluating them
     uses no random numbers of the training, so a longer training starts with the transitions of a shorter one.
 
-    Raises:
-        MissingExtraError: stable-baselines3 is not installed.
-        DivergenceError: the actor's parameters are NaN or infinite.
+    Raises `MissingExtraError` without stable-baselines3, `DivergenceError` if parameters become NaN or infinite.
     """
     try:
         from stable_baselines3 import SAC
@@ -104,8 +102,7 @@ def train_sac(
         step = int(local["self"].num_timesteps)
         if step % every == 0 and step != steps:
             take(step)
-        if on_progress is not None:
-            on_progress(step, f"return {taken[-1].mean_return:.1f}" if taken else "")
+        on_progress(step, f"return {taken[-1].mean_return:.1f}" if taken else "")
         return True
 
     with warnings.catch_warnings():

@@ -65,8 +65,7 @@ class PointController:
     """
 
     def __init__(self, layout: Layout, numbers: np.random.Generator) -> None:
-        self._layout = layout
-        self._numbers = numbers
+        self._layout, self._numbers = layout, numbers
         self._waypoints: list[Point] = []
         self._before: Point = np.zeros(2)
 
@@ -105,9 +104,7 @@ class WaypointPolicy:
     def __init__(
         self, layout: Layout, walk: Callable[[NDArray[np.float64]], NDArray[np.floating]], numbers: np.random.Generator
     ) -> None:
-        self._layout = layout
-        self._walk = walk
-        self._numbers = numbers
+        self._layout, self._walk, self._numbers = layout, walk, numbers
         self._goal = self._draw_goal()
 
     def __call__(self, observation: NDArray[np.float64]) -> NDArray[np.floating]:
@@ -116,10 +113,8 @@ class WaypointPolicy:
         if _distance(position, self._goal) <= _ANT_REACHED:
             self._goal = self._draw_goal()
         goal_cell = self._layout.cell(self._goal)
-        start_cell = self._nearest_free(position)
-        ahead = route(self._layout, start_cell, goal_cell)[0]
-        waypoint = self._goal if ahead == goal_cell else self._within(ahead)
-        way = waypoint - position
+        ahead = route(self._layout, self._nearest_free(position), goal_cell)[0]
+        way = (self._goal if ahead == goal_cell else self._within(ahead)) - position
         length = float(np.linalg.norm(way))
         return self._walk(np.concatenate([observation, way * (_ANT_REACH / max(length, 1e-6))]))
 

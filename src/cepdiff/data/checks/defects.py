@@ -65,12 +65,10 @@ def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     follows = equal_rows(raw.next_observations[:-1], raw.observations[1:])
     going_on = int((raw.terminals[:-1] & follows).sum())
     if going_on:
-        yield warning(
-            "terminals",
-            f"{going_on:,} terminal rows have the following row's observation as their next one: the episode goes on, "
-            "or it is the next episode's first",
-            "bootstrapping stops there, so this next observation is not used",
-        )
+        message = f"{going_on:,} terminal rows have the following row's observation as their next one"
+        reason = "the episode goes on, or it is the next episode's first"
+        handling = "bootstrapping stops there, so this next observation is not used"
+        yield warning("terminals", f"{message}: {reason}", handling)
 
 
 def _lengths(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterator[Finding]:
@@ -78,12 +76,9 @@ def _lengths(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterato
         return
     longer = int((episodes.lengths > horizon).sum())
     if longer:
-        yield warning(
-            "horizon",
-            f"{longer:,} episodes are longer than the limit of {horizon} steps, up to "
-            f"{int(episodes.lengths.max()):,}: timeouts are missing, or the limit was different",
-            "kept whole: a row's successor is the next row, even if the environment was reset in between",
-        )
+        message = f"{longer:,} episodes are longer than the limit of {horizon} steps, up to {episodes.lengths.max():,}"
+        handling = "kept whole: a row's successor is the next row, even if the environment was reset in between"
+        yield warning("horizon", f"{message}: timeouts are missing, or the limit was different", handling)
     last = episodes.starts + episodes.lengths - 1
     early = int(((raw.timeouts & ~raw.terminals)[last] & (episodes.lengths < horizon)).sum())
     if early:
@@ -95,12 +90,9 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     cut = episodes.ends & ~raw.terminals
     if raw.next_observations is None:
         if cut.any():
-            yield info(
-                "successors",
-                f"{int(cut.sum()):,} rows have no known successor: they are at time limits or the end of the file, "
-                "which has no next observations (D4RL issue 145)",
-                "they train the behavior model but not the critic; nothing is taken from the next episode",
-            )
+            message = f"{int(cut.sum()):,} rows have no known successor: they are at time limits or the end of the file"
+            handling = "they train the behavior model but not the critic; nothing is taken from the next episode"
+            yield info("successors", f"{message}, which has no next observations (D4RL issue 145)", handling)
         return
     following, own = raw.next_observations, raw.observations
     follows, repeats = equal_rows(following[:-1], own[1:]), equal_rows(following, own)
@@ -111,12 +103,9 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     limits = cut[:-1]
     taken = int((limits & follows).sum())
     if taken:
-        yield warning(
-            "successors",
-            f"{taken:,} of {int(limits.sum()):,} time limits have the following row's observation as their next one: "
-            "the next episode's first, unless the episode goes on (D4RL issue 145)",
-            "used as recorded: the critic bootstraps from it",
-        )
+        message = f"{taken:,} of {limits.sum():,} time limits have the following row's observation as their next one"
+        reason = "the next episode's first, unless the episode goes on (D4RL issue 145)"
+        yield warning("successors", f"{message}: {reason}", "used as recorded: the critic bootstraps from it")
     stays = int((limits & repeats[:-1] & ~follows).sum())
     if stays:
         message = f"{stays:,} time limits repeat their own observation as the next one"
@@ -163,11 +152,9 @@ def _duplicates(raw: RawArrays) -> Iterator[Finding]:
     if not len(repeated):
         return
     adjacent = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
-    message = (
-        f"{len(repeated):,} rows repeat the observation and action of an earlier row, {int(adjacent.sum()):,} of them "
-        "of the row just before"
-    )
-    yield warning("duplicates", message, "kept: averages count each of them")
+    message = f"{len(repeated):,} rows repeat the observation and action of an earlier row"
+    just_before = f"{int(adjacent.sum()):,} of them of the row just before"
+    yield warning("duplicates", f"{message}, {just_before}", "kept: averages count each of them")
 
 
 def repeated_rows(*arrays: FloatArray) -> IntArray:
@@ -198,12 +185,10 @@ def _row_keys(arrays: tuple[FloatArray, ...]) -> npt.NDArray[np.uint64]:
 def _actions(raw: RawArrays, low: FloatArray, high: FloatArray) -> Iterator[Finding]:
     beyond = rows_beyond(raw.actions, low, high)
     if len(beyond):
-        yield warning(
-            "actions",
-            f"actions are outside [{low.min():g}, {high.max():g}] in {first_rows(beyond)} (found "
-            f"{raw.actions.min():g} to {raw.actions.max():g})",
-            "training refuses them: set the environment's bounds with --data.action_low and --data.action_high",
-        )
+        message = f"actions are outside [{low.min():g}, {high.max():g}] in {first_rows(beyond)}"
+        found = f"found {raw.actions.min():g} to {raw.actions.max():g}"
+        handling = "training refuses them: set the environment's bounds with --data.action_low and --data.action_high"
+        yield warning("actions", f"{message} ({found})", handling)
     entries, rows = 0, 0
     for part in blocks(len(raw)):
         at_bound = (raw.actions[part] <= low) | (raw.actions[part] >= high)

@@ -24,15 +24,11 @@ def maze_findings(raw: RawArrays, task: Task, episodes: Episodes) -> Iterator[Fi
 def _breaks(raw: RawArrays, episodes: Episodes, goes_on: BoolArray, max_move: float) -> Iterator[Finding]:
     jumps = np.flatnonzero(~goes_on & ~episodes.ends[:-1])
     if len(jumps):
-        own = raw.next_observations is not None
-        yield warning(
-            "jumps",
-            f"the position jumps by more than {max_move:g} to the next row without an end in {first_rows(jumps)} "
-            "(D4RL issue 77)",
-            "each row keeps its own next observation"
-            if own
-            else "used as recorded: the critic bootstraps across the jump; use the -v2 file if there is one",
-        )
+        message = f"the position jumps by more than {max_move:g} to the next row without an end in {first_rows(jumps)}"
+        handling = "used as recorded: the critic bootstraps across the jump; use the -v2 file if there is one"
+        if raw.next_observations is not None:
+            handling = "each row keeps its own next observation"
+        yield warning("jumps", f"{message} (D4RL issue 77)", handling)
     stop = "bootstrapping stops at each, and each ends an episode: returns and lengths stop there"
     cut = "they cut the walk: returns and lengths are those of its parts"
     flags = (("terminals", raw.terminals, stop), ("timeouts", raw.timeouts & ~raw.terminals, cut))
@@ -60,12 +56,10 @@ def _goals(
     middle = (positions[rewarded].min(axis=0) + positions[rewarded].max(axis=0)) / 2
     widest = float(np.linalg.norm(positions[rewarded] - middle, axis=1).max())
     if widest > 2 * radius:
-        yield warning(
-            "goals",
-            f"rewarded positions are up to {widest:.1f} from their centre, but a goal's radius is {radius:g}: there "
-            "are several goals, which the observations do not show",
-            "used as recorded: the critic learns the value of being near any of the goals",
-        )
+        message = f"rewarded positions are up to {widest:.1f} from their centre, but a goal's radius is {radius:g}"
+        reason = "there are several goals, which the observations do not show"
+        handling = "used as recorded: the critic learns the value of being near any of the goals"
+        yield warning("goals", f"{message}: {reason}", handling)
     if goal is not None:
         yield from _late_rewards(positions, rewarded, goes_on, goal, radius)
 
@@ -91,9 +85,7 @@ def _late_rewards(
     at_own = int((inside[:-1] != rewarded[:-1])[goes_on].sum())
     at_next = int((inside[1:] != rewarded[:-1])[goes_on].sum())
     if at_own < at_next:
-        yield warning(
-            "rewards",
-            f"rewards match the row's own position ({at_own:,} rows disagree) better than the next one ({at_next:,} "
-            "disagree): they come one row late (D4RL issue 194)",
-            "used as recorded, as in published results: values are discounted by one extra step",
-        )
+        message = f"rewards match the row's own position ({at_own:,} rows disagree) better than the next one"
+        late = f"({at_next:,} disagree): they come one row late (D4RL issue 194)"
+        handling = "used as recorded, as in published results: values are discounted by one extra step"
+        yield warning("rewards", f"{message} {late}", handling)

@@ -104,8 +104,7 @@ class ImageDataModule(StageDataModule):
         self.energy = energy
         self.holdout = holdout
         self.split = split or "train"
-        self.image_column = image_column
-        self.label_column = label_column
+        self.image_column, self.label_column = image_column, label_column
         self.on_broken = on_broken
         self.num_images = num_images
         self.points_hash = ""  # hash of images, mirroring and held-out rows; set by setup()

@@ -78,9 +78,7 @@ def read_folder(folder: Path, form: ImageFormat) -> ImageSet:
 
     Either each top-level subfolder is a class (sorted by name, with images at any depth), or all images are directly
     in the folder and unlabelled. Hidden files and files without an image suffix are ignored.
-
-    Raises:
-        DataError: no images, both layouts at once, or a subfolder without images; see also `read_images`.
+    Raises `DataError` for no images, both layouts at once, or a subfolder without images, and like `read_images`.
     """
     classes = {name: _image_files(folder / name) for name in _subfolders(folder)}
     paths = sorted(path for path in folder.iterdir() if _is_image(path))
@@ -110,10 +108,8 @@ def read_hub(name: str, split: str, image_column: str | None, label_column: str 
     `image_column` and `label_column` default to the only image column and the only class-label column (if none, there
     are no labels). If named, a column of integers or strings also works as labels; its sorted values are the classes.
 
-    Raises:
-        MissingExtraError: the package `datasets` is not installed.
-        ConfigError: a column is missing or has the wrong type.
-        DataError: the dataset or split cannot be loaded, or has unlabelled rows; see also `read_images`.
+    Raises `MissingExtraError` without the package `datasets`, `ConfigError` if a column is missing or has another type,
+    `DataError` if the dataset or split cannot be loaded or has unlabelled rows, and like `read_images`.
     """
     dataset = open_hub(name, split)
     import datasets
@@ -174,8 +170,7 @@ def read_images(
 ) -> ImageSet:
     """Decode the files `open_file(0)`, ... in threads, keeping their order; `titles` name them in messages.
 
-    Raises:
-        DataError: a broken file (unless skipped), only broken files, or different sizes without `image_size`.
+    Raises `DataError` for a broken file (unless skipped), only broken files, or different sizes without `image_size`.
     """
     images: Pixels | None = None
     kept: list[int] = []

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +37,6 @@ Bounds = float | Sequence[float] | None
 _BOUND_TOLERANCE = 1e-6
 # Observations with a smaller deviation count as constant and are not divided by it.
 _MIN_STD = 1e-6
-
-
-class EpisodeReturns(NamedTuple):
-    """Undiscounted returns (E,) in float64, and a mask (E,) of episodes ended by a terminal or a time limit."""
-
-    returns: Tensor
-    complete: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,12 +115,12 @@ class TransitionBuffer:
         """Ascending rows a critic can train on: terminal, or with a known successor."""
         return torch.nonzero(self.next_index >= 0).squeeze(-1)
 
-    def episode_returns(self) -> EpisodeReturns:
-        """Return of each episode, and a mask of the complete ones."""
+    def episode_returns(self) -> tuple[Tensor, Tensor]:
+        """Undiscounted returns (E,) in float64, and a mask (E,) of episodes ended by a terminal or a time limit."""
         sums = torch.zeros(self.num_episodes, dtype=torch.float64)
         sums.index_add_(0, self.episode_index.cpu(), self.rewards.cpu().double())
         last = self.episode_ends - 1
-        return EpisodeReturns(sums, (self.terminals[last] | self.timeouts[last]).cpu())
+        return sums, (self.terminals[last] | self.timeouts[last]).cpu()
 
     def spec(self, normalize: bool = False) -> DataSpec:
         """Sizes and action bounds; with `normalize`, also mean and standard deviation of the N observations.

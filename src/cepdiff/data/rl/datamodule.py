@@ -61,13 +61,11 @@ class OfflineDataModule(StageDataModule):
     ) -> None:
         super().__init__(block_size, seed)
         self.dataset = dataset
-        self.env_id = env_id
-        self.env_kwargs = env_kwargs
+        self.env_id, self.env_kwargs = env_id, env_kwargs
         self.dataset_dir = dataset_dir
         self.reward_rule = reward_rule
         self.normalize_observations = normalize_observations
-        self.action_low = action_low
-        self.action_high = action_high
+        self.action_low, self.action_high = action_low, action_high
         self.metadata: dict[str, Any] = {}  # of the file; set by setup()
         self.findings: list[Finding] = []  # as in `cepdiff data check`; set by setup()
         self._buffer: TransitionBuffer | None = None

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, BoolArray, FloatArray, RawArrays, check_shapes
+from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, WIDE, BoolArray, FloatArray, RawArrays, check_shapes
 from cepdiff.errors import DataError
 from cepdiff.files import path_aside
 
@@ -52,7 +52,7 @@ def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = 
     path = Path(path)
     with open_file(path) as file:
         datasets = row_arrays(file, path, timeouts_required=horizon is None)
-        next_observations = datasets.get("next_observations")
+        floats: dict[str, Any] = {name: _floats(datasets[name]) for name in (*WIDE, "rewards") if name in datasets}
         terminals, metadata = read_flags(datasets["terminals"], path), stored_metadata(file)
         if "timeouts" in datasets:
             timeouts = read_flags(datasets["timeouts"], path)
@@ -61,12 +61,9 @@ def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = 
             timeouts = timeouts_at(horizon, terminals.reshape(-1))
             metadata["timeouts_from_horizon"] = horizon
         raw = RawArrays(
-            observations=_floats(datasets["observations"]),
-            actions=_floats(datasets["actions"]),
-            rewards=_floats(datasets["rewards"]),
+            **floats,
             terminals=terminals,
             timeouts=timeouts,
-            next_observations=None if next_observations is None else _floats(next_observations),
             metadata=metadata,
             infos=_infos(file, datasets["observations"].shape[0], path) if infos else {},
             source=str(path),
