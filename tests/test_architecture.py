@@ -34,7 +34,7 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 GROUND = set(FLOORS[0])
-# Beside the rooms of the command `fit`: only the commands, typed or in Python, may know it; it knows none of them.
+# `collect` is no part of `fit`: it knows these rooms, and only the commands and `api` know it.
 COLLECT_KNOWS = {*GROUND, "diffusion", "networks", "data", "energy", "modules", "policy", "rollout", "collect", "envs"}
 # Library -> the rooms (or files) that may import it.
 RIM = {

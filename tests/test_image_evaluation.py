@@ -15,6 +15,7 @@ from cepdiff.data.images.energies import from_bytes, tinted
 from cepdiff.energy.sample_metrics import image_hues, resample, wasserstein_1
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.networks.images.classifier import ImageClassifier
+from cepdiff.networks.images.inception import check_inception
 from cepdiff.problems.density.classifier import (
     ClassJudge,
     accuracy,
@@ -23,7 +24,6 @@ from cepdiff.problems.density.classifier import (
     train_classifier,
 )
 from cepdiff.problems.density.gallery import histogram, plot_grids, plot_hues, shown_heads
-from cepdiff.problems.density.inception import check_inception
 from cepdiff.problems.density.judges import EnergyJudge, judge_samples, training_images
 from cepdiff.runs.results import Results, Row
 

@@ -1,4 +1,4 @@
-"""The one family of exceptions that this package raises for what a user can cause."""
+"""The exceptions of this package: errors that a user can cause, and mend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class CepdiffError(Exception):
-    """Base of all; the command line prints its message as one line and exits with `exit_code`."""
+    """The base class; the command line prints its message as one line and exits with `exit_code`."""
 
     exit_code = 2
 

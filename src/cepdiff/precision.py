@@ -1,4 +1,4 @@
-"""Where mixed precision must not go: sums that cancel, and what is exponentiated."""
+"""Exceptions from mixed precision: sums that cancel, and values that are exponentiated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @contextmanager
 def uncached_casts() -> Iterator[None]:
-    """Autocast keeps no cast of a weight here, which an optimiser step would leave stale."""
+    """A context in which autocast does not cache casts of weights, which an optimiser step would leave stale."""
     kept = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

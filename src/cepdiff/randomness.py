@@ -1,7 +1,7 @@
 """Random numbers as a function of (seed, stage, step), never of history.
 
-Whatever draws numbers asks here for a generator of its own, named by what it draws for. A resumed run, a run on
-more processes and an uninterrupted one therefore see the same numbers.
+Each use of random numbers has its own generator, named by its purpose. So a resumed run, a run on more processes and an
+uninterrupted run see the same numbers.
 """
 
 from __future__ import annotations

@@ -192,6 +192,8 @@ def test_a_head_that_is_not_there(head: int) -> None:
 def test_no_head_for_a_row() -> None:
     with pytest.raises(ConfigError, match="need the head of each row"):
         HeadLogits(wave, CEP())(normal(2, 2), torch.tensor(0.5), None)
+    with pytest.raises(ConfigError, match="expected one per sample"):
+        HeadLogits(wave, CEP())(normal(3, 2), torch.tensor(0.5), torch.zeros(2, 1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("objective", [CEP(), NoisyClassifier(), DPS()], ids=["cep", "classifier", "dps"])

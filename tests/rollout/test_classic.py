@@ -262,3 +262,5 @@ def test_a_policy_file_says_where_to_score_it_again() -> None:
     recipe.dataset = "mine"
     with pytest.raises(ConfigError, match="'mine' is not a task of D4RL"):
         environment_of_policy(recipe, "gym", None)
+    with pytest.raises(ConfigError, match="--backend is gymn; expected gymnasium or gym"):
+        environment_of_policy(recipe, "gymn", None)

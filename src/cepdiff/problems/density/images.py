@@ -21,6 +21,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.headed import HeadedEnergyGuidance
 from cepdiff.networks.images.half_unet import HalfUNet
+from cepdiff.networks.images.inception import check_inception, inception_distance
 from cepdiff.networks.images.pretrained import pretrained_hash
 from cepdiff.networks.images.unet import UNetScore
 from cepdiff.policy.images import ImageSampler
@@ -28,7 +29,6 @@ from cepdiff.policy.recipe import Recipe
 from cepdiff.policy.sampler import SamplerParts
 from cepdiff.problems.density.classifier import ClassJudge, check_class_sizes, kept_classifier
 from cepdiff.problems.density.gallery import plot_grids, plot_hues, shown_heads
-from cepdiff.problems.density.inception import check_inception, fid_rows
 from cepdiff.problems.density.judges import EnergyJudge, Judge, is_hue, judge_samples
 from cepdiff.problems.density.problem import DensityProblem
 from cepdiff.problems.density.report import image_sections
@@ -36,7 +36,7 @@ from cepdiff.problems.density.samples import GUIDED, write_samples
 from cepdiff.problems.guided import OBJECTIVE
 from cepdiff.runs.logs import log_result
 from cepdiff.runs.report import Section
-from cepdiff.runs.results import Results
+from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
 
@@ -234,7 +234,10 @@ class ImageDensity(DensityProblem):
         judge, data, settings = self._new_judge(), self.data, self.settings
         rows, columns = judge_samples(samples, judge, data.head_names), dict(judge.columns)
         if settings.fid_weights is not None:
-            rows += fid_rows(samples, data, settings.fid_weights, self.run.processes.device)
+            real, device = data.images[data.train_rows], self.run.processes.device
+            for scale, images in samples.items():
+                distance = inception_distance(real, images.flatten(0, 1), settings.fid_weights, device)
+                rows.append(Row(scale, "fid", distance))
             columns["fid"] = ("FID", ".3f")
         objective = type(self.objective).__name__
         results = self.results_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,12 +83,9 @@ def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: i
     environment = environment_of(data, settings.backend) if episodes else None
     reference = reference_of(data, environment)
     if environment is not None:
-        env = make_env(environment)
-        try:
+        with closing(make_env(environment)) as env:
             check_spaces(env, data.spec)
             check_reference(env, reference)
-        finally:
-            env.close()
     return Evaluation(environment, reference, sorted(set(scales)), episodes, seed, settings.max_envs, settings.engine)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,17 +128,16 @@ def environment_of_policy(recipe: Recipe, backend: str | None, reference: Refere
     """The run's own environment, or the task's of another backend.
 
     Raises:
-        ConfigError: another backend for a run that is not on a task of D4RL.
+        ConfigError: an unknown backend, or another one for a run that is not on a task of D4RL.
         SimulationError: D4RL's reference returns are not those of the run.
     """
     known = EnvSpec(*(recipe.environment[key] for key in ("env_id", "kwargs", "module")))
+    if backend not in (None, "gymnasium", "gym"):
+        raise ConfigError(f"--backend is {backend}; expected gymnasium or gym")
     if backend == "gym":
         chosen = classic_environment(recipe.dataset)
-        env = make_env(chosen)
-        try:
+        with closing(make_env(chosen)) as env:
             check_reference(env, reference)
-        finally:
-            env.close()
         return chosen
     if backend == "gymnasium" and known.module == CLASSIC_MODULE:
         return choose_environment(recipe.dataset, find_task(recipe.dataset), {}, None, None, "--data.env_id")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.errors import ConfigError
-from cepdiff.runs.results import Row
 
 SIZE = 64  # images at a time
 
@@ -27,17 +24,6 @@ def check_inception(weights: str) -> None:
         raise ConfigError(
             "evaluation.fid_weights needs torchmetrics and torch-fidelity: pip install 'torchmetrics[image]'"
         ) from error
-
-
-def fid_rows(
-    samples: Mapping[float, Tensor], data: ImageDataModule, weights: str, device: torch.device | str
-) -> list[Row]:
-    """The FID of each scale's samples (H, M, C, H, W) against the training images."""
-    real = data.images[data.train_rows]
-    return [
-        Row(scale, "fid", inception_distance(real, images.flatten(0, 1), weights, device))
-        for scale, images in samples.items()
-    ]
 
 
 def inception_distance(real: Tensor, fake: Tensor, weights: str, device: torch.device | str) -> float:
