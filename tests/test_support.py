@@ -49,7 +49,7 @@ def run(cache: SupportCache, draw: Callable[[Tensor], Tensor], rank: int = 0, wo
 
 
 def check_whole(cache: SupportCache, state_ids: Tensor = STATE_IDS) -> None:
-    assert cache.complete
+    assert not cache.pending()
     assert cache.pending() == []
     torch.testing.assert_close(torch.tensor(np.array(cache.actions)), actions_of(state_ids))
 
@@ -59,7 +59,7 @@ def test_every_state_is_drawn_once(tmp_path: Path, chunk_size: int) -> None:
     assert not SupportCache.exists(tmp_path)
     cache = lay_out(tmp_path, chunk_size=chunk_size)
     assert SupportCache.exists(tmp_path)
-    assert not cache.complete
+    assert cache.pending()
     assert cache.num_actions == K
     draw = Draw()
     done = run(cache, draw)
@@ -87,7 +87,7 @@ def test_a_kill_between_chunks_costs_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(lay_out(tmp_path), killed)
     cache = SupportCache(tmp_path, NUM_STATES)
-    assert not cache.complete
+    assert cache.pending()
     run(cache, resumed)
     check_whole(cache)
     assert killed.drawn + resumed.drawn == STATE_IDS.tolist()
@@ -146,7 +146,7 @@ def test_another_number_of_ranks_goes_on_where_the_first_stopped(tmp_path: Path)
 def test_laying_out_again_forgets_the_first(tmp_path: Path) -> None:
     run(lay_out(tmp_path), Draw())
     cache = lay_out(tmp_path, STATE_IDS[:7])
-    assert not cache.complete
+    assert cache.pending()
     run(cache, Draw())
     check_whole(cache, STATE_IDS[:7])
 

@@ -31,9 +31,7 @@ def test_round_trip(make_raw: Make, tmp_path: Path, compress: bool) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.hdf5"]
     with h5py.File(path) as file:
         assert file["infos/qpos"].shape == (10, 3)
-    header = read_header(path)
-    assert (header.rows, header.observation_size, header.action_size) == (10, 2, 1)
-    assert header.metadata == back.metadata
+    assert read_header(path) == (10, back.metadata)
 
 
 def test_a_failed_write_leaves_the_old_file(make_raw: Make, tmp_path: Path) -> None:

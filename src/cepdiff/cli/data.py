@@ -117,12 +117,12 @@ def _file_facts(task: Task, dataset_dir: str | None) -> dict[str, Any]:
     from cepdiff.data.rl.source import task_path
 
     path = task_path(task, dataset_dir)
-    rows = None
+    rows: int | None = None
     if path.is_file():
         from cepdiff.data.rl.hdf5 import read_header
 
         with suppress(DataError):  # `check` and `info` explain it
-            rows = read_header(path).rows
+            rows, _ = read_header(path)
     return {"file": str(path), "file_present": path.is_file(), "rows": rows}
 
 

@@ -97,7 +97,7 @@ def convert(
         check_minari_target(dataset_id, overwrite)  # before downloading gigabytes
     path = resolve(source, dataset_dir)
     facts, module = _facts(source, path, env_id, env_kwargs)
-    known = {**facts, **read_header(path).metadata}
+    known = {**facts, **read_header(path)[1]}
     found = environment = None
     if "env_id" in known:
         kwargs = known.get("env_kwargs", {})
@@ -129,7 +129,7 @@ def _facts(
         facts |= {"env_id": env_id, "env_kwargs": None}
     if env_kwargs is not None:
         facts["env_kwargs"] = dict(env_kwargs)
-    stored = read_header(path).metadata
+    _, stored = read_header(path)
     _check_unnamed(source, stored.get("env_id"), env_id, env_kwargs)
     if "env_id" in stored:  # its arguments are for this environment
         facts.pop("env_kwargs", None)
@@ -169,8 +169,8 @@ def _to_file(
         _check_unnamed(source, named, **given)
         write_metadata(file, {**(given if named is None else {}), **derived})
         episodes = len(writer.lengths)
-    env = read_header(path).metadata.get("env_id")
-    return Conversion(source, str(path), writer.done, episodes, _size(folder), _size(path), env)
+    _, metadata = read_header(path)
+    return Conversion(source, str(path), writer.done, episodes, _size(folder), _size(path), metadata.get("env_id"))
 
 
 def _copy_rest(layout_file: Path, file: h5py.File) -> None:

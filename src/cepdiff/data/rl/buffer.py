@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +40,7 @@ _MIN_STD = 1e-6
 
 @dataclass(frozen=True)
 class TransitionBuffer:
-    """N rows in E episodes, U >= N states; all tensors on one device.
+    """N rows in E episodes, U >= N states; all tensors on the CPU.
 
     states (U, S): the observations of the N rows, then the next observations that are not the following row's.
     next_index (N,): row of s' in `states`, -1 if unknown. actions (N, A) in [-1, 1]. rewards (N,), raw. terminals,
@@ -118,9 +117,9 @@ class TransitionBuffer:
     def episode_returns(self) -> tuple[Tensor, Tensor]:
         """Undiscounted returns (E,) in float64, and a mask (E,) of episodes ended by a terminal or a time limit."""
         sums = torch.zeros(self.num_episodes, dtype=torch.float64)
-        sums.index_add_(0, self.episode_index.cpu(), self.rewards.cpu().double())
+        sums.index_add_(0, self.episode_index, self.rewards.double())
         last = self.episode_ends - 1
-        return sums, (self.terminals[last] | self.timeouts[last]).cpu()
+        return sums, self.terminals[last] | self.timeouts[last]
 
     def spec(self, normalize: bool = False) -> DataSpec:
         """Sizes and action bounds; with `normalize`, also mean and standard deviation of the N observations.
@@ -137,15 +136,8 @@ class TransitionBuffer:
             observation_std=std,
         )
 
-    def to(self, device: torch.device | str) -> TransitionBuffer:
-        """Return the same buffer on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
-
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        observations = self.observations.cpu()
-        parts = [observations[part] for part in blocks(len(self))]
+        parts = [self.observations[part] for part in blocks(len(self))]
         mean = sum((p.double().sum(0) for p in parts), torch.zeros(1)) / len(self)
         variance = sum(((p.double() - mean).square().sum(0) for p in parts), torch.zeros(1)) / len(self)
         std = variance.sqrt()
@@ -154,21 +146,20 @@ class TransitionBuffer:
 
 
 def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -> Tensor:
-    """Ascending rows of randomly chosen whole episodes, about `max_rows` in total, on the buffer's device.
+    """Ascending rows of randomly chosen whole episodes, about `max_rows` in total.
 
     At least one episode; all rows if `max_rows` is None or at least N.
     """
-    device = buffer.next_index.device
     if max_rows is None or max_rows >= len(buffer):
-        return torch.arange(len(buffer), device=device)
+        return torch.arange(len(buffer))
     if max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}; expected at least 1, or null for all rows")
     order = torch.randperm(buffer.num_episodes, generator=generator(seed, "episodes"))
-    totals = (buffer.episode_ends - buffer.episode_starts).cpu()[order].cumsum(0)
+    totals = (buffer.episode_ends - buffer.episode_starts)[order].cumsum(0)
     count = int((totals - max_rows).abs().argmin()) + 1  # the total nearest to max_rows
     chosen = torch.zeros(buffer.num_episodes, dtype=torch.bool)
     chosen[order[:count]] = True
-    return torch.nonzero(chosen[buffer.episode_index.cpu()]).squeeze(-1).to(device)
+    return torch.nonzero(chosen[buffer.episode_index]).squeeze(-1)
 
 
 def action_bounds(raw: RawArrays, action_low: Bounds = None, action_high: Bounds = None) -> tuple[FloatArray, ...]:

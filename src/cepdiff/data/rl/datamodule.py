@@ -1,4 +1,4 @@
-"""Offline RL data: a buffer on the device, with support actions once they are drawn."""
+"""Offline RL data: a buffer, with support actions once they are drawn."""
 
 from __future__ import annotations
 

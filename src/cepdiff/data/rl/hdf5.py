@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,10 @@ COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "sh
 _MAX_METADATA_VALUES = 256
 
 
-@dataclass(frozen=True)
-class Header:
-    """N, S, A and metadata of a file, without its arrays."""
-
-    rows: int
-    observation_size: int
-    action_size: int
-    metadata: dict[str, Any]
-
-
-def read_header(path: str | Path) -> Header:
-    """Read sizes and metadata of a file, in milliseconds. Raises `DataError` like `read_arrays`, values aside."""
+def read_header(path: str | Path) -> tuple[int, dict[str, Any]]:
+    """(N, metadata) of a file, in milliseconds. Raises `DataError` like `read_arrays`, values aside."""
     with open_file(Path(path)) as file:
-        datasets = row_arrays(file, Path(path))
-        rows, observation_size = datasets["observations"].shape
-        return Header(rows, observation_size, datasets["actions"].shape[1], stored_metadata(file))
+        return row_arrays(file, Path(path))["observations"].shape[0], stored_metadata(file)
 
 
 def read_arrays(path: str | Path, *, infos: bool = False, horizon: int | None = None) -> RawArrays:

@@ -50,6 +50,7 @@ class SupportCache:
     """
 
     def __init__(self, folder: Path, num_states: int) -> None:
+        advice = "delete that folder and run again"
         try:
             self.actions: NDArray[np.float32] = np.load(folder / "actions.npy", mmap_mode="c")
             state_ids = np.load(folder / "state_ids.npy")
@@ -57,11 +58,9 @@ class SupportCache:
             if self.chunk_size < 1:
                 raise ValueError(f"chunk_size is {self.chunk_size}")
         except (OSError, ValueError, EOFError) as error:
-            raise RunError(
-                f"the support cache in {folder} cannot be read ({error}); delete that folder and run again"
-            ) from error
+            raise RunError(f"the support cache in {folder} cannot be read ({error}); {advice}") from error
         if len(self.actions) != len(state_ids) or (len(state_ids) and state_ids[-1] >= num_states):
-            raise RunError(f"the support cache in {folder} does not fit this buffer; delete that folder and run again")
+            raise RunError(f"the support cache in {folder} does not fit this buffer; {advice}")
         self.folder = folder
         self.state_ids = torch.from_numpy(state_ids)
         self.slots = torch.full((num_states,), -1, dtype=torch.int64)
@@ -89,13 +88,8 @@ class SupportCache:
         """K."""
         return int(self.actions.shape[1])
 
-    @property
-    def complete(self) -> bool:
-        """True if every chunk has been drawn."""
-        return not self.pending()
-
     def pending(self, rank: int = 0, world: int = 1) -> list[int]:
-        """Chunks that this rank still has to draw."""
+        """Chunks that this rank still has to draw; by default, all that are missing."""
         drawn = set[int]()
         for marks in self.folder.glob(MARKS.format("*")):
             drawn.update(int(mark) for mark in re.findall(r"<(\d+)>", marks.read_text()))
