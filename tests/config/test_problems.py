@@ -29,7 +29,7 @@ from cepdiff.runs.problem import Problem
 
 
 class OwnProblem(PointDensity):
-    def __init__(self, run, data, *, patience: int = 3, **sections) -> None:
+    def __init__(self, run, data, *, patience: int = 3, weights: dict[str, float] = {"a": 1.0}, **sections) -> None:
         super().__init__(run, data, **sections)
 
 
@@ -81,6 +81,8 @@ def test_a_problem_of_ones_own_adds_a_section(load: Load, parts: str) -> None:
     assert config.values["problem"] == f"{parts}.OwnProblem"
     assert load(config.to_yaml()).values == config.values
     assert load(f"problem: {parts}.OwnProblem\n{POINTS}", overrides=["patience=7"]).settings["patience"] == 7
+    keyed = load(f"problem: {parts}.OwnProblem\nweights: {{b: 2.0}}\n{POINTS}")
+    assert keyed.settings["weights"] == {"b": 2.0}  # a mapping with keys of the user's own
     plain = load(f"problem: {parts}.OwnProblem\npatience: 5\ndata: {{dataset: moons}}\n")
     assert plain.values == config.values  # its data are those of its base class
 

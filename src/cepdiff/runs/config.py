@@ -193,30 +193,16 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
             parser.add_argument(f"--{key}", type=kind, default=parameters[key].default)
     parser.add_argument("--callbacks", type=list[Callback], default=[])
     defaults = {**{key: {} for key in components}, **plain(parser.get_defaults())}  # a class may have no options
-    flat = {key: value for key, value in tree.items() if key != "problem"}
-    for key in components & flat.keys():
-        flat[key] = class_arguments(flat[key], {**defaults.get(key, {}), **problem.nested.get(key, {})}, key)
-    for key in (*components, *(key for key, kind in settings.items() if is_dataclass(kind))):
-        if isinstance(flat.get(key), Mapping):
-            refuse_unknown_nested(flat[key], defaults[key], key)
-            refuse_null(flat[key], defaults[key], key)
-        elif key in flat and flat[key] is not None:
-            raise ConfigError(f"{key} is {flat[key]!r}; expected a mapping of options")
-    flat = {key: value for key, value in flat.items() if value is not None and (value or key not in components)}
-    if "dataset" in defaults["data"] and not (flat.get("data", {}).get("dataset") or defaults["data"]["dataset"]):
-        raise ConfigError("data.dataset is missing: name a D4RL task or a file, e.g. --data.dataset hopper-medium-v2")
-    for key, nested in problem.nested.items():
-        for name, default in nested.items():
-            if name in defaults[key] and not flat.get(key, {}).get(name):
-                flat.setdefault(key, {})[name] = default
-    known = {key: supply(flat[key]["net"], arguments) for key, arguments in (supplied or {}).items()}
+    groups = [*components, *(key for key, kind in settings.items() if is_dataclass(kind))]
+    given = sections_given(tree, defaults, problem.nested, list(components), groups)
+    known = {key: supply(given[key]["net"], arguments) for key, arguments in (supplied or {}).items()}
     for key in components:
-        for name, value in (flat.get(key) or {}).items():
+        for name, value in (given.get(key) or {}).items():
             if isinstance(value, Mapping) and "class_path" in value and isinstance(defaults[key].get(name), Mapping):
                 # Another class than the default must not inherit the default's arguments.
                 parser.set_defaults({f"{key}.{name}": {"class_path": value["class_path"]}})
     try:
-        parsed = parser.parse_object(flat)
+        parsed = parser.parse_object(given)
         built = parser.instantiate(parsed) if hasattr(parser, "instantiate") else parser.instantiate_classes(parsed)
     except CepdiffError:
         raise
@@ -231,20 +217,51 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     for key, value in found.items():
         refuse_out_of_range(value, key)
     problem.check(found)
+    arguments_of = {key: dict(vars(built.get(key) or SimpleNamespace())) for key in components}
     return Config(
         given=copy.deepcopy(tree),
         values=values,
         problem=problem,
-        components={
-            key: Component(classes[key], dict(vars(built.get(key) or SimpleNamespace())), values[key])
-            for key in components
-        },
+        components={key: Component(cls, arguments_of[key], values[key]) for key, cls in classes.items()},
         settings={key: value for key, value in found.items() if key != "trainer"},
         trainer=found["trainer"],
         callbacks=list(built.callbacks),
         seed=built.seed,
         run_dir=built.run_dir,
     )
+
+
+def sections_given(
+    tree: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    nested: Mapping[str, Mapping[str, Any]],
+    components: Sequence[str],
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """What the configuration gives, as jsonargparse reads it, with the `nested` classes that it leaves out.
+
+    `groups` are the sections that are mappings of options: `components`, and groups of settings. Raises ConfigError for
+    unknown keys, a null without meaning, and missing data.
+    """
+    given = {key: value for key, value in tree.items() if key != "problem"}
+    for key, value in given.items():
+        default = defaults[key]
+        if key in components:
+            value = given[key] = class_arguments(value, {**default, **nested.get(key, {})}, key)
+        if key in groups:
+            if isinstance(value, Mapping):
+                refuse_unknown_nested(value, default, key)
+                refuse_null(value, default, key)
+            elif value is not None:
+                raise ConfigError(f"{key} is {value!r}; expected a mapping of options")
+    given = {key: value for key, value in given.items() if value is not None and (value or key not in components)}
+    if "dataset" in defaults["data"] and not (given.get("data", {}).get("dataset") or defaults["data"]["dataset"]):
+        raise ConfigError("data.dataset is missing: name a D4RL task or a file, e.g. --data.dataset hopper-medium-v2")
+    for key, classes in nested.items():
+        for name, default in classes.items():
+            if name in defaults[key] and not given.get(key, {}).get(name):
+                given.setdefault(key, {})[name] = default
+    return given
 
 
 def component_class(key: str, section: Any, base: type, default: type) -> type:
