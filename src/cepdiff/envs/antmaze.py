@@ -33,7 +33,7 @@ class AntMaze(MujocoMaze, EzPickle):
 
     Observations are MuJoCo's qpos (x, y, z, quaternion w x y z, 8 joint angles) and qvel. An action of ±1 is a torque
     of ±30; actions outside are clipped. The sparse reward is 1 within 0.5 of the goal and 0 elsewhere, the dense one is
-    minus the distance, both after the step.
+    minus the distance, both after the step. Raises ConfigError for an unknown maze, reward type or render mode.
 
     Args:
         layout: name of one of D4RL's mazes, or a layout.
@@ -45,9 +45,6 @@ class AntMaze(MujocoMaze, EzPickle):
         goal_each_reset: draw a goal at each reset (v2). Otherwise (v0, v1) the goal stays: D4RL draws it when the
             environment is made; here the first reset draws it, and so does every reset with a seed.
         render_mode: None or `rgb_array`, for images of `width` x `height` pixels.
-
-    Raises:
-        ConfigError: an unknown maze, reward type or render mode.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]

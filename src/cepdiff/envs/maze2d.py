@@ -20,7 +20,8 @@ class Maze2D(MujocoMaze, EzPickle):
     """Push a ball to the goal and keep it there: observes (x, y, vx, vy), forces in [-1, 1]^2, 100 steps per second.
 
     The sparse reward is 1 within 0.5 of the goal and 0 elsewhere, the dense one exp(-distance), both after the step.
-    Episodes never terminate. They start in any free cell, ±0.1, with a velocity of 0.1 times a normal draw.
+    Episodes never terminate. They start in any free cell, ±0.1, with a velocity of 0.1 times a normal draw. Raises
+    ConfigError for an unknown maze, reward type or render mode.
 
     Args:
         layout: name of one of D4RL's mazes, or a layout.
@@ -28,9 +29,6 @@ class Maze2D(MujocoMaze, EzPickle):
         reset_target: draw the goal at each reset from all free cells, ±0.1, as D4RL does to collect data; otherwise it
             stays in the goal cell (or the first free one).
         render_mode: None or `rgb_array`, for images of `width` x `height` pixels.
-
-    Raises:
-        ConfigError: an unknown maze, reward type or render mode.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 100}  # type: ignore[misc]

@@ -26,6 +26,8 @@ _START_NOISE = 0.1
 class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
     """A body in a maze with a goal. D4RL drew from NumPy's global generator; here all draws come from `np_random`.
 
+    Raises ConfigError for an unknown reward type or render mode.
+
     Args:
         layout: the maze.
         model: the MuJoCo model, with a site `goal` that marks the goal in images.
@@ -39,9 +41,6 @@ class MujocoMaze(gym.Env[NDArray[np.float64], NDArray[np.floating]]):
         model: the compiled model.
         data: its state; `data.qpos` and `data.qvel` are float64.
         layout: the maze.
-
-    Raises:
-        ConfigError: an unknown reward type or render mode.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]

@@ -64,16 +64,14 @@ def captured(capture: Capture, step: Callable[[], None], name: str, advice: str)
 class CapturedSteps:
     """The optimiser steps of a module on blocks of the shape of `block`, captured.
 
-    Making it leaves weights, averages and the optimiser's state as they were.
+    Making it leaves weights, averages and the optimiser's state as they were. Raises ConfigError for a loss that cannot
+    be captured, because it waits for the device or changes its shapes.
 
     Args:
         module: whose steps.
         optimizer: of torch, over the module's parameters.
         block: tensors (T, B, ...) and the seeds (T,) of the steps.
         capture: `cuda_graph`; anything else is for tests without a GPU.
-
-    Raises:
-        ConfigError: a loss that cannot be captured, because it waits for the device or changes its shapes.
     """
 
     def __init__(

@@ -104,7 +104,8 @@ class BatchEnergyGuidance(EnergyGuidance):
     Args:
         observation_size: must be 0.
         times_per_step: diffusion times per step, one drawn from each of this many equal parts of the range.
-        options: `batch_size`, K, is at least 2; the others are those of `EnergyGuidance`.
+        options: these and the arguments that are not listed here are those of `EnergyGuidance`; `batch_size`, K, is
+            at least 2.
     """
 
     batch_fields = ("samples", "energies")

@@ -35,7 +35,7 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
         objective: CEP, a baseline, or for labels `NoisyClassifier` and `DPSClassifier`; None is `CEP()`.
         times_per_step: diffusion times per step, one drawn from each of this many equal parts of the range; each costs
             a pass of the network over the batch.
-        options: those of `BatchEnergyGuidance`.
+        options: these and the arguments that are not listed here are those of `BatchEnergyGuidance`.
     """
 
     def __init__(

@@ -50,11 +50,8 @@ class NoiseTape(Noise):
     """The random numbers of a block of steps in fixed memory, for a step that reads them at its `turn`.
 
     The first step's calls tell what to draw; from then on `fill` draws it for a whole block, with the numbers of
-    `Noise` for each seed. For one process only.
-
-    Args:
-        num_steps: steps of the longest block.
-        turn: (1,) int64, the number of the step within the block.
+    `Noise` for each seed. For one process only. `num_steps` are those of the longest block; `turn` (1,) int64 is the
+    number of the step within the block.
     """
 
     def __init__(self, num_steps: int, turn: Tensor) -> None:

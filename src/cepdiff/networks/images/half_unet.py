@@ -28,7 +28,7 @@ class HalfUNet(nn.Module):
         condition_size: must be 0.
         data_size: A.
         num_heads: H.
-        channels: C; this and the other options are as in `UNetScore`.
+        channels: C; like the options that are not listed here, as in `UNetScore`.
         pooling: "average" over pixels, or "attention": the mean attends to all pixels (Radford et al. 2021; used by the
             classifier of Dhariwal & Nichol 2021).
         schedule: noise schedule of alpha_t; None is `LinearVP()`.

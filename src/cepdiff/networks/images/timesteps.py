@@ -48,12 +48,9 @@ def alphas_cumprod(scheduler: Mapping[str, Any], where: str) -> Tensor:
 class MatchedTimesteps(nn.Module):
     """Timesteps of a discrete process for the times of `schedule`, by equal half log-SNR.
 
-    Between the process's steps, lambda is interpolated linearly; times outside them get the first or last step. A last
-    step without any signal (zero terminal SNR) has no lambda and is dropped.
-
-    Args:
-        alphas_cumprod: abar (N,) of the process, decreasing in (0, 1).
-        schedule: noise schedule of the times.
+    The process is described by `alphas_cumprod`, its abar (N,), decreasing in (0, 1). Between its steps, lambda is
+    interpolated linearly; times outside them get the first or last step. A last step without any signal (zero terminal
+    SNR) has no lambda and is dropped.
     """
 
     lambdas: Tensor
