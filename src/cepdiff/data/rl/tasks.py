@@ -6,20 +6,11 @@ Each family is a function that yields its tasks; to add a family, add a function
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from cepdiff.data.rl.d4rl_tasks import adroit_tasks, antmaze_tasks, kitchen_tasks, locomotion_tasks, maze2d_tasks
 from cepdiff.data.rl.task import REWARD_RULES as REWARD_RULES
 from cepdiff.data.rl.task import Task as Task
 from cepdiff.errors import ConfigError, nearest
-
-
-class EnvReference(NamedTuple):
-    """Returns that score 0 and 100, and the episode limit of an environment."""
-
-    reference_min: float
-    reference_max: float
-    horizon: int
 
 
 def _embedded_tasks() -> Iterator[Task]:
@@ -47,11 +38,11 @@ TASKS: dict[str, Task] = {
 FAMILIES = tuple(dict.fromkeys(task.family for task in TASKS.values()))
 
 
-def env_references(tasks: Iterable[Task]) -> dict[str, EnvReference]:
-    """References by environment id, only for environments on which all tasks agree."""
-    found: dict[str, set[EnvReference]] = {}
+def env_references(tasks: Iterable[Task]) -> dict[str, tuple[float, float, int]]:
+    """(reference_min, reference_max, horizon) by environment id, only for environments on which all tasks agree."""
+    found: dict[str, set[tuple[float, float, int]]] = {}
     for task in tasks:
-        entry = EnvReference(task.reference_min, task.reference_max, task.horizon)
+        entry = task.reference_min, task.reference_max, task.horizon
         found.setdefault(task.env_id, set()).add(entry)
         if task.family == "locomotion":  # Gymnasium's own have the same rewards up to -v4, but not in -v5
             stem = task.env_id.removeprefix("cepdiff/").removesuffix("-v2")
@@ -60,7 +51,7 @@ def env_references(tasks: Iterable[Task]) -> dict[str, EnvReference]:
     return {env_id: entries.pop() for env_id, entries in found.items() if len(entries) == 1}
 
 
-ENV_REFERENCE: dict[str, EnvReference] = env_references(TASKS.values())
+ENV_REFERENCE = env_references(TASKS.values())
 
 
 def find_task(name: str) -> Task:
@@ -78,13 +69,13 @@ def task_for_env(env_id: str) -> Task | None:
 def references_for_env(env_id: str) -> tuple[float, float] | None:
     """(reference_min, reference_max) of a Gymnasium environment; None if unknown."""
     entry = ENV_REFERENCE.get(env_id)
-    return None if entry is None else (entry.reference_min, entry.reference_max)
+    return None if entry is None else entry[:2]
 
 
 def horizon_for_env(env_id: str) -> int | None:
     """Episode limit of a Gymnasium environment in steps; None if unknown."""
     entry = ENV_REFERENCE.get(env_id)
-    return None if entry is None else entry.horizon
+    return None if entry is None else entry[2]
 
 
 def normalized_score(episode_return: float, reference_min: float, reference_max: float) -> float:
