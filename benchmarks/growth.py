@@ -27,13 +27,13 @@ import numpy as np
 import torch
 
 from cepdiff.data.rl.hdf5 import write_arrays
-from cepdiff.data.rl.support import SupportCache
+from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.files import write_json
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
-from cepdiff.problems.offline.support import SupportSettings, draw_support
+from cepdiff.problems.offline.support_stage import SupportSettings, draw_support
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.runs.processes import TrainerSettings
 from cepdiff.runs.stage import quieten

@@ -18,13 +18,13 @@ from torch import Tensor
 
 import reference
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support import SupportCache
+from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.problems.offline.support import SupportSettings, draw_support, support_energies
+from cepdiff.problems.offline.support_stage import SupportSettings, draw_support, support_energies
 from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.runs.folder import RunFolder, StageFolder

@@ -17,7 +17,7 @@ from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.hdf5 import write_arrays
-from cepdiff.data.rl.support import SupportCache, fill
+from cepdiff.data.rl.support_cache import SupportCache, fill
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.noise import Noise

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support import SupportCache, fill, support_noise
+from cepdiff.data.rl.support_cache import SupportCache, fill, support_noise
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.errors import ConfigError, DataError

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support import SupportCache, states_of_rows
+from cepdiff.data.rl.support_cache import SupportCache, states_of_rows
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver

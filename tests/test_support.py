@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.data.rl.support import MARKS, NOISE_CHUNK, SupportCache, fill, states_of_rows, support_noise
+from cepdiff.data.rl.support_cache import MARKS, NOISE_CHUNK, SupportCache, fill, states_of_rows, support_noise
 from cepdiff.errors import RunError
 
 K, A, NUM_STATES, CHUNK = 3, 2, 40, 4

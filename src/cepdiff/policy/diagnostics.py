@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support import SupportCache, support_noise
+from cepdiff.data.rl.support_cache import SupportCache, support_noise
 from cepdiff.diffusion.guidance import logits_gradient
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.solver import time_grid

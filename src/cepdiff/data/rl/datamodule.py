@@ -18,7 +18,7 @@ from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.rewards import apply_rule
 from cepdiff.data.rl.source import load_dataset, resolve
-from cepdiff.data.rl.support import SupportCache
+from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.types import Batch, DataSpec

@@ -25,7 +25,7 @@ from cepdiff.problems.offline.diagnostics_report import log_diagnostics, write_d
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
 from cepdiff.problems.offline.judge import COLUMNS, draw, marks, offline_rows, rollouts, score_rows
 from cepdiff.problems.offline.report import report
-from cepdiff.problems.offline.support import SupportSettings, SupportStage, support_energies
+from cepdiff.problems.offline.support_stage import SupportSettings, SupportStage, support_energies
 from cepdiff.rollout.scores import ScoreRow, summarize
 from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results

@@ -14,7 +14,7 @@ from torch import Tensor
 from cepdiff.callbacks.progress import progress
 from cepdiff.data.rl.buffer import select_episodes
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support import SupportCache, fill, states_of_rows, support_noise
+from cepdiff.data.rl.support_cache import SupportCache, fill, states_of_rows, support_noise
 from cepdiff.errors import RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
