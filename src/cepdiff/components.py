@@ -119,7 +119,7 @@ def _import_name(path: str, where: str, kind: str) -> Any:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(f"{missing}."):
             raise ConfigError(
-                f"{where}: there is no module '{module_name}'; a file beside the configuration, or an installed "
+                f"{where}: there is no module '{module_name}'; a file next to the configuration, or an installed "
                 f"package, is found by its name"
             ) from error
         raise

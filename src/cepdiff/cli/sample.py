@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--num_solver_steps", type=positive, metavar="N", help="steps of the sampler; default: the run's"
     )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.set_defaults(run=run)
 
 

@@ -52,7 +52,7 @@ class Cell:
 class Comparison:
     """Metrics of runs that are comparable: (guidance scale, method) -> metric -> cell.
 
-    Scale 0 is the prior, whatever the method: runs that share its weights count once. A metric with a noise floor is
+    Scale 0 is the prior for every method: runs that share its weights count once. A metric with a noise floor is
     shown as a multiple of it.
 
     Args:

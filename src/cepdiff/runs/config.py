@@ -107,7 +107,7 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
 
 
 def read_layer(path: Path) -> Any:
-    """One YAML file; classes in a file beside it can be imported from now on."""
+    """One YAML file; classes in a file next to it can be imported from now on."""
     if not path.is_file():
         raise ConfigError(f"there is no configuration file {path}")
     folder = str(path.parent.resolve())
@@ -238,7 +238,7 @@ def sections_given(
     components: Sequence[str],
     groups: Sequence[str],
 ) -> dict[str, Any]:
-    """What the configuration gives, as jsonargparse reads it, with the `nested` classes that it leaves out.
+    """The configuration as jsonargparse reads it, completed by the `nested` classes that it leaves out.
 
     `groups` are the sections that are mappings of options: `components`, and groups of settings. Raises ConfigError for
     unknown keys, a null without meaning, and missing data.

@@ -37,7 +37,7 @@ def same_class(first: Any, second: Any) -> bool:
 
 
 def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[str]]) -> Any:
-    """Move `init_args` up beside `class_path`, so that there is one spelling and the later layer wins.
+    """Move `init_args` up, next to `class_path`, so that there is one spelling and the later layer wins.
 
     The same for arguments that are classes themselves, and for the paths in `${...}`. `nested` has, per component, the
     arguments besides `net` that may be given as the bare name of a class (`objective: MSE`).

@@ -17,7 +17,7 @@ from cepdiff.runs.stage import Stage
 
 
 class Problem(ABC):
-    """What `cepdiff fit` solves. Name a subclass under `problem:`, or let the data module say which one it is for.
+    """The task that `cepdiff fit` solves. Name a subclass under `problem:`, or let the data module name its own.
 
     The arguments of the constructor after `run` and `data` are the sections of the YAML, read from the signature: a
     `Component[Base]` is a class with options, a dataclass a group of settings, anything else a plain value. A subclass
@@ -60,7 +60,7 @@ class Problem(ABC):
         """The sampler of what has been trained so far."""
 
     def policy(self) -> Any:
-        """What `cepdiff.fit` returns to act or sample with."""
+        """The object that acts or samples, as `cepdiff.fit` returns it."""
         return self.sampler()
 
     def results(self) -> Results:

@@ -1,4 +1,4 @@
-"""The results of a run: one row per guidance scale, head and metric, in one file, whatever the problem."""
+"""The results of a run: one row per guidance scale, head and metric, in one file, for any problem."""
 
 from __future__ import annotations
 

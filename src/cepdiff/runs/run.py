@@ -1,4 +1,4 @@
-"""What every run has, whatever its problem."""
+"""The context that the stages of every run have, for any problem."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Stage(ABC):
 
     @property
     def size(self) -> str:
-        """What to print when it starts, besides its name."""
+        """A remark to print when it starts."""
         return ""
 
     def claim(self, names: Sequence[str] = ()) -> bool:

@@ -187,7 +187,7 @@ def image_sections(runs: Sequence[Results], output: Path) -> list[Section]:
 
 
 def target(run: Results) -> str:
-    """What comparable runs on images share: dataset, size, energy and beta."""
+    """The name of runs on images that can be compared: dataset, size, energy and beta."""
     try:
         shape, energy, *_ = (run.about[key] for key in ("image_shape", "energy", "heads", "num_samples"))
         channels, height, width = shape

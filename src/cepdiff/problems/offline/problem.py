@@ -121,7 +121,7 @@ class OfflineRL(GuidedProblem):
         return found
 
     def prior(self) -> GuidedSampler:
-        """The sampler of the behavior policy only, whatever the run's own sampler does."""
+        """The plain sampler of the behavior policy, not the class under `sampler:`."""
         # In mixed precision, casts are kept only of weights that could be trained.
         net = copy.deepcopy(self.behavior.sampling_net).requires_grad_(True)
         return GuidedSampler(self.parts({"behavior": net}))
