@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepdiff.energy.support import (
+from cepdiff.energy.support_distance import (
     RESOLUTION,
     held_out_distances,
     inside_support,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cepdiff.energy.support import pairwise_distance
+from cepdiff.energy.support_distance import pairwise_distance
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 

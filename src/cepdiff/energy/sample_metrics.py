@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cepdiff.energy.distances import BLOCK, NoiseFloor, checked_samples, noise_floor
-from cepdiff.energy.support import pairwise_distance
+from cepdiff.energy.support_distance import pairwise_distance
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 

@@ -18,7 +18,7 @@ from cepdiff.data.rl.support_cache import SupportCache, support_noise
 from cepdiff.diffusion.guidance import logits_gradient
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.solver import time_grid
-from cepdiff.energy.support import (
+from cepdiff.energy.support_distance import (
     inside_support,
     inside_threshold,
     leave_one_out_distance,
@@ -43,7 +43,7 @@ class ScaleEvidence:
         guidance_scale: s.
         value: Q of the guided actions, in scaled reward.
         gain: `value` minus that of scale 0.
-        inside_support: share inside the support, see `energy.support.inside_support`.
+        inside_support: share inside the support, see `energy.support_distance.inside_support`.
         distance: to the nearest support action.
         nearest_value: Q of the support action nearest to each guided action.
         penalized_value: `nearest_value` minus the critic's slope times the distance in excess of that among the support
@@ -216,7 +216,7 @@ def scale_evidence(
     threshold: Tensor,
 ) -> ScaleEvidence:
     """The evidence of guided `actions` (M, A), without its gain; `q_support` (M, K) is Q of the support actions,
-    `slope` (M,) is from `q_slope`, `threshold` from `energy.support.inside_threshold`."""
+    `slope` (M,) is from `q_slope`, `threshold` from `energy.support_distance.inside_threshold`."""
     values = critic.sampling_net(sample.states, actions)  # (num_critics, M)
     q = critic.q_value(sample.states, actions)
     distance, nearest = pairwise_distance(actions.unsqueeze(1), sample.support).squeeze(1).min(-1)
