@@ -1,4 +1,4 @@
-"""Diagnostics on modules whose every answer is known: Gaussian behavior policies, linear values, exact guidance."""
+"""Diagnostics on modules with known answers: Gaussian behavior policies, linear values, exact guidance."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.problems.offline.diagnostics_report import (
     diagnostic_scalars,
     log_diagnostics,
-    write_diagnostics,
+    plot_diagnostics,
 )
 from cepdiff.problems.offline.judge import offline_rows
 
 S, A, K, N = 2, 3, 16, 1500
-SPREAD = 0.05  # standard deviation c of the behavior policy, a dimension
+SPREAD = 0.05  # standard deviation c of the behavior policy, per dimension
 SLOPE = 4.0  # |∇_a Q|
 BETA = 1.0 / (SLOPE * SPREAD)  # so that scale 1 moves actions by one standard deviation
 SCHEDULE = LinearVP()
@@ -57,12 +57,12 @@ def policy_mean(states: Tensor) -> Tensor:
 
 
 def variance(t: Tensor) -> Tensor:
-    """Of the noised actions: alpha² c² + sigma²."""
+    """Variance of the noised actions: alpha² c² + sigma²."""
     return SCHEDULE.alpha(t) ** 2 * SPREAD**2 + SCHEDULE.sigma(t) ** 2
 
 
 class Net(nn.Module):
-    """A network with one (unused) weight, so that modules can hold it, and a function for its forward."""
+    """Wraps a function as a network with one (unused) weight, so that modules can hold it."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def noise_prediction(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
 
 
 def logits(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
-    """log E[exp(beta SLOPE w·x_0) | x_t] up to a constant: exact for Gaussian and linear value."""
+    """log E[exp(beta SLOPE w·x_0) | x_t] up to a constant: exact for a Gaussian and a linear value."""
     return BETA * SLOPE * (x @ DIRECTION) * SCHEDULE.alpha(t) * SPREAD**2 / variance(t)
 
 
@@ -89,7 +89,7 @@ def values(states: Tensor, actions: Tensor) -> Tensor:
 
 
 class Data(OfflineDataModule):
-    """Unnormalised states; actions of the behavior policy, `shift` of its standard deviations off."""
+    """Unnormalised states, and actions of the behavior policy shifted by `shift` of its standard deviations."""
 
     def __init__(self, shift: float = 0.0) -> None:
         super().__init__("own", normalize_observations=True)
@@ -116,7 +116,7 @@ class Data(OfflineDataModule):
 
 
 def make(net: Callable[..., Tensor] = logits, kind: type[GuidedSampler] = GuidedSampler) -> GuidedSampler:
-    """The sampler of the behavior policy, guided by `net`."""
+    """The behavior policy's sampler, guided by `net`."""
     networks = {"behavior": Net(noise_prediction), "energy": Net(net)}
     return kind(SamplerParts(A, networks, SCHEDULE, SOLVER))
 
@@ -156,7 +156,7 @@ def run(data: OfflineDataModule, cache: SupportCache, **options: Any) -> Diagnos
     return diagnose(make(), make(), CRITIC, data, cache, **arguments)
 
 
-# What is measured
+# Measurements
 
 
 def test_dataset_actions_of_the_behavior_policy_are_inside(found: Diagnostics, cache: SupportCache) -> None:
@@ -181,7 +181,7 @@ def test_statistics_of_q(found: Diagnostics) -> None:
 
 
 def test_disagreement_is_about_actions(data: Data, cache: SupportCache) -> None:
-    """Critics ±w·a: advantages of standard deviation c, whose spread over two critics is √2 |w·a - mean|."""
+    """Critics ±w·a: advantages with standard deviation c, whose spread over the two critics is √2 |w·a - mean|."""
     sample = draw_states(data, cache, 700, 0, "cpu")
 
     def opposed(states: Tensor, actions: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def test_norms_over_time_by_closed_form(found: Diagnostics) -> None:
     assert len(norms.times) == 20
     assert norms.times[0] == 1.0
     assert norms.times[-1] > SCHEDULE.t_min
-    chi = math.sqrt(2.0) * math.gamma(2.0) / math.gamma(1.5)  # mean norm of three standard normal numbers
+    chi = math.sqrt(2.0) * math.gamma(2.0) / math.gamma(1.5)  # mean norm of a 3-D standard normal
     for time, guidance, score, ratio in zip(norms.times, norms.guidance, norms.score, norms.ratios, strict=True):
         t = torch.tensor(time)
         exact = BETA * SLOPE * float(SCHEDULE.alpha(t)) * SPREAD**2 / float(variance(t))
@@ -209,7 +209,7 @@ def test_norms_over_time_by_closed_form(found: Diagnostics) -> None:
 
 
 def test_evidence_by_closed_form(found: Diagnostics) -> None:
-    """p ∝ q exp(s beta Q) is the behavior policy moved by s beta c² ∇Q: here s standard deviations."""
+    """p ∝ q exp(s beta Q) is the behavior policy shifted by s beta c² ∇Q: here s standard deviations."""
     assert [e.guidance_scale for e in found.scales] == SCALES
     unguided = found.scales[0]
     assert unguided.inside_support == pytest.approx(0.95, abs=0.03)
@@ -225,14 +225,14 @@ def test_evidence_by_closed_form(found: Diagnostics) -> None:
     assert all(after < before + 0.01 for before, after in itertools.pairwise(shares))
     assert shares[SCALES.index(4.0)] < 0.4
     assert shares[SCALES.index(8.0)] < 0.01
-    # In the support no more is to be had than its best actions, about 1.8 standard deviations from the mean.
+    # Inside the support the best actions are about 1.8 standard deviations from the mean.
     best = found.scales[-1].nearest_value - unguided.value
     assert best == pytest.approx(1.8 * SPREAD * SLOPE, rel=0.15)
 
 
 def test_scale_0_is_the_reference_also_where_it_is_not_asked_for(found: Diagnostics, data: Data, cache: Any) -> None:
     few = run(data, cache, scales=[4, 1], num_states=700)
-    assert "diagnostics/value/s=4.0" in diagnostic_scalars(few)  # as the other metrics of a scale, also for integers
+    assert "diagnostics/value/s=4.0" in diagnostic_scalars(few)  # like other metrics of a scale, also for integers
     assert few.scales == [e for e in found.scales if e.guidance_scale in (1.0, 4.0)]
 
 
@@ -240,7 +240,7 @@ def test_scale_0_is_the_reference_also_where_it_is_not_asked_for(found: Diagnost
 
 
 def test_scales_that_leave_the_support_are_rejected(found: Diagnostics) -> None:
-    """The critic promises most at the largest scale; the choice does not believe it."""
+    """The critic promises most at the largest scale, but the choice rejects it."""
     assert max(found.scales, key=lambda e: e.value).guidance_scale == 8.0
     assert found.offline_choice in (1.0, 2.0)
     assert found.inside_choice == 1.0
@@ -251,7 +251,7 @@ def test_scales_that_leave_the_support_are_rejected(found: Diagnostics) -> None:
 
 
 def test_a_guidance_that_pushes_nowhere_useful_leaves_the_behavior_policy(data: Data, cache: SupportCache) -> None:
-    """Across the values, so that nothing but distance is gained."""
+    """Guidance perpendicular to the value's gradient gains nothing but distance."""
     across = torch.tensor([1.0, 2.0, 0.0]) / math.sqrt(5.0)
     assert float(across @ DIRECTION) == pytest.approx(0.0, abs=1e-6)
     wrong = make(lambda x, t, s: 100.0 * (x @ across))
@@ -267,12 +267,12 @@ def evidence(scale: float, value: float, inside: float, penalized: float) -> Sca
 
 def test_rules_by_hand() -> None:
     table = [evidence(0.0, 1.0, 0.95, 1.0), evidence(1.0, 2.0, 0.86, 1.5), evidence(2.0, 3.0, 0.85, 1.5)]
-    assert choose_scale(table) == 1.0  # the smaller of two equals
+    assert choose_scale(table) == 1.0  # the smaller of two equal scales
     assert choose_scale(table[::-1]) == 1.0
-    assert choose_inside(table, 0.95) == 1.0  # 0.855 is asked for
+    assert choose_inside(table, 0.95) == 1.0  # needs 0.855
     assert choose_inside(table, 0.95, kept=0.8) == 2.0
     assert choose_inside([replace(e, value=5.0) for e in table], 0.95) == 0.0
-    assert choose_inside(table[1:], 0.99) == 1.0  # none stays inside: the nearest to it
+    assert choose_inside(table[1:], 0.99) == 1.0  # no scale is inside enough: the nearest one
 
 
 # The sample
@@ -310,7 +310,7 @@ def test_guided_actions_are_bounded_and_scale_0_needs_no_energy(data: Data, cach
 
 
 class BestOf(GuidedSampler):
-    """The best of four samples, by their value; asks for four times the noise."""
+    """The best of four samples by value; needs four times the noise."""
 
     @property
     def noise_size(self) -> int:
@@ -325,7 +325,7 @@ class BestOf(GuidedSampler):
 
 
 def test_actions_are_those_of_the_runs_own_sampler(data: Data, cache: SupportCache, found: Diagnostics) -> None:
-    """The best of four normal numbers is 1.03 standard deviations above their mean; networks' norms are as ever."""
+    """The best of four normal numbers is 1.03 standard deviations above the mean; the networks' norms are unchanged."""
     own = diagnose(make(kind=BestOf), make(), CRITIC, data, cache, SCALES, seed=0, device="cpu", num_states=700)
     expected = found.scales[0].value + 1.029 * SPREAD * SLOPE
     assert own.scales[0].value == pytest.approx(expected, abs=0.15 * SPREAD * SLOPE)
@@ -346,9 +346,9 @@ def test_what_cannot_be_diagnosed_is_refused(data: Data, tmp_path: Path) -> None
 
 
 def test_files_and_logs(found: Diagnostics, tmp_path: Path) -> None:
-    figure = write_diagnostics(tmp_path, found, "a title")
-    assert json.loads((tmp_path / "diagnostics.json").read_text()) == found.to_dict()
-    assert figure == tmp_path / "diagnostics.png"
+    figure = tmp_path / "diagnostics.png"
+    plot_diagnostics(found, figure, "a title")
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
     assert figure.read_bytes().startswith(b"\x89PNG")
     log_diagnostics(tmp_path / "logs", found, figure, step=500)
     events = EventAccumulator(str(tmp_path / "logs")).Reload()

@@ -1,4 +1,4 @@
-"""`cepdiff report` as a user types it, over run folders with a few numbers in them."""
+"""`cepdiff report` as a user types it, on run folders with a few numbers in them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_density(
     made_from: Mapping[str, str] | None = None,
     num_points: int = NUM_POINTS,
 ) -> Path:
-    """A finished run; its sliced W2 is `multiple` floors of 0.5, its energy distance twice that of floors of 0.25."""
+    """A finished run; sliced W2 is `multiple` floors of 0.5, energy distance twice as many floors of 0.25."""
     rows = [
         Row(scale, "sliced_wasserstein", 0.5 * multiple, floor=0.5, floor_error=0.1),
         Row(scale, "energy_distance", 0.5 * multiple, floor=0.25, floor_error=0.1),
@@ -98,13 +98,13 @@ def report(output: Path, *folders: Path) -> int:
 
 
 def read(output: Path) -> dict[str, Any]:
-    """The report in plain types."""
+    """The report as plain Python objects."""
     content: dict[str, Any] = json.loads((output / "report.json").read_text())
     return content
 
 
 def section(output: Path, title: str) -> dict[str, Any]:
-    """The part of the report in plain types that has this title."""
+    """The section with this title, as plain Python objects."""
     (found,) = [section for section in read(output)["sections"] if section["title"] == title]
     return dict(found)
 
@@ -115,14 +115,14 @@ def cells(line: str) -> list[str]:
 
 
 def markdown_table(page: str, title: str) -> dict[str, list[str]]:
-    """The lines of the table below `title` by their first cell, the header's included."""
+    """Lines of the table below `title`, header included, by their first cell."""
     rows = page.split(f"**{title}**\n\n")[1].split("\n\n")[0].splitlines()
     return {cells(row)[0]: cells(row)[1:] for row in rows if not row.startswith("| ---")}
 
 
 @pytest.fixture
 def densities(tmp_path: Path) -> list[Path]:
-    """CEP, MSE and DPS on moons, rings and data of the user's own, DPS not on rings; CEP with two seeds on moons."""
+    """CEP, MSE and DPS on moons, rings and the user's data (DPS not on rings); CEP has two seeds on moons."""
     return [
         write_density(tmp_path / "1", "own-data", "CEP", 4.0),
         write_density(tmp_path / "2", "rings", "CEP", 2.0),
@@ -142,7 +142,7 @@ def test_tables_of_densities(densities: list[Path], tmp_path: Path, capsys: pyte
     spread = ", mean ± standard deviation over the seeds"
     page = (output / "report.md").read_text()
     table = markdown_table(page, f"beta 3, sliced W2 as a multiple of the noise floor{spread}")
-    assert list(table) == ["method", "CEP", "MSE", "DPS"]  # the paper's order, which is not the alphabet's
+    assert list(table) == ["method", "CEP", "MSE", "DPS"]  # the paper's order, not alphabetical
     assert table["method"] == ["Moons", "Rings", "own-data", "median"]
     # Standard deviation of (1, 2) with n - 1: sqrt(0.5). CEP and DPS tie on moons.
     assert table["CEP"] == ["1.50 ± 0.71 *", "2.00 *", "4.00", "2.00 *"]
@@ -185,7 +185,8 @@ def test_json_of_densities(densities: list[Path], tmp_path: Path) -> None:
     )  # fmt: skip
     (row,) = [row for row in run["rows"] if row["metric"] == "energy_distance"]
     assert row == {
-        "scale": 1.0, "metric": "energy_distance", "value": 1.0, "error": None, "floor": 0.25, "multiple": 4.0,
+        "scale": 1.0, "metric": "energy_distance", "value": 1.0, "head": "", "error": None, "floor": 0.25,
+        "floor_error": 0.1, "multiple": 4.0,
     }  # fmt: skip
 
 
@@ -198,14 +199,14 @@ def test_each_beta_has_its_figure(densities: list[Path], tmp_path: Path) -> None
     }  # fmt: skip
     page = (output / "report.md").read_text()
     assert page.index("(densities-beta0.5.png)") < page.index("(densities-beta3.png)")
-    # A method alone is the best of nothing, and there is no baseline to be as good as.
+    # A single method is not marked as best, and has no baseline to match.
     assert "| CEP | 2.00 | 2.00 |" in page
     assert page.count("CEP is at least") == 2
     image = imread(output / "densities-beta3.png")[..., :3]
     alone = imread(output / "densities-beta0.5.png")[..., :3]
     assert image.std() > 0.05
-    assert image.shape[0] > 1.5 * alone.shape[0]  # five rows for three
-    assert image.shape[1] > 1.5 * alone.shape[1]  # three columns for one
+    assert image.shape[0] > 1.5 * alone.shape[0]  # five rows against three
+    assert image.shape[1] > 1.5 * alone.shape[1]  # three columns against one
 
 
 def test_a_missing_run_leaves_an_empty_cell(densities: list[Path], tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_floor_of_zero_is_infinitely_far(tmp_path: Path) -> None:
 
 @pytest.fixture
 def policies(tmp_path: Path) -> list[Path]:
-    """Regrets of the offline choice 0, 4, 6 and 5, of scale 0 20, 10, 6 and 0, of scale 1 8, 4, 0 and 5."""
+    """Regrets: 0, 4, 6, 5 for the offline choice; 20, 10, 6, 0 for scale 0; 8, 4, 0, 5 for scale 1."""
     return [
         write_policy(tmp_path / "p1", "walker2d-medium-v2", {0.0: 40.0, 1.0: 52.0, 2.0: 60.0}, 2.0, seed=1),
         write_policy(tmp_path / "p2", "walker2d-medium-v2", {0.0: 40.0, 1.0: 46.0, 2.0: 50.0}, 1.0),
@@ -263,7 +264,7 @@ def test_table_of_policies(policies: list[Path], tmp_path: Path, capsys: pytest.
     page = (output / "report.md").read_text()
     rows = page.split(f"**{POLICY_TITLE}**\n\n")[1].split("\n\n")[0].splitlines()
     assert [cells(row) for row in rows[2:]] == [
-        # the registry's order, then seeds, then tasks of the user's own
+        # the registry's order, then seeds, then the user's tasks
         ["hopper-medium-v2", "0", "44.0", "50.0", "1", "50.0", "0", "44.0", "6.0"],
         ["walker2d-medium-v2", "0", "40.0", "46.0", "2", "50.0", "1", "46.0", "4.0"],
         ["walker2d-medium-v2", "1", "40.0", "52.0", "2", "60.0", "2", "60.0", "0.0"],
@@ -284,7 +285,7 @@ def test_table_of_policies(policies: list[Path], tmp_path: Path, capsys: pytest.
     }  # fmt: skip
     image = imread(output / "scores.png")
     orange = (image[..., 0] > 0.9) & (image[..., 2] < 0.2)
-    assert orange.sum() > 4 * 32  # four stars, and that of the legend
+    assert orange.sum() > 4 * 32  # four stars and the one in the legend
     assert image[..., :3].std() > 0.05
 
 
@@ -324,7 +325,7 @@ def test_both_kinds_and_what_a_glob_brings(
     (unfinished / "config.yaml").touch()
     elsewhere = write_density(tmp_path / "elsewhere", "rings", "CEP", 1.0, scale=2.0, seed=5)
     output = tmp_path / "report"
-    # One folder twice, by two names, is one run.
+    # The same folder under two names is one run.
     twice = policies[0].parent / "x" / ".." / policies[0].name
     (tmp_path / "x").mkdir()
     assert report(output, *densities, *policies, *foreign, unfinished, elsewhere, twice) == 0
@@ -359,7 +360,7 @@ def test_the_default_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def refused(capsys: pytest.CaptureFixture[str], output: Path, *folders: Path) -> str:
-    """The one line that says why the command ends with 2; nothing is written."""
+    """The single line of a refusal with exit code 2; nothing is written."""
     assert report(output, *folders) == 2
     assert not output.is_dir()
     shown = capsys.readouterr()

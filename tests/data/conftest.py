@@ -1,4 +1,4 @@
-"""Synthetic buffers which the tests of the data layer share."""
+"""Synthetic buffers shared by the tests of the data layer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_raw() -> Callable[..., RawArrays]:
 
 @pytest.fixture
 def make_file(make_raw: Callable[..., RawArrays], tmp_path: Path) -> Callable[..., Path]:
-    """The same as a file, written by h5py alone: `make_file(name=array)` replaces an array, None drops it."""
+    """The same data as a file written with plain h5py: `make_file(name=array)` replaces an array, None drops it."""
 
     def make(**overrides: object) -> Path:
         path = tmp_path / "own.hdf5"

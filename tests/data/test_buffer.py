@@ -1,4 +1,4 @@
-"""Episodes, successors, bounds: every semantic that the buffer's docstring promises."""
+"""Episodes, successors and bounds: everything the buffer's docstring promises."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_successors_without_next_observations(make_raw: Make) -> None:
 
 def test_last_row_terminal_or_both_flags(make_raw: Make) -> None:
     terminals = np.zeros(10, bool)
-    terminals[[6, 9]] = True  # row 6 carries both flags: terminal wins
+    terminals[[6, 9]] = True  # row 6 has both flags: terminal wins
     buffer = TransitionBuffer.from_arrays(make_raw(terminals=terminals))
     assert buffer.next_index.tolist() == [1, 2, 3, 4, 5, 6, 6, 8, 9, 9]
     assert buffer.episode_returns()[1].tolist() == [True, True]
@@ -47,7 +47,7 @@ def test_last_row_terminal_or_both_flags(make_raw: Make) -> None:
 def test_successors_with_next_observations(make_raw: Make) -> None:
     raw = make_raw()
     following = np.roll(raw.observations, -1, axis=0).copy()
-    following[6] = raw.observations[7]  # a time limit followed by an equal state: still not the next row's
+    following[6] = raw.observations[7]  # a time limit followed by an equal state: still not a successor
     following[9] = (100, 101)
     following[4, 1] += 1e-3  # differs from row 5 within an episode
     buffer = TransitionBuffer.from_arrays(make_raw(next_observations=following))
@@ -68,7 +68,7 @@ def test_memory_is_shared_where_nothing_changes(make_raw: Make) -> None:
         (buffer.terminals, raw.terminals),
     ):
         assert tensor.data_ptr() == array.ctypes.data
-    assert not raw.terminals[-1]  # the cut at the last row is not written back
+    assert not raw.terminals[-1]  # the cut at the last row is not written into the arguments
 
 
 def test_bounds_argument_over_metadata_over_default(make_raw: Make) -> None:
@@ -134,7 +134,7 @@ def test_spec_and_normalisation(make_raw: Make) -> None:
     raw = make_raw(observations=observations, next_observations=observations + 50)
     spec = TransitionBuffer.from_arrays(raw).spec(normalize=True)
     assert (spec.observation_size, spec.action_size) == (2, 1)
-    assert spec.observation_mean == (4.5, 7.0)  # the appended next observations do not count
+    assert spec.observation_mean == (4.5, 7.0)  # the appended next observations are excluded
     assert spec.observation_std == pytest.approx((np.arange(10).std(), 1.0))
     assert TransitionBuffer.from_arrays(raw).spec().observation_mean is None
     assert type(spec).from_dict(spec.to_dict()) == spec

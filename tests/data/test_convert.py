@@ -1,4 +1,4 @@
-"""Files in D4RL's layout and Minari datasets, there and back: every bit, every note, nothing destroyed."""
+"""Files in D4RL's layout and Minari datasets, both ways: bit for bit, with all metadata, overwriting nothing."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def random_file(path: Path, seed: int) -> Path:
-    """A small file with what D4RL's and home-made ones have between them; `seed` chooses the mixture."""
+    """A small file with features of D4RL's and home-made files; `seed` chooses the mix."""
     random = np.random.default_rng(seed)
     rows, size = int(random.integers(5, 40)), 3
     observations = random.normal(size=(rows, size)).astype(np.float64 if seed % 4 == 3 else np.float32)
-    observations[1] = [-0.0, 0.0, 1e-40]  # bit patterns which `==` does not tell apart, and a subnormal one
+    observations[1] = [-0.0, 0.0, 1e-40]  # bit patterns that `==` does not distinguish, and a subnormal
     terminals, timeouts = random.random(rows) < 0.15, random.random(rows) < 0.1
     terminals[-1], timeouts[-1] = [(False, False), (True, False), (False, True), (True, True)][seed % 4]
     with h5py.File(path, "w") as file:
@@ -50,7 +50,7 @@ def random_file(path: Path, seed: int) -> Path:
             successors = np.concatenate([observations[1:], random.normal(size=(1, size))])
             ends = terminals | timeouts
             successors[ends] = random.normal(size=(ends.sum(), size))
-            if seed % 4 == 1:  # known, but not the following row's, differing in the sign of a zero alone for row 0
+            if seed % 4 == 1:  # known, but not equal to the next row's; in row 0 only the sign of a zero differs
                 successors[[0, rows // 2]] = -observations[[1, 0]]
             file["next_observations"] = successors.astype(np.float64 if seed % 8 == 1 else observations.dtype)
         if seed % 3:
@@ -93,7 +93,7 @@ def assert_equal_buffers(one: Any, other: Any) -> None:
     for name, value in vars(first).items():
         if hasattr(value, "numpy"):
             np.testing.assert_array_equal(value.numpy(), getattr(second, name).numpy(), err_msg=name)
-        elif name != "content_hash":  # it covers which arrays a source had: Minari always has next observations
+        elif name != "content_hash":  # it depends on which arrays the source had: Minari always has next observations
             assert value == getattr(second, name)
 
 
@@ -141,14 +141,14 @@ def test_unknown_successors_stay_unknown(tmp_path: Path) -> None:
     convert(str(source), "minari:test/a-v0", tmp_path)
     raw = read_minari("test/a-v0", tmp_path)
     assert raw.next_observations is None
-    assert not raw.timeouts[-1]  # the data end within the episode: no time limit
+    assert not raw.timeouts[-1]  # the data end in the middle of an episode: no time limit
     buffer = TransitionBuffer.from_arrays(raw)
     assert buffer.next_index[-1] == -1
     assert not buffer.episode_returns()[1][-1]
 
 
 def native(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    """`test/native-v0` as Minari's own tools write it: float64, T + 1 infos, seeds, options, an open episode."""
+    """`test/native-v0` as written by Minari's own tools: float64, T + 1 infos, seeds, options, an open episode."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     random = np.random.default_rng(0)
     episodes = []
@@ -234,7 +234,7 @@ def test_notes_added_to_a_converted_dataset_go_back_too(tmp_path: Path, monkeypa
 
 
 def maze(name: str, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch, root: Path) -> dict[str, Any]:
-    """`test/maze-v0`, whose observations are the dictionary of one of Gymnasium-Robotics' mazes."""
+    """`test/maze-v0`, whose observations are the dictionary of a Gymnasium-Robotics maze."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     parts = {part: np.random.default_rng(size).normal(size=(4, size)) for part, size in sizes.items()}
     episode = EpisodeBuffer(
@@ -317,7 +317,7 @@ def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(minari_episodes, "BLOCK_ROWS", 500)
     monkeypatch.setattr(convert_module, "BLOCK_ROWS", 500)
     peaks = {}
-    for path in files:  # the small one first, for what is imported on the way
+    for path in files:  # the small one first, to get lazy imports out of the way
         tracemalloc.start()
         convert(str(path), f"minari:test/{path.stem}-v0", tmp_path)
         convert(f"minari:test/{path.stem}-v0", str(tmp_path / f"back-{path.stem}.hdf5"), tmp_path)
@@ -327,7 +327,7 @@ def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def torn_copy(source: Path, name: str) -> None:
-    """Destroys the bytes of one array inside a file; it still opens."""
+    """Corrupts one array inside a file; the file still opens."""
     with h5py.File(source, "a") as file:
         values = file[name][()]
         del file[name]

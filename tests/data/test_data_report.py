@@ -1,4 +1,4 @@
-"""What a check says about a file: its storage, its arrays, and the figure of both."""
+"""The report of a file check: storage, arrays, and a figure of the arrays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_check_knows_the_task(make_file: MakeFile, monkeypatch: pytest.MonkeyPat
     assert task.url is not None
     path.rename(path.with_name(task.url.rsplit("/", 1)[1]))
     found = {f.name for f in check(task.name, path.parent) if f.level == "warning"}
-    assert found == {"rewards"}  # 0 to 9, and the environment is the task's
+    assert found == {"rewards"}  # 0 to 9, with the task's own environment
 
 
 def flipped(path: Path, name: str) -> Path:
@@ -95,7 +95,7 @@ def test_action_histogram() -> None:
     assert (shares.shape, edges[0], edges[-1]) == ((2, BINS), -1, 1)
     assert (shares[0, 0], shares[0, -1], shares.sum(axis=1).tolist()) == (0.25, 0.75, [1, 1])
     assert shares[1, np.searchsorted(edges, 0.5, side="right") - 1] == 1
-    assert action_histogram(actions[:1, :1])[0].sum() == 1  # one value has no range
+    assert action_histogram(actions[:1, :1])[0].sum() == 1  # a single value has no range
 
 
 @pytest.mark.parametrize("task", [None, find_task("hopper-medium-v2")])

@@ -1,4 +1,4 @@
-"""Each known defect is put into a small buffer, found under its name, and not found without it."""
+"""Each known defect is added to a small buffer and found under its name; without it there is no finding."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.tasks import find_task
 
 MakeRaw = Callable[..., RawArrays]
-NOTES = {"env_id": "X-v0"}  # no task's environment, so that nothing is said about it
+NOTES = {"env_id": "X-v0"}  # not a task's environment, so it causes no findings
 
 
 def following(raw: RawArrays) -> np.ndarray:
-    """What the environment would have recorded: at ends a state which is no row's."""
+    """The successors the environment would have recorded: at episode ends a state that is in no row."""
     states = np.roll(raw.observations, -1, axis=0)
     states[raw.terminals | raw.timeouts] += 0.5
     states[-1] = raw.observations[-1] + 0.5
@@ -156,7 +156,7 @@ WALK = 400
 
 @pytest.fixture
 def walk() -> Callable[..., RawArrays]:
-    """A point which goes from (1, 1) to (1, 3) and back in steps of 0.04, in the U-maze whose goal is (1, 1)."""
+    """A point that moves from (1, 1) to (1, 3) and back in steps of 0.04, in the U-maze with its goal at (1, 1)."""
 
     def make(late: bool = False, **overrides: object) -> RawArrays:
         angle = np.arange(WALK + 1) * 0.04
@@ -187,7 +187,7 @@ def test_maze_without_a_defect(walk: MakeRaw) -> None:
 def test_rewards_one_row_late(walk: MakeRaw) -> None:
     message = warnings(walk(late=True), "maze2d-umaze-v1")["rewards"]
     assert "(0 rows disagree) better than the next one (5 disagree)" in message
-    assert "rewards" not in warnings(walk(late=True), "maze2d-umaze-dense-v1")  # dense rewards show no goal
+    assert "rewards" not in warnings(walk(late=True), "maze2d-umaze-dense-v1")  # dense rewards do not reveal the goal
 
 
 def test_jumps_without_an_end(walk: MakeRaw) -> None:
@@ -196,7 +196,7 @@ def test_jumps_without_an_end(walk: MakeRaw) -> None:
     assert "in 1 row: 149 (D4RL issue 77)" in warnings(raw, "antmaze-umaze-v0")["jumps"]
     raw.observations[150:, 1] -= 5
     raw.observations[100:, 1] += 5
-    assert "jumps" not in warnings(raw, "antmaze-umaze-v0")  # a timeout is set there
+    assert "jumps" not in warnings(raw, "antmaze-umaze-v0")  # there is a timeout
 
 
 def test_terminals_inside_a_walk(walk: MakeRaw) -> None:

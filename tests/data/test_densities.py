@@ -1,4 +1,4 @@
-"""The 2-D densities against closed forms, and rejection against the weights it must reproduce."""
+"""The 2-D densities against closed forms, and rejection sampling against the exact weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cepdiff.data.densities.densities import CHUNK, DENSITIES, Density, find_den
 from cepdiff.errors import ConfigError, DataError
 
 N = 100_000
-ERRORS = 4.5  # standard errors that a correct mean may be off; seeds are fixed, so this never flickers
+ERRORS = 4.5  # standard errors a correct mean may be off; fixed seeds, so the tests do not flicker
 
 
 def numbers(seed: int = 0) -> torch.Generator:
@@ -24,13 +24,13 @@ def draw(name: str, n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def assert_mean(values: torch.Tensor, expected: float) -> None:
-    """The mean of `values` (n,) is the expected one within its standard error."""
+    """The mean of `values` (n,) equals the expected one within its standard error."""
     error = values.std() / math.sqrt(len(values))
     assert abs(float(values.mean()) - expected) < ERRORS * float(error), (float(values.mean()), expected)
 
 
 def assert_uniform(values: torch.Tensor) -> None:
-    """Kolmogorov's statistic of `values` (n,) against the uniform law on [0, 1] is below its 0.02 % quantile."""
+    """The Kolmogorov-Smirnov statistic of `values` (n,) against uniform on [0, 1] is below its 99.98 % quantile."""
     rank = torch.arange(1, len(values) + 1) / len(values)
     gap = (values.sort().values - rank).abs().max()
     assert 0.0 <= float(values.min()) <= float(values.max()) <= 1.0
@@ -57,7 +57,7 @@ class TestEveryDensity:
         assert points.dtype == energies.dtype == torch.float32
         assert float(energies.min()) >= 0.0
         assert float(energies.max()) <= 1.0
-        # The whole range is used, so that one beta means the same for all.
+        # The whole range is used, so that a given beta means the same for every density.
         assert float(energies.min()) < 0.05
         assert float(energies.max()) > 0.95
         assert float(points.abs().max()) < 5.0
@@ -72,7 +72,7 @@ class TestEveryDensity:
             assert not torch.equal(a, c)
 
     def test_rows_are_independent(self, name: str) -> None:
-        """No order by component and no pairs: neighbours, and rows half a sample apart, do not correlate."""
+        """Rows are not sorted by component or paired: neighbours and rows half a sample apart are uncorrelated."""
         columns = torch.cat([draw(name)[0], draw(name)[1].unsqueeze(-1)], -1)
         columns = (columns - columns.mean(0)) / columns.std(0)
         for lag in (1, 2, N // 4, N // 2):
@@ -99,7 +99,7 @@ def test_swissroll() -> None:
     a, b = 1.5 * math.pi, 4.5 * math.pi
     assert_mean(square, ((a * a + a * b + b * b) / 3 + 2) / 25)
     torch.testing.assert_close(energies, (1 - square / 9).clamp(min=0.0), atol=1e-6, rtol=0)
-    # Where the curve crosses the positive x axis (t = 4π) it is a band of the noise's width.
+    # Where the curve crosses the positive x axis (t = 4π), it is a band as wide as the noise.
     band = points[(points[:, 1].abs() < 0.05) & (points[:, 0] > 1.9)][:, 0]
     assert len(band) > 300
     assert float(band.mean()) == pytest.approx(4 * math.pi / 5, abs=0.05)
@@ -107,7 +107,7 @@ def test_swissroll() -> None:
 
 
 def test_eight_gaussians() -> None:
-    """The first lies at (0, 1), the others follow against the clock, and the energy falls from 1 to 0 on the way."""
+    """The first is at (0, 1), the others follow counterclockwise, and the energy falls from 1 to 0 along the way."""
     points, energies = draw("8gaussians")
     k = (7 * (1 - energies)).round().long()
     torch.testing.assert_close(energies, 1 - k / 7.0, atol=1e-6, rtol=0, check_dtype=False)
@@ -123,7 +123,7 @@ def test_eight_gaussians() -> None:
 
 
 def test_moons() -> None:
-    """A half circle has mean height 2/π, and its points lie at radius 1 from the centre of their own moon."""
+    """A half circle has mean height 2/π, and its points are at radius 1 from the centre of their own moon."""
     points, energies = draw("moons")
     assert_shares(energies.long(), [1 / 2, 1 / 2])
     assert set(energies.tolist()) == {0.0, 1.0}
@@ -170,10 +170,10 @@ def test_checkerboard() -> None:
 
 
 def test_two_spirals() -> None:
-    """The energy tells the angle n, so the arm can be taken off: what is left is u/2 + 0.3 noise on either axis."""
+    """The energy gives the angle n, so the arm can be subtracted: u/2 + 0.3 noise remains on each axis."""
     points, energies = draw("2spirals")
     assert_uniform(energies.square())
-    outer = energies > 0.4  # farther in the arms touch
+    outer = energies > 0.4  # closer to the centre the arms touch
     n = 3 * math.pi * energies[outer]
     arm = torch.stack([-n.cos() * n, n.sin() * n], -1)
     left = torch.stack([3 * points[outer] - arm, -3 * points[outer] - arm])
@@ -197,16 +197,16 @@ def test_tilted_gaussians_have_the_exact_weights(beta: float) -> None:
     centres = torch.stack([-angles.sin(), angles.cos()], -1) * 4 / math.sqrt(2)
     nearest = torch.cdist(points, centres).argmin(-1)
     boltzmann = [math.exp(-beta * (1 - k / 7)) for k in range(8)]
-    # Three deviations lie between a centre and the border: 0.2 % of a component count for its neighbours.
+    # The border is three standard deviations from a centre: 0.2 % of a component counts as its neighbours.
     assert_shares(nearest, [weight / sum(boltzmann) for weight in boltzmann], slack=0.002)
-    last = points[nearest == 7] - centres[7]  # inside a component nothing changes
+    last = points[nearest == 7] - centres[7]  # within a component nothing changes
     assert float(last.mean(0).abs().max()) < ERRORS * 0.36 / math.sqrt(len(last))
     assert float(last.std(0).mean()) == pytest.approx(0.5 / math.sqrt(2), rel=0.03)
 
 
 @pytest.mark.parametrize("beta", [0.5, 4.0, 30.0])
 def test_a_continuous_energy_follows_the_truncated_exponential(beta: float) -> None:
-    """A uniform E tilts to the law with distribution (1 - exp(-beta e)) / (1 - exp(-beta)); what is unrelated stays."""
+    """Uniform E is tilted to the CDF (1 - exp(-beta e)) / (1 - exp(-beta)); independent coordinates are unchanged."""
 
     def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         points = torch.rand(n, 2, generator=generator)
@@ -233,7 +233,7 @@ def test_beta_zero_draws_the_density_itself() -> None:
 
 
 def test_energies_may_be_measured_from_another_lowest_one() -> None:
-    """A constant added to the energies, and told, changes no draw; untold it would cost draws, not exactness."""
+    """A constant added to the energies changes no draw if `lowest` includes it; otherwise it would only cost draws."""
     moved = Density("moved", "Moved", lambda n, g: ((drawn := DENSITIES["rings"].sample(n, g))[0], drawn[1] - 5.0))
     points = tilted_sample(moved, 3 * CHUNK, 2.0, numbers(), lowest=-5.0)
     torch.testing.assert_close(points, tilted_sample(DENSITIES["rings"], 3 * CHUNK, 2.0, numbers()))

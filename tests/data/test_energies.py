@@ -1,4 +1,4 @@
-"""Points with energies: where they come from, how networks see them, exact draws of what they define, bad input."""
+"""Points with energies: sources, what the networks see, exact samples, invalid input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cepdiff.errors import CepdiffError, ConfigError, DataError
 from cepdiff.randomness import generator
 
 N = 5000
-ERRORS = 4.5  # standard errors that a correct mean may be off; seeds are fixed, so this never flickers
+ERRORS = 4.5  # standard errors a correct mean may be off; fixed seeds, so the tests do not flicker
 OWN = """
 import torch
 calls = []
@@ -38,7 +38,7 @@ number = 3
 
 
 def ready(dataset: str | Path, **options: object) -> EnergyDataModule:
-    """A data module whose points are loaded."""
+    """A data module with its points loaded."""
     data = EnergyDataModule(str(dataset), **{"num_points": N, **options})  # type: ignore[arg-type]
     data.setup()
     return data
@@ -56,7 +56,7 @@ def assert_shares(found: torch.Tensor, shares: torch.Tensor, n: int) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of energies beside the configuration; its name."""
+    """The name of a module of energies next to the configuration."""
     (tmp_path / "own_energies.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     yield "own_energies"
@@ -229,7 +229,7 @@ class TestExactSamples:
         assert samples.unique(dim=0).tolist() == [[3.0, 6.0]]
 
     def test_an_own_energy_on_a_named_density(self, own: str) -> None:
-        """E = x_1 moves each Gaussian of variance v by -beta v, and weighs it by exp(-beta c_1)."""
+        """E = x_1 shifts each Gaussian of variance v by -beta v and weights it by exp(-beta c_1)."""
         data, n, beta = ready("8gaussians", energy=f"{own}.first", num_points=200_000), 5000, 0.7
         samples = data.exact_samples(n, beta, numbers()).double()
         angles = torch.arange(8) * math.pi / 4
@@ -237,7 +237,7 @@ class TestExactSamples:
         shares = torch.softmax(-beta * centres[:, 0], 0)
         expected = shares @ centres - torch.tensor([beta * 0.125, 0.0], dtype=torch.float64)
         assert bool(((samples.mean(0) - expected).abs() < ERRORS * samples.std(0) / math.sqrt(n)).all())
-        assert torch.cdist(samples[:100], data.points.double()).min() > 0  # fresh, no rows
+        assert torch.cdist(samples[:100], data.points.double()).min() > 0  # fresh samples, not rows
 
     def test_an_own_energy_on_a_file(self, make_file: Callable[..., Path], own: str) -> None:
         samples = ready(make_file(), energy=f"{own}.first").exact_samples(100, 1e6, numbers())

@@ -1,4 +1,4 @@
-"""Files in D4RL's layout: what is read, and one clear line for what cannot be."""
+"""Files in D4RL's layout: what is read, and one clear line for each error."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_torn_bytes_inside_a_file(make_raw: Make, tmp_path: Path) -> None:
 
 
 def test_a_file_without_timeouts_is_cut_at_the_horizon(make_raw: Make, tmp_path: Path) -> None:
-    """D4RL's rule for its oldest files: after so many steps without a terminal."""
+    """D4RL's rule for its oldest files: a timeout after that many steps without a terminal."""
     path = tmp_path / "old.hdf5"
     write_arrays(path, make_raw(terminals=np.arange(10) == 4))
     with h5py.File(path, "a") as file:

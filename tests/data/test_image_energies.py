@@ -1,4 +1,4 @@
-"""Energies of images: hue against colorsys, gradients where hue is not defined, colours, classes, functions."""
+"""Energies of images: hue against colorsys, gradients where hue is undefined, colours, classes, functions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 class TestHueAndSaturation:
     def test_they_are_those_of_colorsys(self) -> None:
-        grid = list(itertools.product([0.0, 0.2, 0.5, 0.8, 1.0], repeat=3))  # with greys, black, ties of two channels
+        grid = list(itertools.product([0.0, 0.2, 0.5, 0.8, 1.0], repeat=3))  # with greys, black, two equal channels
         random = torch.rand(500, 3, generator=generator(0, "colours"), dtype=torch.float64).tolist()
         colours = [*grid, *map(tuple, random)]
         hue, saturation = hue_saturation(as_image(*colours))
@@ -105,7 +105,7 @@ class TestHueEnergy:
         torch.testing.assert_close(hue_energy(images)[0], expected, atol=1e-6, rtol=0)
 
     def test_the_mean_over_pixels(self) -> None:
-        """Half red, half of hue 0.9: at the target 0 a distance of 0 and of 0.1 across the circle's seam."""
+        """Half red, half hue 0.9: distances 0 and 0.1 (across the circle's seam) to the target 0."""
         images = torch.cat([flat((1.0, 0.0, 0.0)), flat(colorsys.hsv_to_rgb(0.9, 1.0, 1.0))], dim=-1)
         assert hue_energy(images, [0.0])[0].tolist() == pytest.approx([0.05], abs=1e-6)
 
@@ -193,7 +193,7 @@ class TestFunctions:
         parts = tinted(self.images[:, :1], hues)
         monkeypatch.setattr(image_energies, "_CHUNK", 1 << 22)
         assert torch.equal(parts, tinted(self.images[:, :1], hues))
-        monkeypatch.setattr(image_energies, "_CHUNK", 1)  # images larger than a chunk come one by one
+        monkeypatch.setattr(image_energies, "_CHUNK", 1)  # images larger than a chunk are processed one by one
         assert torch.equal(evaluate_images(hue_energy, self.images, "hues"), whole)
 
     def test_gradients_pass(self, own: str) -> None:

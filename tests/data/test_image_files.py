@@ -43,7 +43,7 @@ def colours(data: ImageSet) -> list[list[int]]:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Subfolders b (blue, deep red) and a (green, white), with files in an order of their own."""
+    """Subfolders b (blue, deep red) and a (green, white), with files not in sorted order."""
     save(tmp_path / "b/2.png", BLUE)
     save(tmp_path / "b/10/deep.PNG", RED)
     save(tmp_path / "a/y.png", WHITE)
@@ -161,7 +161,7 @@ class TestSizes:
         assert np.array_equal(read_folder(tmp_path, RGB).images[0].numpy(), pixels.transpose(2, 0, 1))
 
     @pytest.mark.parametrize("turn", [False, True])
-    @pytest.mark.parametrize("side", [2, 4, 8])  # smaller, as it is, enlarged
+    @pytest.mark.parametrize("side", [2, 4, 8])  # smaller, same size, larger
     def test_the_central_square_of_the_resized_image(self, turn: bool, side: int) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (12, 4) if turn else (4, 12), dtype=np.uint8)
         image = Image.fromarray(pixels)
@@ -178,7 +178,7 @@ class TestSizes:
     def test_shrinking_averages(self) -> None:
         board = np.indices((64, 64)).sum(0) % 2 * 255
         found = to_pixels(Image.fromarray(board.astype(np.uint8)), ImageFormat(1, 8))
-        assert abs(found.astype(int) - 127.5).max() <= 2  # without antialiasing: black and white alone
+        assert abs(found.astype(int) - 127.5).max() <= 2  # without antialiasing: only black and white
 
 
 class TestPixels:
@@ -262,7 +262,7 @@ class TestPixels:
 class TestBrokenFiles:
     @pytest.fixture
     def damaged(self, tmp_path: Path) -> Path:
-        """Three good images of class a and b, and four broken ones among them."""
+        """Three good images of classes a and b, and four broken ones among them."""
         for name, colour in (("a/3.png", RED), ("b/2.png", GREEN), ("b/4.png", BLUE)):
             save(tmp_path / name, colour)
         noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -312,7 +312,7 @@ class TestBrokenFiles:
 class TestHub:
     @pytest.fixture
     def make(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-        """`make(column=(values, feature))`: a folder with a Parquet file of four images; its path."""
+        """`make(column=(values, feature))`: writes a folder with a Parquet file of four images and returns its path."""
         datasets = pytest.importorskip("datasets")
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
         datasets.disable_progress_bars()
@@ -374,7 +374,7 @@ class TestHub:
         assert data.labels.tolist() == labels
 
     def test_a_folder_of_image_files(self, classes: Path, make: Callable[..., str]) -> None:
-        (classes / "b/10/deep.PNG").rename(classes / "b/deep.png")  # the library wants classes of one depth
+        (classes / "b/10/deep.PNG").rename(classes / "b/deep.png")  # the library requires classes at the same depth
         data = read_hub(str(classes), "train", None, None, RGB)
         assert data.class_names == ("a", "b")
         assert colours(data) == [list(colour) for colour in (GREEN, WHITE, BLUE, RED)]

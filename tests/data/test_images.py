@@ -1,4 +1,4 @@
-"""The image data module: what networks see, energies, held-out rows, hashes, and bad input."""
+"""The image data module: what the networks see, energies, held-out rows, hashes, invalid input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def corners(images): return torch.stack([images[:, 0, 0, 0], images[:, 0, 0, -1]
 
 
 def ready(dataset: str | Path = "digits", **options: object) -> ImageDataModule:
-    """A data module whose images are loaded."""
+    """A data module with its images loaded."""
     data = ImageDataModule(str(dataset), **{"num_images": 200, **options})  # type: ignore[arg-type]
     data.setup()
     return data
@@ -100,7 +100,7 @@ class TestWhatNetworksSee:
         assert set(block) == {"samples", "labels", STEP_SEEDS}
         served = block["samples"].reshape(-1, 64).unique(dim=0)
         kept = from_bytes(data.images[data.train_rows].flatten(1)).unique(dim=0)
-        assert torch.equal(served, kept)  # 192 draws find each of some 30 images
+        assert torch.equal(served, kept)  # 192 draws cover all of about 30 images
 
     def test_mirror_images_follow(self, folder: Path) -> None:
         data = ready(folder, horizontal_flip=True, holdout=0.25)
@@ -268,7 +268,7 @@ class TestHoldout:
         assert held.tolist() != [0, 1, 2]
 
     def test_every_image_of_a_class_is_as_likely(self) -> None:
-        """Of 4 + 6 images a half each: 200 splits hold out each image about 100 times (binomial deviation 7)."""
+        """Half of 4 + 6 images: each image is held out in about 100 of 200 splits (binomial deviation 7)."""
         labels = torch.tensor([0, 1, 0, 1, 1, 0, 1, 1, 0, 1])
         held = torch.cat([hold_out(labels, 10, 0.5, generator(seed, "holdout"))[1] for seed in range(200)])
         assert bool(((held.bincount(minlength=10) - 100).abs() < 4.5 * math.sqrt(50)).all())

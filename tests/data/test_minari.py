@@ -1,4 +1,4 @@
-"""Minari datasets which the test itself makes."""
+"""Minari datasets created by the tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def episode(start: float, ends: tuple[bool, bool], steps: int = 3) -> Any:
-    """Observations start, start + 1, ...; `ends` are the last step's flags."""
+    """Observations start, start + 1, ...; `ends` holds the last step's flags."""
     observations = np.arange(start, start + steps + 1)[:, None].repeat(3, axis=1)
     flags = np.zeros((2, steps), bool)
     flags[:, -1] = ends

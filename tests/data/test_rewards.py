@@ -1,4 +1,4 @@
-"""Reward rules on buffers whose returns are known."""
+"""Reward rules on buffers with known returns."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Make = Callable[..., RawArrays]
 
 
 def test_range_over_complete_episodes(make_raw: Make) -> None:
-    buffer = TransitionBuffer.from_arrays(make_raw())  # returns 3, 18 and, cut, 24
+    buffer = TransitionBuffer.from_arrays(make_raw())  # returns 3, 18 and 24 (cut)
     torch.testing.assert_close(apply_rule("return_range", buffer), buffer.rewards * 1000 / (18 - 3))
 
 
 def test_range_over_all_where_fewer_than_two_are_complete(make_raw: Make) -> None:
-    buffer = TransitionBuffer.from_arrays(make_raw(timeouts=np.zeros(10, bool)))  # returns 3 and, cut, 42
+    buffer = TransitionBuffer.from_arrays(make_raw(timeouts=np.zeros(10, bool)))  # returns 3 and 42 (cut)
     torch.testing.assert_close(apply_rule("return_range", buffer), buffer.rewards * 1000 / (42 - 3))
 
 

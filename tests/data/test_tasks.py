@@ -1,4 +1,4 @@
-"""The registry: what is in it, and how it answers to a name that is not."""
+"""The registry: its contents, and its answer to an unknown name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cepdiff.data.rl.tasks import (
 from cepdiff.errors import ConfigError
 
 URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
-# One line a task, read from the registrations of D4RL 1.1: name, file, returns that score 0 and 100, horizon, state.
+# One line per task, from the registrations of D4RL 1.1: name, file, returns of score 0 and 100, horizon, state.
 D4RL = dict(line.split(" ", 1) for line in Path(__file__).with_name("d4rl_tasks.txt").read_text().splitlines())
 
 
@@ -60,7 +60,7 @@ def test_entries_are_usable(name: str) -> None:
 
 
 def test_no_two_tasks_share_a_file() -> None:
-    files = [task.url.rsplit("/", 1)[1] for task in TASKS.values() if task.url]  # all go to one folder
+    files = [task.url.rsplit("/", 1)[1] for task in TASKS.values() if task.url]  # all are saved in one folder
     assert len(set(files)) == len(files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,7 +15,6 @@ from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
-from cepdiff.runs.stage import announce, is_done
 
 
 def fit(
@@ -58,10 +58,12 @@ def fit(
         processes.on_main(lambda: folder.open(config.to_yaml()))
         for each in stages:
             needed = stage not in (None, each.name)
-            done = (other is not None or not needed or processes.on_main(partial(is_done, each))) and each.claim(names)
+            there = other is not None or not needed or processes.on_main(partial(getattr, each.folder, "done"))
+            done = there and each.claim(names)
             if needed and not done:
                 raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
-            announce(each, done)
+            if processes.is_main:
+                print(f"{each.name}: {'finished earlier, skipped' if done else f'running{each.size}'}", file=sys.stderr)
             if not done:
                 each.run()
             each.load()

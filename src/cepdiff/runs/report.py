@@ -14,7 +14,7 @@ from cepdiff.errors import ConfigError, RunError
 from cepdiff.files import write_json, write_text
 from cepdiff.runs.folder import EARLIER, LOCK, RunFolder
 from cepdiff.runs.results import Results
-from cepdiff.tables import Table, finite
+from cepdiff.tables import Table
 
 NAMED = 5  # folders that a line names before it counts the rest
 
@@ -152,12 +152,6 @@ def total(runs: Sequence[Results], what: str) -> str:
 
 def run_facts(run: Results) -> dict[str, Any]:
     """A run in plain values."""
-    rows = [
-        {"scale": r.scale, "metric": r.metric, "value": finite(r.value), "error": finite(r.error),
-         "floor": finite(r.floor), "multiple": finite(r.multiple)}
-        for r in run.rows if not r.head
-    ]  # fmt: skip
-    return {
-        "folder": str(run.folder), "problem": run.problem, "dataset": run.dataset, "method": run.method,
-        "inverse_temperature": run.inverse_temperature, "seed": run.seed, "seconds": dict(run.seconds), "rows": rows,
-    }  # fmt: skip
+    facts = {name: getattr(run, name) for name in ("problem", "dataset", "method", "inverse_temperature", "seed")}
+    rows = [row.to_json() for row in run.rows if not row.head]
+    return {"folder": str(run.folder), **facts, "seconds": dict(run.seconds), "rows": rows}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -44,6 +44,11 @@ class Row:
         if self.floor is None:
             return None
         return self.value / self.floor if self.floor else math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; null for NaN and infinity."""
+        plain = {key: finite(value) if isinstance(value, float) else value for key, value in vars(self).items()}
+        return plain if self.floor is None else {**plain, "multiple": finite(self.multiple)}
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,9 @@ class Results:
         return {name: value for name, value in found.items() if value is not None}
 
     def write(self, path: Path) -> None:
-        """Write the results as JSON; null for NaN and infinity."""
+        """Write the results as JSON."""
         plain = {key: value for key, value in vars(self).items() if key not in ("rows", "marks", "folder")}
-        rows = [
-            {key: finite(value) if isinstance(value, float) else value for key, value in asdict(row).items()}
-            | ({} if row.floor is None else {"multiple": finite(row.multiple)})
-            for row in self.rows
-        ]
+        rows = [row.to_json() for row in self.rows]
         marks = {f"{scale:g}": mark for scale, mark in self.marks.items()}
         write_json(path, {"format": FORMAT, "cepdiff": __version__, **plain, "marks": marks, "rows": rows})
 

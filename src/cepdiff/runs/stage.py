@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -136,7 +135,7 @@ class TrainedStage(Stage):
         """
         folder, processes = self.folder, self.context.processes
         if not self.settings.max_steps:
-            processes.on_main(lambda: self._keep_untrained())
+            processes.on_main(self._keep_untrained)
             return
         resume = processes.on_main(folder.last.exists)
         if resume:
@@ -146,11 +145,8 @@ class TrainedStage(Stage):
         try:
             trainer.fit(self.module, self.data(), ckpt_path=folder.last if resume else None)
         except DivergenceError as error:
-            kept = (
-                f"the last good checkpoint is {folder.last}"
-                if folder.last.exists()
-                else "no checkpoint was written yet"
-            )
+            last = folder.last if folder.last.exists() else None
+            kept = "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
             raise DivergenceError(f"{error}; {kept}") from error
         if checkpoint.stopped_by is not None:
             raise StoppedError(checkpoint.stopped_by, f"at step {trainer.global_step} of the {self.name} stage")
@@ -179,11 +175,7 @@ class TrainedStage(Stage):
             max_steps=self.settings.max_steps,
             max_epochs=-1,
             logger=TensorBoardLogger(run.folder.path, name=run.folder.logs.name, version=self.name),
-            callbacks=[
-                checkpoint,
-                *([StageProgress(self.name)] if shown else []),
-                *copy.deepcopy(self.callbacks),
-            ],
+            callbacks=[checkpoint, *([StageProgress(self.name)] if shown else []), *copy.deepcopy(self.callbacks)],
             plugins=[AtomicCheckpointIO()],
             enable_progress_bar=shown,
             enable_model_summary=False,
@@ -246,17 +238,6 @@ class Judgement(Stage):
     def seconds(self) -> dict[str, float]:
         """Wall clock of the stages before."""
         return {name: self.context.folder.stage(name).seconds for name in self.names}
-
-
-def is_done(stage: Stage) -> bool:
-    """True if the stage has finished."""
-    return stage.folder.done
-
-
-def announce(stage: Stage, done: bool) -> None:
-    """Print that a stage begins, or is skipped."""
-    if stage.context.processes.is_main:
-        print(f"{stage.name}: {'finished earlier, skipped' if done else f'running{stage.size}'}", file=sys.stderr)
 
 
 def quieten() -> None:

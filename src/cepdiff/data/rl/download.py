@@ -31,7 +31,6 @@ def download(
     *,
     retries: int = 5,
     progress: bool = True,
-    expected_size: int | None = None,
     timeout: float = 30.0,
     backoff: float = 1.0,
 ) -> Path:
@@ -40,10 +39,9 @@ def download(
     Bytes go to `target.part`; a later call resumes there unless the server's file has changed. Failures are retried
     after `backoff` * 1, 2, 4, ... seconds, at most `retries` times without a new byte. `timeout` is in seconds.
 
-    Raises `DataError` if the server cannot be reached, refuses (4xx), or sends a size other than announced or
-    `expected_size`.
+    Raises `DataError` if the server cannot be reached, refuses (4xx), or sends a size other than announced.
     """
-    fetch = _Fetch(url, Path(target), progress, expected_size, timeout)
+    fetch = _Fetch(url, Path(target), progress, timeout)
     by_hand = f"download it by hand to {fetch.target}"
     failures, furthest = 0, -1
     while True:
@@ -83,7 +81,6 @@ class _Fetch:
     url: str
     target: Path
     progress: bool
-    expected_size: int | None
     timeout: float
 
     @property
@@ -117,22 +114,16 @@ class _Fetch:
         with response:
             start, total = _extent(response)
             now = {"validator": _validator(response), "size": total}
-            if self.expected_size is not None and total not in (None, self.expected_size):
-                self.discard()
-                raise DataError(
-                    f"{self.url}: the server's file has {total} bytes, expected {self.expected_size}; "
-                    "it has changed, or a proxy answered instead"
-                )
             if start and (start != offset or now != before):
                 self.discard()
                 raise ConnectionError("the file on the server has changed since the download began")
             self.note.write_text(json.dumps(now))
             self._receive(response, start, total)
-        size, announced = self.received, total if total is not None else self.expected_size
-        if announced is not None and size != announced:
-            if size > announced:
+        size = self.received
+        if total is not None and size != total:
+            if size > total:
                 self.discard()
-            raise ConnectionError(f"received {size} of {announced} bytes")
+            raise ConnectionError(f"received {size} of {total} bytes")
         self.part.replace(self.target)
         self.note.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ class Task:
     The data are at `url`, or in `embedded`, a file in this package's `data/embedded`. `env_module` is imported before
     `gymnasium.make(env_id, **env_kwargs)` to register the environment. `horizon` is the episode limit in steps;
     `reference_min` and `reference_max` are the returns that score 0 and 100; `reward_rule` is one of `REWARD_RULES`;
-    `num_support_actions` is K; `file_size` is in bytes. Only for mazes, whose first two observations are a position,
+    `num_support_actions` is K. Only for mazes, whose first two observations are a position,
     and in the maze's units: `max_move` is more than one step can move, `goal_radius` the distance from the goal within
     which a sparse reward is 1, `goal` its position if it is the same in all episodes.
     """
@@ -34,7 +34,6 @@ class Task:
     embedded: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     env_module: str | None = None
-    file_size: int | None = None
     max_move: float | None = None
     goal_radius: float | None = None
     goal: tuple[float, float] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -125,18 +124,10 @@ class ClassJudge:
                 second = real[order[size : 2 * size]]
             else:
                 second = samples[torch.randperm(len(samples), generator=draws)[:size]]
-            for name, value in compare_features(first, second).items():
+            found = precision_recall(first, second)._asdict() | density_coverage(first, second)._asdict()
+            for name, value in {**found, "frechet": float(frechet_distance(first, second))}.items():
                 totals[name] = totals.get(name, 0.0) + value / self.repeats
         return totals
-
-
-def compare_features(real: Tensor, fake: Tensor) -> Mapping[str, float]:
-    """Metrics of features `fake` (M, D) against `real` (N, D)."""
-    return {
-        **precision_recall(real, fake)._asdict(),
-        **density_coverage(real, fake)._asdict(),
-        "frechet": float(frechet_distance(real, fake)),
-    }
 
 
 def accuracy(classifier: ImageClassifier, data: ImageDataModule) -> float | None:

@@ -167,16 +167,17 @@ class ImageDensity(DensityProblem):
 
     def network_specs(self) -> dict[str, dict[str, Any]]:
         specs = super().network_specs()
-        modules = {"behavior": self.behavior, "energy": self.guidance}
-        found = {name: rebuilt(specs[name], module) for name, module in modules.items()}
+        for name, section in self.network_sections.items():  # without the files that a network was made from
+            rebuilt = getattr(self.modules[section].net, "rebuild_args", {})
+            specs[name] = {**specs[name], "init_args": {**specs[name]["init_args"], **rebuilt}}
         if self.analytic:
             arguments = {
                 "function": self.data.energy,
                 "image_shape": list(self.data.image_shape),
                 "inverse_temperature": self.objective.inverse_temperature,
             }
-            found["energy"] = {"class_path": class_path_of(FunctionEnergy), "init_args": arguments}
-        return found
+            specs["energy"] = {"class_path": class_path_of(FunctionEnergy), "init_args": arguments}
+        return specs
 
     def parts(self, networks: Mapping[str, nn.Module]) -> SamplerParts:
         return replace(super().parts(networks), headed=True)
@@ -255,9 +256,7 @@ class ImageDensity(DensityProblem):
         pictures = {scale: images[shown, : settings.grid_columns] for scale, images in samples.items()}
         write_samples(self.run.folder.samples, {GUIDED.format(scale): images for scale, images in pictures.items()})
         names = [data.head_names[head] for head in shown]
-        grids = [
-            (f"scale {scale:g}", images, names if not at else []) for at, (scale, images) in enumerate(pictures.items())
-        ]
+        grids = [(f"scale {scale:g}", images, names) for scale, images in pictures.items()]
         plot_grids(grids, self.grids, self.title)
         self.log(results, self.grids)
         if isinstance(judge, EnergyJudge) and judge.hues is not None:
@@ -279,9 +278,7 @@ class ImageDensity(DensityProblem):
         """Raise ConfigError for stages of 0 steps that leave nothing to sample with."""
         net = self.components["behavior"].spec["init_args"]["net"]["init_args"]
         if not self.lengths.behavior.max_steps and net.get("pretrained") is None:
-            raise ConfigError(
-                "stages.behavior.max_steps is 0, but behavior.net.pretrained names no prior to use as it is"
-            )
+            raise ConfigError("stages.behavior.max_steps is 0, but behavior.net.pretrained names no prior")
         if self.analytic and not self.objective.on_clean:
             raise ConfigError(
                 "stages.guidance.max_steps is 0: the energy itself then guides, at the predicted clean image; expected "
@@ -293,8 +290,3 @@ class ImageDensity(DensityProblem):
             check_class_sizes(self.data)
         if self.settings.fid_weights is not None:
             check_inception(self.settings.fid_weights)
-
-
-def rebuilt(net: dict[str, Any], module: StageModule) -> dict[str, Any]:
-    """A network's specification without the files that it was made from."""
-    return {**net, "init_args": {**net["init_args"], **getattr(module.net, "rebuild_args", {})}}

@@ -1,4 +1,4 @@
-"""Diagnostics of a run as files: JSON, a figure and TensorBoard."""
+"""Diagnostics of a run as a figure and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cepdiff.figures import new_panels, save_figure
-from cepdiff.files import write_json
 from cepdiff.policy.diagnostics import PERCENTILES, Diagnostics
 from cepdiff.runs.logs import log_result
-
-
-def write_diagnostics(folder: Path, diagnostics: Diagnostics, title: str = "") -> Path:
-    """Write `diagnostics.json` and the figure `diagnostics.png` to `folder`; return the figure's path."""
-    write_json(folder / "diagnostics.json", diagnostics.to_dict())
-    figure = folder / "diagnostics.png"
-    plot_diagnostics(diagnostics, figure, title)
-    return figure
 
 
 def diagnostic_scalars(diagnostics: Diagnostics) -> dict[str, float]:

@@ -34,11 +34,11 @@ def score_rows(rows: Sequence[ScoreRow]) -> list[Row]:
     """Scores as results."""
     found = []
     for row in rows:
-        found.append(Row(row.guidance_scale, "episodes", row.episodes))
-        found.append(Row(row.guidance_scale, "mean_return", row.mean_return, error=row.standard_error))
+        scale, error = row.guidance_scale, row.normalized_standard_error
+        found.append(Row(scale, "episodes", row.episodes))
+        found.append(Row(scale, "mean_return", row.mean_return, error=row.standard_error))
         if row.normalized_score is not None:
-            error = row.normalized_standard_error
-            found.append(Row(row.guidance_scale, "normalized_score", row.normalized_score, error=error))
+            found.append(Row(scale, "normalized_score", row.normalized_score, error=error))
     return found
 
 

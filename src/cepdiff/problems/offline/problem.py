@@ -21,7 +21,7 @@ from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import Recipe
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.guided import GuidedProblem
-from cepdiff.problems.offline.diagnostics_report import log_diagnostics, write_diagnostics
+from cepdiff.problems.offline.diagnostics_report import log_diagnostics, plot_diagnostics
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
 from cepdiff.problems.offline.judge import COLUMNS, draw, marks, offline_rows, rollouts, score_rows
 from cepdiff.problems.offline.report import report
@@ -56,11 +56,10 @@ class OfflineRL(GuidedProblem):
     """
 
     # The record of the critic has the reward rule.
-    not_recorded = frozenset(
-        {
-            "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
-        }
-    )  # fmt: skip
+    not_recorded = frozenset({
+        "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
+    })  # fmt: skip
+    data: OfflineDataModule
 
     def __init__(
         self,
@@ -117,8 +116,7 @@ class OfflineRL(GuidedProblem):
         """All rows; the findings of `cepdiff data check` are kept with the run."""
         findings = [asdict(finding) for finding in self.data.findings]
         self.run.processes.on_main(lambda: write_json(self.run.folder.path / "data_check.json", findings))
-        found: OfflineDataModule = self.data
-        return found
+        return self.data
 
     def prior(self) -> GuidedSampler:
         """The plain sampler of the behavior policy, not the class under `sampler:`."""
@@ -128,16 +126,14 @@ class OfflineRL(GuidedProblem):
 
     def critic_data(self) -> OfflineDataModule:
         """Support actions."""
-        found: OfflineDataModule = self.data.with_support(self.support.cache)
-        return found
+        return self.data.with_support(self.support.cache)
 
     def guidance_data(self) -> OfflineDataModule:
         """Support actions and their energies -Q."""
         energies = support_energies(
             self.critic, self.data, self.support.cache, self.run.folder.stage("guidance"), self.run.processes
         )
-        found: OfflineDataModule = self.data.with_support(self.support.cache, energies)
-        return found
+        return self.data.with_support(self.support.cache, energies)
 
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""
@@ -164,7 +160,9 @@ class OfflineRL(GuidedProblem):
             self.sampler(), guided, self.critic, data, self.support.cache, self.evaluation.scales,
             seed=self.run.seed, device=self.run.processes.device,
         )  # fmt: skip
-        figure = write_diagnostics(folder.path, found, self.title)
+        write_json(folder.path / "diagnostics.json", found.to_dict())
+        figure = folder.path / "diagnostics.png"
+        plot_diagnostics(found, figure, self.title)
         log_diagnostics(folder.logs / "diagnostics", found, figure, self.lengths.guidance.max_steps)
         return found
 
