@@ -1,4 +1,4 @@
-"""The house rules of the package: which room may know which, read from the syntax trees, and what loads when."""
+"""The package's house rules: which room may import which, read from the syntax trees, and what is loaded when."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import cepdiff
 PACKAGE = Path(cepdiff.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Rooms from the ground up: a room knows itself and what lies in the rows before its own.
+# Rooms from the ground up: a room may import itself and the rooms in the rows above its own.
 FLOORS = (
     ("errors", "types", "randomness", "precision", "components", "files", "figures", "tables"),
     ("diffusion",),
@@ -34,9 +34,9 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 GROUND = set(FLOORS[0])
-# `collect` is no part of `fit`: it knows these rooms, and only the commands and `api` know it.
+# `collect` is not part of `fit`: it may import these rooms, and only the commands and `api` may import it.
 COLLECT_KNOWS = {*GROUND, "diffusion", "networks", "data", "energy", "modules", "policy", "rollout", "collect", "envs"}
-# Library -> the rooms (or files) that may import it.
+# Library -> rooms (or files) that may import it.
 RIM = {
     "lightning": ("data/blocks.py", "modules", "callbacks", "runs", "problems"),
     "gymnasium": ("envs", "rollout", "collect", "api.py"),
@@ -51,7 +51,7 @@ ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "g
 
 
 def imports_of(file: Path, root: Path = PACKAGE) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import of a file, inside functions too; relative ones made absolute."""
+    """(line, dotted name) of every import in a file, also inside functions; relative imports are made absolute."""
     inside = [root.name, *file.relative_to(root).parts[:-1]]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -67,7 +67,7 @@ def room_of(file: Path) -> str:
 
 
 def own_imports(file: Path) -> Iterator[tuple[int, str]]:
-    """(line, room) of the imports from this package; names of the package itself (`__version__`) are no room."""
+    """(line, room) of the imports from this package; names of the package itself (`__version__`) are not rooms."""
     for line, name in imports_of(file):
         parts = name.split(".")
         if parts[0] == "cepdiff" and len(parts) > 1 and parts[1] != "__version__":
@@ -82,7 +82,7 @@ def test_every_file_belongs_to_a_known_room() -> None:
 def test_imports_run_downward(file: Path) -> None:
     room = room_of(file)
     if room == "__init__":
-        return  # lends names from all rooms, see test_names_of_the_package
+        return  # re-exports names from all rooms, see test_names_of_the_package
     for line, other in own_imports(file):
         where = f"{file}:{line}: {room} imports {other}"
         assert other in FLOOR_OF, f"{where}, which is no room"
@@ -93,7 +93,7 @@ def test_imports_run_downward(file: Path) -> None:
 
 
 def package_imports(*parts: str) -> dict[str, set[str]]:
-    """File -> the modules of this package that it imports, for the files in a folder or a file itself."""
+    """File -> the modules of this package that it imports, for all files of a folder or for a single file."""
     place = PACKAGE.joinpath(*parts)
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
     assert files
@@ -101,7 +101,7 @@ def package_imports(*parts: str) -> dict[str, set[str]]:
 
 
 def test_runs_know_no_problem() -> None:
-    """Not by a string either: which problem it is, a configuration and the data say."""
+    """Not even by a string: the configuration and the data decide which problem it is."""
     for file, names in package_imports("runs").items():
         assert not any(name.startswith("cepdiff.problems") for name in names), file
         assert "cepdiff.problems" not in (PACKAGE / file).read_text(encoding="utf-8"), file
@@ -175,7 +175,7 @@ def test_names_of_the_package_lead_to_their_classes() -> None:
 def test_help_is_quick_and_names_every_command() -> None:
     code = "import sys; from cepdiff.cli import main; sys.exit(main(['--help']))"
     seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy
+    for _ in range(3):  # best of three: the machine may be busy
         started = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""The scripts in `benchmarks/`, as a user starts them but with few steps: what they print and what they leave."""
+"""The scripts in `benchmarks/`, run as a user would but with few steps: their output and their files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBER = r"\d+\.?\d*(?:e[-+]\d+)?"
 
 
 def load(name: str) -> ModuleType:
-    """A script as a module."""
+    """Import a script as a module."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -37,7 +37,7 @@ def exactness() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
-    """What the scripts set for a process of their own is put back."""
+    """Restore the settings that the scripts change for their own process."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     yield
     torch.set_num_threads(threads)
@@ -45,7 +45,7 @@ def torch_settings() -> Iterator[None]:
 
 
 def run(script: ModuleType, output: Path, *arguments: object) -> dict[str, Any]:
-    """Runs one part of the exactness benchmark; returns its JSON."""
+    """Runs one part of the exactness benchmark and returns its JSON."""
     script.main([*map(str, arguments), "--output", str(output)])
     found: dict[str, Any] = json.loads((output / f"exactness-{arguments[0]}.json").read_text())
     return found
@@ -53,7 +53,7 @@ def run(script: ModuleType, output: Path, *arguments: object) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_error_of_the_solver(exactness: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Error falls with NFE at every order, and faster at higher ones."""
+    """The error falls with NFE at every order, and faster at higher ones."""
     nfe = [15, 30, 60]
     found = run(exactness, tmp_path, "solver", "--dims", 2, "--betas", 3, "--samples", 500, "--nfe", *nfe)
     assert found["settings"] | {"part": "solver", "dims": [2], "betas": [3.0], "nfe": nfe} == found["settings"]
@@ -66,7 +66,7 @@ def test_error_of_the_solver(exactness: ModuleType, tmp_path: Path, capsys: pyte
         if method == "multistep" and order > 1:
             assert errors[-1] < records[method, order - 1]["error"][-1] / 2
         assert list(record["multiples"]) == ["15"]
-    assert records["multistep", 1]["error"][-1] > 3e-3  # first order is not the limit already
+    assert records["multistep", 1]["error"][-1] > 3e-3  # first order has not converged yet
     assert records["multistep", 3]["error"][-1] < 3e-3
     assert records["multistep", 3]["multiples"]["15"] < 2.0
 
@@ -97,7 +97,7 @@ def test_error_of_learned_guidance(exactness: ModuleType, tmp_path: Path, capsys
         assert record["multiple"] > 0.5
         assert (record["seconds"] > 0.0) == (record["method"] != "DPS")
     learned = [record["gradient_error"]["weighted"] for record in found["records"][:-1]]
-    assert len(set(learned)) == len(learned)  # no method is another one's double
+    assert len(set(learned)) == len(learned)  # no two methods give the same errors
 
     *lines, last = capsys.readouterr().out.splitlines()
     for line, record in zip(lines, found["records"], strict=True):
@@ -109,7 +109,7 @@ def test_error_of_learned_guidance(exactness: ModuleType, tmp_path: Path, capsys
 
 
 def test_dps_trains_nothing(exactness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exactness, "MixtureData", None)  # a million points that nobody asks for
+    monkeypatch.setattr(exactness, "MixtureData", None)  # saves a million unused points
     few = ["--dims", 2, "--betas", 3, "--samples", 200, "--num_solver_steps", 6]
     (record,) = run(exactness, tmp_path, "guidance", *few, "--methods", "DPS")["records"]
     assert record["gradient_error"]["weighted"] > 0.1
@@ -122,7 +122,7 @@ def test_exact_guidance_has_no_error_and_that_of_dps_is_no_matter_of_training(ex
     dps, _ = exactness.train(exact, None, "DPS", None)
     errors = exactness.gradient_errors(exact, dps)
     assert errors["weighted"] > 0.1
-    assert errors["relative"][-1] < 0.01  # at t_min the clean sample is known, and DPS is right
+    assert errors["relative"][-1] < 0.01  # at t_min the clean sample is known, so DPS is right
 
 
 def test_problem_has_energies_from_zero_to_about_one(exactness: ModuleType) -> None:
@@ -140,7 +140,7 @@ def test_solver_takes_one_beta(exactness: ModuleType, tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 def test_densities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two methods of one density: the first one's prior serves both, and the report has both."""
+    """Two methods on one density: they share the first one's prior, and the report has both."""
     runs, output = tmp_path / "runs", tmp_path / "report"
     arguments = ["--densities", "rings", "--methods", "DPS", "CEP", "--betas", "3", "--workers", "1"]
     arguments += ["--runs", str(runs), "--output", str(output), "--data.num_points", "500"]

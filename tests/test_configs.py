@@ -1,4 +1,4 @@
-"""Every shipped configuration is read, and run for a few steps a stage."""
+"""Every shipped configuration loads and runs for a few steps per stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cepdiff.runs.config import load_config
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 RECIPES = [path for path in CONFIGS if path.stem != "cpu_hour"]
 PAPER = [path for path in RECIPES if path.stem != "maze2d"]
-# Task's sizes (S, A) and environment.
+# Sizes (S, A) and environment of each task.
 SIZES = {
     "walker2d": (17, 6, "cepdiff/Walker2d-v2"),
     "hopper": (11, 3, "Hopper-v4"),
@@ -37,7 +37,7 @@ FEW_STEPS = [
 
 
 def synthetic(path: Path, observation_size: int, action_size: int) -> Path:
-    """A buffer of a task's sizes: 80 rows in eight episodes."""
+    """A buffer with a task's sizes: 80 rows in eight episodes."""
     rng = np.random.default_rng(0)
     raw = RawArrays(
         observations=rng.normal(size=(80, observation_size)).astype(np.float32),
@@ -64,7 +64,7 @@ def test_a_shipped_config_trains(path: Path, tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "behavior policy" in shown
     assert "offline value" in shown
-    assert ("mean return" in shown) == (env_id is not None)  # the offline evidence needs no environment
+    assert ("mean return" in shown) == (env_id is not None)  # offline evaluation needs no environment
     assert (tmp_path / "run" / "paths.png").exists() == ("maze" in path.stem)
 
 

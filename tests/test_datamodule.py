@@ -1,4 +1,4 @@
-"""What a module gets to train on: the order of rows, and each field at each row, on a buffer made by hand."""
+"""Training data as a module gets it: the order of rows, and each field at each row, on a handmade buffer."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_ranks_share_the_global_batch(world: int) -> None:
     parts = [steps(blocks(rank=rank, world=world)) for rank in range(world)]
     for rank, (rows, rank_seeds) in enumerate(parts):
         assert torch.equal(rows, whole[:, rank::world])
-        assert torch.equal(rank_seeds, seeds)  # one stream of noise, cut by the modules
+        assert torch.equal(rank_seeds, seeds)  # a single noise stream, split by the modules
 
 
 def test_only_the_given_rows_are_drawn_and_all_of_them() -> None:
@@ -129,7 +129,7 @@ def raw(**changes: Any) -> RawArrays:
 
 
 class Handmade(OfflineDataModule):
-    """Serves arrays of its own, as `load_buffer` is meant to be overridden."""
+    """Serves its own arrays, by overriding `load_buffer` as intended."""
 
     def __init__(self, arrays: RawArrays, **options: Any) -> None:
         super().__init__("handmade", **{"reward_rule": "none", **options})
@@ -150,7 +150,7 @@ K = 2
 
 
 def supported(data: OfflineDataModule, folder: Path, state_ids: Tensor) -> OfflineDataModule:
-    """Support actions of state i are [[i], [i + 0.5]] / 10, its energies [i, -i]."""
+    """Support actions of state i are [[i], [i + 0.5]] / 10, with energies [i, -i]."""
     SupportCache.create(folder, state_ids, K, 1, chunk_size=2)
     cache = SupportCache(folder, len(data.buffer.states))
     for _ in fill(cache, lambda ids: (ids.reshape(-1, 1, 1) + torch.tensor([[0.0], [0.5]])) / 10.0):
@@ -173,7 +173,7 @@ def test_only_what_is_asked_for_is_gathered() -> None:
 
 
 def test_next_observations_follow_within_the_episode() -> None:
-    """At the time limit (row 4) and the end of the data (row 6) they are unknown: no such row is drawn."""
+    """At the time limit (row 4) and the end of the data (row 6) they are unknown, so these rows are not drawn."""
     data = module()
     rows = data.rows(("observations", "next_observations"))
     assert rows.tolist() == [0, 1, 2, 3, 5]
@@ -203,7 +203,7 @@ def test_support_actions_and_energies_of_both_states(tmp_path: Path) -> None:
 
 
 def test_rows_without_support_are_left_out(tmp_path: Path) -> None:
-    """States 0, 1 and 5 are drawn: s and s' of row 0 are there, of row 1 and 5 only s."""
+    """Only states 0, 1 and 5 have support: both s and s' of row 0, but only s of rows 1 and 5."""
     data = supported(module(), tmp_path, torch.tensor([0, 1, 5]))
     assert data.rows(("observations", "support_actions")).tolist() == [0, 1, 5]
     assert data.rows(("next_observations", "next_support_actions")).tolist() == [0]
@@ -238,7 +238,7 @@ def test_an_unknown_field_is_named() -> None:
 
 @pytest.mark.parametrize("next_observations", [False, True])
 def test_observations_are_standardised_by_the_observations(next_observations: bool) -> None:
-    """Mean and deviation are those of the N observations, next observations are moved by the same."""
+    """Mean and deviation come from the N observations; next observations use the same."""
     data = module(next_observations, normalize_observations=True)
     batch = data.gatherer(("observations", "next_observations"))(torch.tensor([0, 1, 2, 3, 5]))
     x = torch.from_numpy(raw().observations)
@@ -269,7 +269,7 @@ def test_without_normalisation_observations_stay_raw() -> None:
     [
         ("none", [1, 2, 3, 4, 5, 6, 7]),
         ("minus_one", [0, 1, 2, 3, 4, 5, 6]),
-        ("return_range", [1000 / 3 * r for r in (1, 2, 3, 4, 5, 6, 7)]),  # complete episodes return 6 and 9
+        ("return_range", [1000 / 3 * r for r in (1, 2, 3, 4, 5, 6, 7)]),  # the complete episodes return 6 and 9
         (None, [1000 / 3 * r for r in (1, 2, 3, 4, 5, 6, 7)]),
     ],
 )
@@ -317,11 +317,11 @@ def test_an_own_file_is_read_with_its_notes(tmp_path: Path) -> None:
         assert torch.equal(value, module().gatherer(fields)(torch.arange(7))[name])
     wider = OfflineDataModule(str(path), action_high=8.0)
     wider.setup()
-    assert wider.spec.action_high == (8.0,)  # the argument wins over the file's note
+    assert wider.spec.action_high == (8.0,)  # the argument overrides the file's metadata
 
 
 class Probe(StageModule):
-    """Learns nothing and remembers the rewards that it was given."""
+    """Learns nothing and records the rewards it gets."""
 
     stage = "critic"
     batch_fields = ("rewards", "observations")
@@ -348,7 +348,7 @@ def make_trainer(max_steps: int) -> Trainer:
 
 
 def test_a_subclass_needs_no_more_than_load_buffer() -> None:
-    """What the class says of itself; there is no dataset of that name to look for or to download."""
+    """The class's own description; no dataset of that name is looked up or downloaded."""
     trainer = make_trainer(2)
     trainer.fit(Probe(), datamodule=Handmade(raw()))
     assert trainer.global_step == 2

@@ -1,4 +1,4 @@
-"""The pages speak the truth: examples run, links lead somewhere, commands parse, keys and metrics are explained."""
+"""The pages are correct: examples run, links resolve, commands parse, keys and metrics are explained."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from cepdiff.runs.config import load_config
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
 EXTENDING = ROOT / "docs/extending.md"
-# Folders of this repository whose files the pages name.
+# Folders of this repository whose files the pages mention.
 OURS = ("src", "tests", "configs", "docs", "notebooks", "docker", "cepdiff")
 
 TINY = """
@@ -54,7 +54,7 @@ trainer: {accelerator: cpu, progress_bar: false}
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, the title (file name) of its info string, its text."""
+    """A fenced block: its language, the title (file name) in its info string, its text."""
 
     language: str
     title: str | None
@@ -73,7 +73,7 @@ def prose(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every titled block of the page as a file, and with the shipped configurations."""
+    """A folder with every titled block of the page as a file, and the shipped configurations."""
     folder = tmp_path_factory.mktemp("examples")
     for block in blocks(EXTENDING):
         if block.title is not None:
@@ -85,7 +85,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(examples: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The examples as working folder and on Python's path."""
+    """The examples' folder as the working directory and on Python's path."""
     monkeypatch.chdir(examples)
     monkeypatch.syspath_prepend(str(examples))
     return examples
@@ -93,7 +93,7 @@ def here(examples: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # --- examples ---------------------------------------------------------------------------------------------------------
 
-# file of the example -> class, and a method that a run must call
+# file of the example -> class and a method that a run must call
 USED = {
     "my_critic": ("MyCritic", "target"),
     "my_network": ("MyScore", "forward"),
@@ -106,7 +106,7 @@ USED = {
 
 
 def counting(method: Callable[..., Any], calls: Counter[str], name: str) -> Callable[..., Any]:
-    """`method`, which counts its calls under `name`."""
+    """`method`, with its calls counted under `name`."""
 
     @functools.wraps(method)
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -118,7 +118,7 @@ def counting(method: Callable[..., Any], calls: Counter[str], name: str) -> Call
 
 @pytest.fixture(scope="module")
 def shared_run(examples: Path) -> tuple[Path, Counter[str]]:
-    """One run with all examples of own classes at once, and how often each class was called."""
+    """One run with all the examples' own classes at once; returns how often each class was called."""
     calls: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(examples)
@@ -202,7 +202,7 @@ SMALL = """{
 
 
 def test_the_readme_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three examples in order, with few steps; the second loads the run of the first."""
+    """The three examples in order, with few steps; the second loads the first one's run."""
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
     text = "\n".join(README_PYTHON)
@@ -223,7 +223,7 @@ def test_the_readme_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def anchor(heading: str) -> str:
-    """GitHub's name of a heading."""
+    """GitHub's anchor for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
@@ -275,7 +275,7 @@ def test_commands_parse(command: str, here: Path) -> None:
 
 
 def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all leaves, as they are typed on the command line."""
+    """Dotted names of all leaves, as typed on the command line."""
     found = []
     for name, value in tree.items():
         below = value.get("init_args", value) if isinstance(value, dict) else value
@@ -350,7 +350,7 @@ def test_every_metric_is_explained(shared_run: tuple[Path, Counter[str]]) -> Non
 
 
 def test_documented_defaults_of_a_density_are_those_of_the_code() -> None:
-    """Of the keys in the section on data with energies: what a configuration without them holds."""
+    """For keys in the section on data with energies: the values of a configuration without them."""
     page = (ROOT / "docs/configuration.md").read_text()
     section = page[page.index("## Data with energies") :]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in section.splitlines() if line[:3] == "| `"]

@@ -40,7 +40,7 @@ SKIPPED = "finished earlier, skipped"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with every example of the page and a small recipe; the examples' modules are forgotten after."""
+    """A working folder with every example of the page and a small recipe; forgets the examples' modules afterwards."""
     for title, text in re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL):
         (tmp_path / title).write_text(text)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
@@ -63,7 +63,7 @@ def fit(extension: str, run: str, *more: str) -> int:
 
 
 def forget(name: str) -> None:
-    """Import an edited file anew, as a new command would."""
+    """Forget an edited file's module, so that it is imported again as by a new command."""
     sys.modules.pop(name, None)
 
 
@@ -142,7 +142,7 @@ def test_a_sampler_that_cannot_be_captured_is_refused_by_name(here: Path, capsys
     assert not (here / "run").exists()
 
 
-# a stage more
+# an extra stage
 
 
 def test_the_distilled_sampler_is_scored_resumed_skipped_and_reused(
@@ -285,7 +285,7 @@ def test_an_edited_problem_is_named_by_its_class(here: Path, capsys: pytest.Capt
     few = ("--distil_steps", "10", "--distil.batch_size", "8")
     assert fit("my_distil", "run", *few, "--stage", "behavior") == 0
     file, text = here / "my_distil.py", (here / "my_distil.py").read_text()
-    file.write_text(text.replace('"""Regression of the guided', '"""Least squares of the guided'))  # another class
+    file.write_text(text.replace('"""Regression of the guided', '"""Least squares of the guided'))  # a different class
     forget("my_distil")
     assert fit("my_distil", "run", *few, "--stage", "behavior") == 0
     file.write_text(text.replace("= distil_steps", "= int(distil_steps)"))

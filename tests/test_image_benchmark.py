@@ -1,4 +1,4 @@
-"""`benchmarks/images.py`, as a user starts it but with few steps."""
+"""`benchmarks/images.py`, run as a user would but with few steps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_methods_share_a_prior_and_come_into_one_report(
         images.main()
     assert end.value.code == 0
 
-    folders = [runs / f"colour-{method}-seed0" for method in ("CEP", "DPS-analytic")]  # classifiers know no colours
+    folders = [runs / f"colour-{method}-seed0" for method in ("CEP", "DPS-analytic")]  # no classifiers for colours
     assert sorted(runs.iterdir()) == folders
     assert len({(folder / "behavior" / "final.ckpt").read_bytes() for folder in folders}) == 1
     assert not (folders[1] / "logs" / "behavior").exists()

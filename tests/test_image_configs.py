@@ -1,4 +1,4 @@
-"""The recipes for real images: read at their real sizes, and run for a step a stage with tiny networks."""
+"""The recipes for real images: loaded at their real sizes, and run for a step per stage with tiny networks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from cepdiff.policy.images import ImageSampler
 from cepdiff.runs.config import Config, load_config
 
 FOLDER = Path(__file__).parent.parent / "configs" / "images"
-# Each recipe's side and heads, and its networks' millions of parameters as they stand: of the prior (None where it is
-# downloaded; those of Dhariwal & Nichol have 296, 422 and 554, embeddings of the classes among them) and of the energy.
+# Each recipe's side, heads and millions of parameters: of the prior (None where it is downloaded; Dhariwal & Nichol's
+# priors have 296, 422 and 554, with class embeddings) and of the energy network.
 RECIPES = {
     "imagenet64_class": (64, 1000, 294.5, 59.7),
     "imagenet128_class": (128, 1000, 417.1, 37.7),
@@ -65,20 +65,20 @@ def recipe(name: str) -> Config:
 
 
 def net_of(config: Config, stage: str) -> dict[str, Any]:
-    """What a configuration says of a stage's network."""
+    """The configuration of a stage's network."""
     found: dict[str, Any] = config.values[stage]["init_args"]["net"]["init_args"]
     return found
 
 
 def random_images(count: int) -> list[Image.Image]:
-    """Images that are no square, and larger than what is asked for."""
+    """Images that are not square, and larger than the recipe needs."""
     draws = np.random.default_rng(0)
     return [Image.fromarray(draws.integers(0, 256, (12, 14, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images in a subfolder a class."""
+    """Images in one subfolder per class."""
     root = tmp_path_factory.mktemp("images")
     for label in CLASSES:
         (root / label).mkdir()
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def attributes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset as the hub has CelebA: images, who it is, and attributes that are true or false."""
+    """A dataset like CelebA on the hub: images, identities, and boolean attributes."""
     root = tmp_path_factory.mktemp("hub") / "celeba"
     features = datasets.Features(
         {"image": datasets.Image(), "celeb_id": datasets.Value("int64"), "Smiling": datasets.Value("bool")}
@@ -101,7 +101,7 @@ def attributes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prior in the layout of the hub's: a pipeline whose U-Net and scheduler lie in one folder."""
+    """A prior in the hub's layout: a pipeline with U-Net and scheduler in one folder."""
     root = tmp_path_factory.mktemp("prior")
     torch.manual_seed(0)
     unet = UNet2DModel(
@@ -121,14 +121,14 @@ def test_networks_fit_the_images_at_their_real_sizes(name: str) -> None:
     side, heads, prior_size, energy_size = RECIPES[name]
     config = recipe(name)
     assert config.components["data"].arguments["image_size"] == side
-    for stage in ("behavior", "guidance"):  # what a process gathers at a time, beside the images themselves
+    for stage in ("behavior", "guidance"):  # memory that a process gathers at a time, on top of the images themselves
         rows = (
             config.components["data"].arguments["block_size"]
             * config.components[stage].arguments["batch_size"]
             / config.trainer.devices
         )
         assert rows * 3 * side**2 * 4 < 2**29
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         energy_net = config.components["guidance"].arguments["net"](0, 3 * side**2, num_heads=heads)
         x, t = torch.empty(2, 3 * side**2), torch.empty(2)
         assert energy_net(x, t, None).shape == (2, heads)
@@ -169,7 +169,7 @@ def run(name: str, run_dir: Path, *arguments: object) -> int:
 
 
 def prior_of(name: str, pretrained: Path) -> list[object]:
-    """Arguments that make a recipe's prior tiny, and train it for a step where the recipe trains it."""
+    """Arguments that make a recipe's prior tiny and train it for one step, if the recipe trains it."""
     net, stages = net_of(recipe(name), "behavior"), recipe(name).settings["stages"]
     if net["pretrained"]:
         return ["--behavior.net.pretrained", pretrained]

@@ -1,4 +1,4 @@
-"""The benchmark of what the networks of images cost: what its rows measure, and that it runs."""
+"""The cost benchmark for the image networks: its rows, and that it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("reference", "floors", "image_cost")
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[Any]:
-    """The script as a module that finds its neighbours, as where it is started."""
+    """The script as a module that finds its neighbours, as when it is run."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         yield importlib.import_module("image_cost")
@@ -33,7 +33,7 @@ def script() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
-    """What the script sets for a process of its own is put back."""
+    """Restore the settings that the script changes for its own process."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     yield
     torch.set_num_threads(threads)
@@ -42,11 +42,11 @@ def torch_settings() -> Iterator[None]:
 
 @pytest.mark.parametrize(("side", "millions"), [(8, 0.6), (32, 35.7), (64, 294.5), (128, 417.1), (256, 542.6)])
 def test_rows_are_of_the_recipes_networks(script: Any, side: int, millions: float) -> None:
-    """That of 32 pixels has as many weights as the one that the recipe downloads (143 MB in float32)."""
+    """The one for 32 pixels has as many weights as the one the recipe downloads (143 MB in float32)."""
     data = script.RandomImages(side, *script.RECIPES[side][1:], block_size=1)
     data.setup()
     config = script.recipe(side, "all", 4, data)
-    with torch.device("meta") if side > 32 else nullcontext():  # timesteps of a discrete process are looked at
+    with torch.device("meta") if side > 32 else nullcontext():  # a discrete process reads the values of its timesteps
         nets = [config.components[stage].arguments["net"](*data.sizes) for stage in script.NETWORKS.values()]
     assert script.weights(nets[0]) / 1e6 == pytest.approx(millions, abs=0.06)
     assert all(net.channels_last and checkpointed(net) for net in nets)

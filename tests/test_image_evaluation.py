@@ -1,4 +1,4 @@
-"""What judges guided images: exact samples are found exact, others are not, and tables say which are which."""
+"""Evaluation of guided images: exact samples count as exact, others do not, and tables tell them apart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Found = dict[tuple[float, str, str], Row]
 
 
 def brightness(images: Tensor) -> Tensor:
-    """Two energies: bright images are low in the first, dark ones in the second."""
+    """Two energies: low for bright images in the first, for dark images in the second."""
     mean = images.mean((1, 2, 3))
     return torch.stack([1.0 - mean, 1.0 + mean], -1)
 
@@ -82,8 +82,8 @@ def test_the_hue_of_a_tinted_image_is_its_tint() -> None:
     hues = torch.arange(24) / 24.0
     grey = torch.randint(0, 256, (24, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     difference = torch.remainder(image_hues(from_bytes(tinted(grey, hues))) - hues + 0.5, 1.0) - 0.5
-    assert float(difference.abs().max()) < 0.01  # angles of the hexagon and of the circle differ by so much
-    assert float(difference[::4].abs().max()) < 1e-6  # but at its corners: the six hues
+    assert float(difference.abs().max()) < 0.01  # the largest difference between the angles of hexagon and circle
+    assert float(difference[::4].abs().max()) < 1e-6  # except at its corners: the six hues
 
 
 def test_grey_pixels_have_no_part_in_a_hue() -> None:
@@ -200,7 +200,7 @@ def test_real_images_of_a_class_are_judged_well_and_those_of_another_are_not(
     good, bad = ({name: found[scale, "", name].value for name in judge.columns} for scale in (0.0, 1.0))
     assert good["accuracy"] > 0.9
     assert bad["accuracy"] < 0.05
-    assert multiple(found, 0.0, "frechet") < 1.3  # samples may be among the images: less than the floor
+    assert multiple(found, 0.0, "frechet") < 1.3  # samples may be in the training set: below the floor
     assert multiple(found, 1.0, "frechet") > 3.0
     for name in ("precision", "recall", "coverage"):
         assert good[name] > judge.real[name] - 0.1
@@ -254,7 +254,7 @@ PETS = Results(
 
 
 def test_a_table_has_a_line_a_scale_and_one_of_real_images() -> None:
-    """The means over the heads, and the noise floor where there is one; real images have none."""
+    """The means over the heads, and the noise floor if there is one; real images have none."""
     title, *lines = PETS.table().text().splitlines()
     assert title == "pets"
     assert [line.split() for line in lines] == [
@@ -273,7 +273,7 @@ def test_rows_of_heads_come_back_from_the_file(tmp_path: Path) -> None:
     found = Results.read(path)
     assert found == replace(PETS, folder=tmp_path)
     assert found.row(0.0, "b", "cat") == ROWS[-1]
-    assert found.values("a") == {0.0: 0.5, 1.0: 0.25}  # the means alone
+    assert found.values("a") == {0.0: 0.5, 1.0: 0.25}  # only the means
 
 
 def test_pictures_are_drawn(coloured: ImageDataModule, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each notebook runs from its first cell to its last, with few steps."""
+"""Each notebook runs from the first cell to the last, with few steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def execute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
-    """The notebook with its outputs, run beside a copy of the configurations."""
+    """The notebook with its outputs, run next to a copy of the configurations."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("CEPDIFF_NOTEBOOK_STEPS", "4")
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own: figures in the notebook
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own backend: figures in the notebook
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "notebooks")}})
     client.execute()
@@ -41,7 +41,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exact_guidance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = execute("exact_guidance.ipynb", tmp_path, monkeypatch)
     assert (tmp_path / "runs/notebook-rings/4-steps/results.json").is_file()
-    # diffused densities, error by NFE, gradients; errors and samples of shortcuts, and of learned guidance; rings
+    # diffused densities, error by NFE, gradients; errors and samples of shortcuts and of learned guidance; rings
     assert number_of_figures(notebook) == 8
 
 

@@ -51,7 +51,7 @@ def results(*rows: Row) -> Results:
 
 
 def some_rows(scales: tuple[float, ...] = (0.0, 1.0)) -> list[Row]:
-    """Rows of the shape that `compare_samples` gives."""
+    """Rows in the shape that `compare_samples` returns."""
     return [Row(scale, name, 0.3 + scale, floor=0.15, floor_error=0.01) for scale in scales for name in DISTANCES]
 
 
@@ -76,7 +76,7 @@ class TestCompareSamples:
             assert row.value > row.floor + 5 * row.floor_error
 
     def test_a_shift_is_as_far_as_it_should_be(self) -> None:
-        """Sliced W2 of a shift v is |v| / √2 in two dimensions; the floor does not know the sample."""
+        """Sliced W2 of a shift v is |v| / √2 in two dimensions; the floor does not depend on the sample."""
         far, near = (compare_samples(gaussian(99, shift), gaussian, 1.0, 4)[0] for shift in (4.0, 0.0))
         assert far.value == pytest.approx(4.0 / math.sqrt(2), rel=0.06)
         assert (far.floor, far.floor_error) == (near.floor, near.floor_error)
@@ -90,7 +90,7 @@ class TestCompareSamples:
 
 def test_a_multiple_is_in_units_of_the_floor() -> None:
     assert Row(1.0, "energy_distance", 0.3, floor=0.15, floor_error=0.01).multiple == pytest.approx(2.0)
-    assert Row(1.0, "energy_distance", 0.3, floor=0.0).multiple == math.inf  # all exact draws are one point
+    assert Row(1.0, "energy_distance", 0.3, floor=0.0).multiple == math.inf  # all exact samples are the same point
     assert Row(1.0, "energy_distance", 0.3).multiple is None
 
 
@@ -183,7 +183,7 @@ def test_the_figure_has_a_panel_a_sample(tmp_path: Path, size: int) -> None:
     for names in (("data", "energies"), ("data", "energies", "exact")):
         plot_samples({name: samples[name] for name in names}, tmp_path / "samples.png", "rings, CEP, beta 3")
         image = imread(tmp_path / "samples.png")
-        assert np.unique(image.reshape(-1, image.shape[-1]), axis=0).shape[0] > 20  # something is drawn
+        assert np.unique(image.reshape(-1, image.shape[-1]), axis=0).shape[0] > 20  # the figure is not empty
         widths.append(image.shape[1])
-    assert widths[1] - widths[0] == round(2.9 * 120)  # one more panel, in inches times dots per inch
+    assert widths[1] - widths[0] == round(2.9 * 120)  # one more panel, inches times dots per inch
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]

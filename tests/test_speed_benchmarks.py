@@ -1,4 +1,4 @@
-"""The benchmarks of speed: that the plain reference computes what this package does, and that the scripts run."""
+"""The speed benchmarks: the plain reference computes the same as this package, and the scripts run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = ("reference", "floors", "sides", "speed_stages", "speed", "growth")
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The scripts as modules that find each other, as where they are started."""
+    """The scripts as modules that find each other, as when they are run."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         yield {name: importlib.import_module(name) for name in NAMES}
@@ -50,7 +50,7 @@ def reference(scripts: dict[str, ModuleType]) -> Any:
 
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
-    """What the scripts set for a process of their own is put back."""
+    """Restore the settings that the scripts change for their own process."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.manual_seed(0)
     yield
@@ -59,7 +59,7 @@ def torch_settings() -> Iterator[None]:
 
 
 class Fixed:
-    """The numbers of a step, known beforehand."""
+    """The random numbers of a step, fixed in advance."""
 
     world = 1
 
@@ -86,14 +86,14 @@ def batch_of() -> Batch:
 
 
 def spread(module: torch.nn.Module) -> None:
-    """Larger weights: outputs of a size where mistakes show."""
+    """Larger weights, so that outputs are large enough to show mistakes."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(2.0 if parameter.ndim > 1 else 1.0)
 
 
 def same_gradients(ours: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Every parameter's gradient, by name."""
+    """Check every parameter's gradient, by name."""
     expected = dict(other.named_parameters())
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None
@@ -147,7 +147,7 @@ def test_guidance_loss_and_gradients(reference: Any) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 5e-5)])
 @pytest.mark.parametrize("scale", [None, 0.0, 3.0])
 def test_sampled_actions(reference: Any, scale: float | None, dtype: torch.dtype, tolerance: float) -> None:
-    """Unguided and guided; at scale 0 too, where the reference computes a gradient for nothing."""
+    """Unguided and guided; also at scale 0, where the reference computes a gradient for nothing."""
     behavior, guidance = BehaviorDiffusion(S, A).to(dtype), EnergyGuidance(S, A).to(dtype)
     spread(guidance.net)
     score_net, energy_net = reference.ScoreNet(S, A).to(dtype), reference.EnergyNet(S, A).to(dtype)
@@ -199,11 +199,11 @@ def test_items_become_shuffled_batches(reference: Any) -> None:
     epoch = [next(batches) for _ in range(2)]
     assert all(torch.equal(batch["actions"][:, 0], batch["rewards"]) for batch in epoch)
     assert sorted(torch.cat([batch["rewards"] for batch in epoch]).tolist()) == list(range(10))
-    assert len(next(batches)["rewards"]) == 5  # and the next epoch
+    assert len(next(batches)["rewards"]) == 5  # the next epoch
 
 
 def test_floors_count_the_matrix_products(scripts: dict[str, ModuleType]) -> None:
-    """At one FLOP a second and free copies, a floor is FLOPs: those that torch counts in the shared forward pass."""
+    """At one FLOP per second and free copies, a floor equals the FLOPs that torch counts in the shared forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     floors = scripts["floors"].Floors(scripts["floors"].Rates(1.0, float("inf")), S, A, K)

@@ -1,7 +1,7 @@
-"""Costs that can be counted rather than timed: evaluations, operators, copies and bytes must not creep up.
+"""Costs that can be counted instead of timed: evaluations, operators, copies and bytes must not creep up.
 
-A number that falls is good news: lower it here. One that rises needs a reason, and `benchmarks/speed.py` to tell its
-price (docs/performance.md).
+A number that falls is good news: lower it here. One that rises needs a reason, and its cost measured with
+`benchmarks/speed.py` (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.types import DataSpec
 
-S, A, K, STEPS = 11, 3, 16, 15  # Hopper and the recipe
+S, A, K, STEPS = 11, 3, 16, 15  # Hopper and its recipe
 
 
 class Calls:
-    """Counts the calls of networks, and the rows of each."""
+    """Counts the calls of networks and the rows of each call."""
 
     def __init__(self, **networks: nn.Module) -> None:
         self.rows: dict[str, list[int]] = {name: [] for name in networks}
@@ -46,7 +46,7 @@ class Calls:
 
 
 class Operators(TorchDispatchMode):
-    """Counts the operators that do work: views, which cost next to nothing on a device, are not counted."""
+    """Counts the operators that do work, without views, which cost next to nothing on a device."""
 
     VIEWS = ("view", "expand", "unsqueeze", "squeeze", "t", "transpose", "slice", "select", "detach", "split", "alias")
 
@@ -68,7 +68,7 @@ def policy() -> GuidedPolicy:
 
 
 def test_network_evaluations_of_an_action() -> None:
-    """The solver's budget, one gradient each; none at scale 0, and none for the rows that are there at scale 0."""
+    """The solver's budget, one gradient per evaluation; none at scale 0, and none for rows at scale 0."""
     acting = policy()
     calls = Calls(score=acting.sampler.networks["behavior"], energy=acting.sampler.networks["energy"])
     acting.act(torch.randn(4, S), guidance_scale=torch.tensor([0.0, 1.0, 2.0, 0.0]))
@@ -78,7 +78,7 @@ def test_network_evaluations_of_an_action() -> None:
 
 
 def test_support_actions_share_what_is_equal() -> None:
-    """A state is embedded once for its K actions, and the time once for all: they have no axis of actions."""
+    """A state is embedded once for its K actions, and the time once for all: neither has an axis of actions."""
     net = ResidualUNet(S, A)
     shapes: list[tuple[torch.Size, torch.Size]] = []
     net.joint.register_forward_pre_hook(lambda _, args: shapes.append((args[0].shape, args[1].shape)))
@@ -96,7 +96,7 @@ MODULES = {
 
 @pytest.mark.parametrize("name", MODULES)
 def test_operators_of_an_optimiser_step(name: str) -> None:
-    """Forward, backward, optimiser and averages: each is a kernel to launch."""
+    """Forward, backward, optimiser and averages: each operator is a kernel launch."""
     make, most = MODULES[name]
     module: StageModule = make()
     rows = {
@@ -111,7 +111,7 @@ def test_operators_of_an_optimiser_step(name: str) -> None:
     }
     batch = {field: rows[field] for field in module.batch_fields}
     optimizer = torch.optim.AdamW(module.net.parameters(), fused=True)
-    for _ in range(2):  # the first step makes the optimiser's state
+    for _ in range(2):  # the first step creates the optimiser's state
         with Operators() as seen:
             optimizer.zero_grad(set_to_none=True)
             module.accumulate(batch, Noise(0, torch.device("cpu")), torch.autograd.backward)
@@ -125,7 +125,7 @@ def test_operators_of_an_optimiser_step(name: str) -> None:
 
 @pytest.fixture
 def data(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> OfflineDataModule:
-    """Ten episodes of a hundred rows, with support actions at every state and their energies."""
+    """Ten episodes of a hundred rows, with support actions and energies at every state."""
     rows = 1000
     draws = np.random.default_rng(0)
     ends = np.arange(1, rows + 1) % 100 == 0
@@ -163,20 +163,20 @@ def held_by(gather: Any) -> list[Tensor]:
     [
         # float32 observations and actions
         (lambda: BehaviorDiffusion(S, A), 4 * (S + A)),
-        # and s' as an index, rewards, terminals, K actions at s' by a slot
+        # plus s' by index, rewards, terminals, K actions at s' by slot
         (lambda: SoftmaxQCritic(S, A), 4 * (S + A + 1 + 1 + K * A) + 8 + 8),
-        # K actions and energies at s, by a slot
+        # K actions and energies at s, by slot
         (lambda: EnergyGuidance(S, A), 4 * (S + K * A + K) + 8),
     ],
 )
 def test_bytes_of_a_row(data: OfflineDataModule, make: Any, bytes_a_row: int) -> None:
-    """What a stage holds of the data, each thing once: s' is s of the next row, not a table of its own."""
+    """A stage holds each piece of data once: s' is s of the next row, not a separate table."""
     held = storages(*held_by(data.gatherer(make().batch_fields)))
     assert sum(held.values()) == bytes_a_row * len(data.buffer)
 
 
 def test_the_buffer_is_not_copied(data: OfflineDataModule) -> None:
-    """On the CPU all stages gather from the buffer itself, and support actions from the mapped file."""
+    """On the CPU all stages gather from the buffer itself, and support actions from the memory-mapped file."""
     buffer = data.buffer
     held = storages(*held_by(data.gatherer(SoftmaxQCritic.batch_fields)))
     assert storages(buffer.states, buffer.actions, buffer.rewards, buffer.next_index).keys() <= held.keys()

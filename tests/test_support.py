@@ -1,4 +1,4 @@
-"""The cache of support actions: filled by any number of processes, killed and gone on with."""
+"""The cache of support actions: filled by any number of processes, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATE_IDS = torch.tensor([*range(0, 20, 2), *range(25, 38)])  # 23 states: five 
 
 
 class Draw:
-    """Actions that follow from the state id; remembers which it was asked for, and may be killed."""
+    """Actions computed from the state id; records the ids requested, and can be killed."""
 
     def __init__(self, killed_at: int | None = None) -> None:
         self.drawn: list[int] = []
@@ -67,7 +67,7 @@ def test_every_state_is_drawn_once(tmp_path: Path, chunk_size: int) -> None:
     assert max(done) == min(chunk_size, len(STATE_IDS))
     assert draw.drawn == STATE_IDS.tolist()
     check_whole(cache)
-    check_whole(SupportCache(tmp_path, NUM_STATES))  # on disk, not in memory alone
+    check_whole(SupportCache(tmp_path, NUM_STATES))  # on disk, not only in memory
 
 
 def test_slots_lead_from_a_state_to_its_actions(tmp_path: Path) -> None:
@@ -94,13 +94,13 @@ def test_a_kill_between_chunks_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_a_chunk_is_written_draws_it_again(tmp_path: Path) -> None:
-    """Its bytes are half on disk, its mark is not."""
+    """Half of its bytes are on disk, its mark is not."""
     cache = lay_out(tmp_path)
     chunks = fill(cache, Draw())
     next(chunks)
     chunks.close()
     with (tmp_path / "actions.npy").open("r+b") as file:
-        file.seek(cache.actions.offset + CHUNK * K * A * 4)  # where the second chunk begins
+        file.seek(cache.actions.offset + CHUNK * K * A * 4)  # start of the second chunk
         file.write(b"\xff" * 30)
     resumed, cache = Draw(), SupportCache(tmp_path, NUM_STATES)
     assert cache.pending() == [1, 2, 3, 4, 5]
@@ -111,7 +111,7 @@ def test_a_kill_while_a_chunk_is_written_draws_it_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_torn_mark_never_stands_for_another_chunk(tmp_path: Path, cut: int) -> None:
-    """Of the mark of chunk 11 the first '1' alone may have reached the disk."""
+    """Only the first '1' of the mark of chunk 11 may have reached the disk."""
     cache = lay_out(tmp_path, chunk_size=1)
     cache.write(11, actions_of(STATE_IDS[11:12]))
     assert 11 not in cache.pending()
@@ -205,7 +205,7 @@ def test_noise_is_normal_and_differs_between_states_actions_and_seeds() -> None:
 
 
 def test_states_of_rows_are_each_named_once() -> None:
-    """Rows 0-2 end in a terminal, 3-4 at a time limit whose next state is known by the file alone."""
+    """Rows 0-2 end in a terminal, 3-4 at a time limit whose next state only the file can give."""
     observations = np.arange(5, dtype=np.float32)[:, None]
     arrays = {
         "observations": observations,

@@ -1,4 +1,4 @@
-"""A configuration of a few steps on a small buffer, for every test of the command line."""
+"""A configuration of a few steps on a small buffer, shared by all tests of the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ trainer: {progress_bar: false}
 
 
 def write_buffer(path: Path, **changes: np.ndarray) -> Path:
-    """100 rows of InvertedPendulum's sizes in ten episodes of unequal rewards."""
+    """100 rows with InvertedPendulum's sizes, in ten episodes of unequal rewards."""
     rng = np.random.default_rng(0)
     arrays = {
         "observations": rng.normal(size=(100, 4)).astype(np.float32),

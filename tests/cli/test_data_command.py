@@ -23,7 +23,7 @@ def out(capsys: Capture, *words: str) -> str:
 
 @pytest.fixture
 def home(tmp_path: Path, make_buffer: Callable[..., Path]) -> Path:
-    """A dataset folder with a file for hopper-medium-v2, and a torn one for hopper-expert-v2."""
+    """A dataset folder with a file for hopper-medium-v2 and a truncated one for hopper-expert-v2."""
     folder = tmp_path / "datasets"
     folder.mkdir()
     shutil.copy(make_buffer(tmp_path / "own.hdf5"), folder / "hopper_medium-v2.hdf5")

@@ -1,4 +1,4 @@
-"""`cepdiff fit` on points with energies, as a user types it: prior, guidance, samples held against exact ones."""
+"""`cepdiff fit` on points with energies, as a user types it: prior, guidance, and samples compared with exact ones."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """What the last command announced of each stage."""
+    """What the last command printed about each stage."""
     lines = (line.partition(": ") for line in capsys.readouterr().err.splitlines())
     return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines}
 
 
 def weights(run_dir: Path, stage: str) -> Mapping[str, torch.Tensor]:
-    """Weights of a finished stage, read as anyone can."""
+    """Weights of a finished stage, read with plain torch."""
     state: Mapping[str, torch.Tensor] = torch.load(run_dir / stage / "final.ckpt", weights_only=True)["state_dict"]
     return state
 
@@ -87,7 +87,7 @@ def contents(run_dir: Path) -> dict[str, bytes]:
 
 
 def touched(run_dir: Path) -> dict[str, int]:
-    """When each result of a run was written."""
+    """Modification time of each result of a run."""
     names = ("*/final.ckpt", "*/stage.json", "results.json", "samples.*")
     return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for name in names for path in run_dir.glob(name)}
 
@@ -104,7 +104,7 @@ def samples(run_dir: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A configuration of a few steps on the rings, with energies beside it."""
+    """A configuration of a few steps on the rings, with a module of energies beside it."""
     folder = tmp_path_factory.mktemp("density")
     (folder / "density_energies.py").write_text(OWN)
     (folder / "tiny.yaml").write_text(TINY)
@@ -114,7 +114,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def finished(config: Path) -> Path:
-    """A finished run, to look at; tests that change it take `run`."""
+    """A finished run, read-only; tests that change it take `run`."""
     run_dir = config.parent / "finished"
     assert fit(config, run_dir) == 0
     return run_dir
@@ -122,7 +122,7 @@ def finished(config: Path) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of one's own."""
+    """A private copy of the finished run."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -278,7 +278,7 @@ class TestReuse:
         np.testing.assert_array_equal(ours["guided, scale 0"], theirs["guided, scale 0"])
         assert not np.array_equal(ours["guided, scale 1"], theirs["guided, scale 1"])
         assert contents(finished) == before
-        assert fit(config, new, *arguments) == 0  # stands on its own
+        assert fit(config, new, *arguments) == 0  # the folder is self-contained
         assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": SKIPPED}
 
     def test_all_that_fits(self, config: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,7 +373,7 @@ def test_a_run_without_its_guidance_has_the_policy_of_the_prior(config: Path, tm
 def test_a_file_of_few_points_and_a_great_beta(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All exact samples are one and the same row: a floor of 0 is no reason to fail after the training."""
+    """All exact samples are the same row: a floor of 0 must not make the command fail after training."""
     path = tmp_path / "few.npz"
     np.savez(path, points=np.arange(10.0).reshape(5, 2), energies=np.arange(5.0))
     run_dir = tmp_path / "run"
@@ -409,7 +409,7 @@ class TestDamagedResults:
     def test_samples(
         self, config: Path, run: Path, capsys: pytest.CaptureFixture[str], name: str, kept: int | None
     ) -> None:
-        """The same command makes them again, as its message promises."""
+        """The same command makes them again, as the message promises."""
         old, whole = samples(run), (run / name).read_bytes()
         (run / name).unlink()
         if kept is not None:

@@ -1,4 +1,4 @@
-"""Two processes on a density give what one gives: contrasts and averages run over the global batch."""
+"""Two processes on a density match one: contrasts and averages run over the global batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def on_two_processes(config: Path, run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, by Lightning's own launcher: one thread a process, and no variable of another launcher."""
+    """Run the command with Lightning's own launcher: one thread per process, no variables of another launcher."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(config), "--run_dir", str(run_dir)]
     return subprocess.run(
@@ -53,15 +53,15 @@ def test_two_processes_equal_one(config: Path, tmp_path: Path) -> None:
     assert main(["fit", "--config", str(config), "--run_dir", str(one)]) == 0
     done = on_two_processes(config, two)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("guidance scale") == 1  # one process prints the table
+    assert done.stdout.count("guidance scale") == 1  # only one process prints the table
     for stage in ("behavior", "guidance"):
         a, b = (torch.load(run / stage / "final.ckpt", weights_only=True)["state_dict"] for run in (one, two))
-        # CEP is blind to a constant, so the gradient of the last bias is rounding, which Adam scales up to its rate.
+        # CEP ignores a constant: the last bias's gradient is rounding noise, which Adam scales up to its learning rate.
         for name in a.keys() - {"net.output.1.bias"}:
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5, msg=f"{stage}: {name}")
     ours, theirs = (np.load(run / "samples.npz") for run in (one, two))
     assert list(ours) == list(theirs)
-    for name in ours:  # 65 guided samples of two processes in the order of one
+    for name in ours:  # 65 guided samples from two processes, in the same order as from one
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-3, err_msg=name)
     first, second = (json.loads((run / "results.json").read_text())["rows"] for run in (one, two))
     for row, other in zip(first, second, strict=True):

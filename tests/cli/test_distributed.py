@@ -1,4 +1,4 @@
-"""Two processes give what one gives: with Lightning's own launcher, and as two nodes under torchrun."""
+"""Two processes match one: with Lightning's own launcher, and as two nodes under torchrun."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ STAGES = ("behavior", "critic", "guidance")
 
 
 def environment() -> dict[str, str]:
-    """One thread a process, and no variable of another launcher."""
+    """One thread per process, no variables of another launcher."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 def free_port() -> str:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return str(server.getsockname()[1])
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Weights within float32 rounding of another order of summation, the same support, as many episodes."""
+    """Weights agree up to float32 summation order; support and number of episodes are the same."""
     for stage in STAGES:
         a, b = (torch.load(run / stage / "final.ckpt", weights_only=True)["state_dict"] for run in (first, second))
-        # CEP is blind to a constant, so the gradient of the last bias is rounding, which Adam scales up to its rate.
+        # CEP ignores a constant: the last bias's gradient is rounding noise, which Adam scales up to its learning rate.
         for name in a.keys() - {"net.net.rest.1.bias"}:
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5, msg=f"{stage}: {name}")
     a, b = (np.load(run / "support" / "actions.npy") for run in (first, second))
@@ -61,9 +61,9 @@ def test_two_processes_equal_one(config: Path, tmp_path: Path) -> None:
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best") == 1  # one process prints the table
+    assert done.stdout.count("best") == 1  # only one process prints the table
     assert_same_run(one, two)
-    # Every stage is finished: support, results and their table still come together on two processes.
+    # With every stage finished, the support, the results and their table still work on two processes.
     (two / "results.json").unlink()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
@@ -117,7 +117,7 @@ def test_a_signal_to_two_processes_stops_both_and_they_go_on(config: Path, tmp_p
         if (two / "behavior" / "last.ckpt").exists() or process.poll() is not None:
             break
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, to all of them
+    os.killpg(process.pid, signal.SIGTERM)  # to all of them, as a scheduler does
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert not (two / "behavior" / "final.ckpt").exists()

@@ -1,4 +1,4 @@
-"""Run folders of earlier versions: every command says so in one line, and leaves them as they are."""
+"""Run folders of earlier versions: every command reports them in one line and leaves them unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ADVICE = "was made by another version of cepdiff, whose folders this one does no
 
 @pytest.fixture(params=["scores.json", "distances.json", "images.json"])
 def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A finished run as an earlier version left it: its own results, a record without a format, an older policy."""
+    """A finished run as an earlier version left it: results, a record without a format, an older policy."""
     folder = tmp_path / "earlier"
     (folder / "behavior").mkdir(parents=True)
     (folder / ".lock").touch()
@@ -30,7 +30,7 @@ def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file of a folder: its bytes, and when it was written."""
+    """Bytes and modification time of every file in a folder."""
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in folder.rglob("*") if path.is_file()
@@ -54,7 +54,7 @@ def test_fit_refuses_it(config: Path, earlier: Path, more: list[str], capsys: py
 
 
 def test_fit_refuses_an_unfinished_one(config: Path, earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """There are no results yet, but a record without a format."""
+    """It has no results yet, but its record has no format."""
     for name in ("scores.json", "distances.json", "images.json"):
         (earlier / name).unlink(missing_ok=True)
     before = contents(earlier)

@@ -1,4 +1,4 @@
-"""`cepdiff export` as a user types it, over a run folder with a small policy in it."""
+"""`cepdiff export` as a user types it, on a run folder with a small policy."""
 
 from __future__ import annotations
 

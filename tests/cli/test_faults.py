@@ -1,4 +1,4 @@
-"""What a user can get wrong on the command line: one clear line, exit code 2, nothing lost."""
+"""Mistakes on the command line: one clear line, exit code 2, nothing lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cepdiff fit` and `evaluate` as a user types them, and what happens when they are interrupted."""
+"""`cepdiff fit` and `evaluate` as a user types them, also when they are interrupted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fit(config: Path, run_dir: Path, *arguments: str) -> int:
 
 
 def weights(run_dir: Path, stage: str) -> Mapping[str, torch.Tensor]:
-    """Weights of a finished stage, read as anyone can."""
+    """Weights of a finished stage, read with plain torch."""
     content = torch.load(run_dir / stage / "final.ckpt", weights_only=True)
     state: Mapping[str, torch.Tensor] = content["state_dict"]
     return state
@@ -46,7 +46,7 @@ def assert_equal_runs(first: Path, second: Path, stages: tuple[str, ...] = STAGE
 
 
 def results(run_dir: Path, name: str = "results.json") -> dict[str, Any]:
-    """The results of a run, read as anyone can."""
+    """The results of a run, read with plain JSON."""
     content: dict[str, Any] = json.loads((run_dir / name).read_text())
     return content
 
@@ -57,13 +57,13 @@ def values(found: Mapping[str, Any], metric: str) -> dict[float, float]:
 
 
 def start(config: Path, run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """Start the command in its own process."""
     command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(config), "--run_dir", str(run_dir), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Until the file is there, at most two minutes."""
+    """Wait until the file exists, at most two minutes."""
     for _ in range(2400):
         if path.exists():
             return
@@ -171,12 +171,12 @@ def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pyte
     assert values(again, "episodes") == {0.0: 6, 0.5: 6}
     fitted = results(run)
     assert (again.keys(), again["problem"], again["dataset"]) == (fitted.keys(), fitted["problem"], fitted["dataset"])
-    offline = {"offline_value", "inside_support"}  # evidence that needs the critic, and no episodes
+    offline = {"offline_value", "inside_support"}  # metrics that need the critic but no episodes
     assert offline < {row["metric"] for row in fitted["rows"]}
     assert main(["evaluate", str(run)]) == 0
     rollouts = [row for row in fitted["rows"] if row["metric"] not in offline]
     assert results(run, "evaluation.json")["rows"] == rollouts
-    assert results(run) == fitted  # left as it is
+    assert results(run) == fitted  # unchanged
 
 
 def test_another_engine_gives_the_same_scores(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +191,7 @@ def test_another_engine_gives_the_same_scores(config: Path, tmp_path: Path, caps
     assert "no engine 'onx'" in capsys.readouterr().err
     assert fit(config, tmp_path / "other", "--evaluation.engine", "cuda_graph", "--trainer.accelerator", "cpu") == 2
     assert "the engine cuda_graph needs a GPU" in capsys.readouterr().err
-    assert not (tmp_path / "other" / "behavior" / "final.ckpt").exists()  # said before any training
+    assert not (tmp_path / "other" / "behavior" / "final.ckpt").exists()  # refused before any training
 
 
 def test_evaluation_during_training_is_logged(config: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`cepdiff fit` and `cepdiff sample` on images, as a user types them: prior, energies with heads, judged samples."""
+"""`cepdiff fit` and `cepdiff sample` on images, as a user types them: prior, energies with heads, evaluated samples."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """What the last command announced of each stage."""
+    """What the last command printed about each stage."""
     lines = (line.partition(": ") for line in capsys.readouterr().err.splitlines())
     return {stage: text.partition(",")[0] if "running" in text else text for stage, _, text in lines}
 
@@ -88,14 +88,14 @@ def same_weights(first: Path, second: Path, stage: str) -> bool:
 
 
 def touched(run_dir: Path) -> dict[str, int]:
-    """When each result of a run was written."""
+    """Modification time of each result of a run."""
     names = ("*/final.ckpt", "results.json", "grids.png", "samples.npz", "evaluation/*")
     return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for name in names for path in run_dir.glob(name)}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A configuration of a few steps on some digits, with energies beside it."""
+    """A configuration of a few steps on some digits, with a module of energies beside it."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "image_energies_of_a_user.py").write_text(OWN)
     (folder / "tiny.yaml").write_text(TINY)
@@ -105,7 +105,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def finished(config: Path) -> Path:
-    """A finished run, to look at; tests that change it take `run`."""
+    """A finished run, read-only; tests that change it take `run`."""
     run_dir = config.parent / "finished"
     assert fit(config, run_dir) == 0
     return run_dir
@@ -113,7 +113,7 @@ def finished(config: Path) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of one's own."""
+    """A private copy of the finished run."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -165,7 +165,7 @@ def test_channels_heads_and_schedule_come_from_the_data(
     assert behavior["schedule"] == guidance["schedule"] == kept.values["schedule"]
     assert kept.values["schedule"]["init_args"]["beta_max"] == 15.0
     capsys.readouterr()
-    assert fit(run_dir / "config.yaml", run_dir) == 0  # what was kept says the same, in full
+    assert fit(run_dir / "config.yaml", run_dir) == 0  # the saved configuration is complete and equivalent
     assert capsys.readouterr().err.count(SKIPPED) == 3
 
 
@@ -213,7 +213,7 @@ def test_the_prior_is_taken_over(
             (scale, head) for scale in (0.0, 1.0) for head in ("", "darkness")
         }
         assert not (other / "evaluation").exists()
-    with np.load(other / "samples.npz") as ours:  # by another process's way, from the file alone
+    with np.load(other / "samples.npz") as ours:  # as another process would, from the file only
         again = ImageSampler.from_run(other).sample(3, 0, 1.0)
         assert np.abs(ours["guided, scale 1"][0].astype(int) - again.numpy()).max() <= 1
 
@@ -236,7 +236,7 @@ def test_the_sampler_draws_what_the_evaluation_saw(finished: Path) -> None:
         }
         for scale in (0, 1):
             found = torch.stack([sampler.sample(3, head, scale, batch_size=2) for head in range(10)]).numpy()
-            assert np.abs(kept[f"guided, scale {scale}"].astype(int) - found).max() <= 1  # rounding of other batches
+            assert np.abs(kept[f"guided, scale {scale}"].astype(int) - found).max() <= 1  # rounding: other batch sizes
 
 
 def test_samples_as_a_picture_and_as_an_array(
@@ -252,7 +252,7 @@ def test_samples_as_a_picture_and_as_an_array(
     assert main([*command, str(tmp_path / "a.png")]) == 0
     picture = (imread(tmp_path / "a.png") * 255).round().astype(np.uint8)
     assert picture.shape == (2 * 9 - 1, 3 * 9 - 1, 3)
-    assert np.array_equal(picture[9:17, :8, 0], images[3, 0])  # three columns: image 3 begins the second row
+    assert np.array_equal(picture[9:17, :8, 0], images[3, 0])  # three columns: image 3 starts the second row
     assert "exists: use --force" in complaint(capsys, *command, tmp_path / "a.png")
     assert main([*command, str(tmp_path / "a.png"), "--seed", "1", "--force"]) == 0
     assert not np.array_equal(picture, (imread(tmp_path / "a.png") * 255).round().astype(np.uint8))
@@ -335,9 +335,9 @@ def test_a_pretrained_prior_is_used_as_it_is(config: Path, tmp_path: Path, capsy
     assert fit(config, run_dir, "--config", overlay) == 0
     kept = weights(run_dir, "behavior")
     assert all(torch.equal(kept[f"net.unet.{name}"], value) for name, value in unet.state_dict().items())
-    assert "pipeline" not in (run_dir / "behavior" / "stage.json").read_text()  # a hash, and no place
+    assert "pipeline" not in (run_dir / "behavior" / "stage.json").read_text()  # a hash, not a path
     folder.rename(moved)
-    assert ImageSampler.from_run(run_dir).sample(2, 0).shape == (2, 1, 8, 8)  # without the folder
+    assert ImageSampler.from_run(run_dir).sample(2, 0).shape == (2, 1, 8, 8)  # works without the folder
     capsys.readouterr()
     assert fit(config, run_dir, "--config", overlay, "--behavior.net.pretrained", moved) == 0
     assert capsys.readouterr().err.count(SKIPPED) == 3
@@ -366,10 +366,10 @@ def test_two_processes_equal_one(config: Path, finished: Path, tmp_path: Path) -
         env={**kept, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("guidance scale") == 1  # one process prints the table
+    assert done.stdout.count("guidance scale") == 1  # only one process prints the table
     for stage in ("behavior", "guidance"):
         a, b = weights(finished, stage), weights(two, stage)
-        # Contrasts and attention are blind to some biases, whose gradients are rounding, which Adam scales up.
+        # Contrasts and attention ignore some biases: their gradients are rounding noise, which Adam scales up.
         for name in (name for name in a if not name.endswith("bias")):
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=f"{stage}: {name}")
     with np.load(finished / "samples.npz") as ours, np.load(two / "samples.npz") as theirs:

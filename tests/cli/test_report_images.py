@@ -1,4 +1,4 @@
-"""`cepdiff report` over runs on images with a few numbers in them, beside densities and policies."""
+"""`cepdiff report` on image runs with a few numbers in them, next to densities and policies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_run(
     prior: str | None = "prior",
     real: bool = True,
 ) -> Path:
-    """A finished run of `heads` classes; its images are all of the grey `level`."""
+    """A finished run with `heads` classes; all its images have the grey `level`."""
     names = [str(head) for head in range(heads)]
     found = []
     for head in ("", *names):
@@ -74,20 +74,20 @@ def report(output: Path, *folders: Path) -> int:
 
 
 def read(output: Path) -> dict[str, Any]:
-    """The report in plain types."""
+    """The report as plain Python objects."""
     content: dict[str, Any] = json.loads((output / "report.json").read_text())
     return content
 
 
 def markdown_rows(output: Path, title: str) -> list[list[str]]:
-    """The cells below the header of the table whose title begins so."""
+    """The cells of the table whose title starts with `title`, header included."""
     lines = (output / "report.md").read_text().split(f"**{title}")[1].split("\n\n")[1].splitlines()
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in (lines[0], *lines[2:])]
 
 
 @pytest.fixture
 def classes(tmp_path: Path) -> list[Path]:
-    """CEP with two seeds, each with a prior of its own; two baselines on the prior of seed 0, one not at scale 2."""
+    """CEP with two seeds, each with its own prior; two baselines on the prior of seed 0, one without scale 2."""
     return [
         write_run(tmp_path / "noisy", "NoisyClassifier", [(0.0, 0.5, 9.0), (1.0, 0.9, 3.0), (2.0, 0.95, 1.5)]),
         write_run(tmp_path / "cep", "CEP", [(0.0, 0.5, 9.0), (1.0, 0.875, 1.0), (2.0, 0.8, 2.0)]),
@@ -107,7 +107,7 @@ def test_table_by_scale_and_method(classes: list[Path], tmp_path: Path, capsys: 
     title = f"{TITLE}, mean ± standard deviation over the seeds"
     assert markdown_rows(output, title) == [
         ["scale", "method", "accuracy", "Fréchet, x floor"],
-        # Two priors: that of seed 0 counts once, whichever runs share it.
+        # Two priors: the one of seed 0 counts once, however many runs share it.
         ["0", "prior", "0.550 ± 0.071", "8.00 ± 1.41"],
         ["1", "CEP", "0.938 ± 0.088 *", "1.50 ± 0.71 *"],
         ["1", "NoisyClassifier", "0.900", "3.00"],
@@ -138,10 +138,10 @@ def test_json_of_images(classes: list[Path], tmp_path: Path) -> None:
     assert table["best"]["2"] == {"accuracy": ["NoisyClassifier"], "frechet": ["NoisyClassifier"]}
     assert found["training_seconds"] == 40.0
     run = next(run for run in found["runs"] if run["folder"] == str(classes[3]))
-    assert (run["method"], run["seed"], len(run["rows"])) == ("DPSClassifier", 0, 4)  # means over the heads alone
+    assert (run["method"], run["seed"], len(run["rows"])) == ("DPSClassifier", 0, 4)  # only the means over the heads
     values = {(row["scale"], row["metric"]): (row["value"], row["floor"]) for row in run["rows"]}
     assert values[1.0, "accuracy"] == (0.9375, None)
-    assert values[0.0, "frechet"] == (36.0, 4.0)  # the distance and its floor are told too
+    assert values[0.0, "frechet"] == (36.0, 4.0)  # the distance and its floor are shown too
 
 
 def test_runs_with_other_aims_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +162,7 @@ def test_runs_with_other_aims_do_not_compare(tmp_path: Path, capsys: pytest.Capt
     page = (tmp_path / "report" / "report.md").read_text()
     assert all(f"]({file})" in page for file in files)
     assert "over 1 head of 20 images" in page
-    assert " *" not in page  # nothing is best where there is one method
+    assert " *" not in page  # with a single method nothing is marked as best
     assert page.count("runs of images") == 1
     assert [row[1] for row in markdown_rows(tmp_path / "report", "digits (8x8, RGB), energy hues, beta 3")] == [
         "method", "prior", "DPS", "real data",
@@ -183,12 +183,12 @@ def test_the_energy_itself_is_another_method(tmp_path: Path) -> None:
 
 
 def share(image: Any, level: float) -> float:
-    """Of a figure's pixels, those of the grey `level` in [0, 1]."""
+    """The share of a figure's pixels with the grey `level` in [0, 1]."""
     return float((abs(image[..., :3] - level) < 0.004).all(-1).mean())
 
 
 def test_figures(tmp_path: Path) -> None:
-    """A curve a method, and the images of each method at scale 1 beside those of the prior."""
+    """One curve per method, and each method's images at scale 1 next to the prior's."""
     rows: Rows = [(0.0, 0.5, 9.0), (1.0, 0.9, 1.0)]
     runs = [
         write_run(tmp_path / "a", "CEP", rows, level=60, heads=10),
@@ -198,7 +198,7 @@ def test_figures(tmp_path: Path) -> None:
     assert report(tmp_path / "report", *runs) == 0
     name = tmp_path / "report" / "images-digits-8x8-grey-energy-labels-beta-1"
     grids = imread(f"{name}-grids.png")
-    # The prior's grid is that of the first run.
+    # The prior's grid comes from the first run.
     assert share(grids, 60 / 255) == pytest.approx(2 * share(grids, 180 / 255), rel=0.05)
     assert share(grids, 60 / 255) > 0.2
     assert share(grids, 220 / 255) < 0.01  # nothing at scale 1
@@ -242,7 +242,7 @@ def test_an_unfinished_run_on_images_is_named(
 
 
 def refused(capsys: pytest.CaptureFixture[str], output: Path, *folders: Path) -> str:
-    """The one line that says why the command ends with 2; nothing is written."""
+    """The single line of a refusal with exit code 2; nothing is written."""
     assert report(output, *folders) == 2
     assert not output.exists()
     shown = capsys.readouterr()

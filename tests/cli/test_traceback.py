@@ -1,4 +1,4 @@
-"""How deep a user's own code lies: few frames of this package stand between the command and a module's loss."""
+"""Traceback depth of a user's code: few frames of this package between the command and a module's loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import cepdiff
 from cepdiff.cli import main
 
 PACKAGE = Path(cepdiff.__file__).parent
-MOST = 7  # frames, those of `main` and of the user's loss counted too
+MOST = 7  # frames, including `main` and the user's loss
 OWN = """
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
@@ -51,7 +51,7 @@ trainer: {progress_bar: false}
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Iterator[str]:
-    """The name of a module beside the configuration, with a class of each kind whose loss fails."""
+    """The name of a module next to the configuration, with a class of each kind whose loss fails."""
     (tmp_path / "traceback_test_own.py").write_text(OWN)
     yield "traceback_test_own"
     sys.modules.pop("traceback_test_own", None)

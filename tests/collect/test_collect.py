@@ -1,4 +1,4 @@
-"""`cepdiff collect` as a user types it, on environments that train in seconds."""
+"""`cepdiff collect` as a user types it, on environments that train within seconds."""
 
 import argparse
 import json
@@ -64,8 +64,8 @@ def test_medium_expert_is_medium_then_expert(buffers):
     for field in ("observations", "actions", "rewards"):
         halves = np.concatenate([getattr(medium, field), getattr(expert, field)])
         np.testing.assert_array_equal(getattr(both, field), halves)
-    assert not medium.timeouts[-1]  # 120 rows end within an episode of 50 steps ...
-    assert np.flatnonzero(both.timeouts).tolist() == [49, 99, 119, 169, 219]  # ... which the seam ends
+    assert not medium.timeouts[-1]  # 120 rows end in the middle of an episode of 50 steps ...
+    assert np.flatnonzero(both.timeouts).tolist() == [49, 99, 119, 169, 219]  # ... so the seam is marked as a timeout
     assert not np.array_equal(medium.actions, expert.actions)
 
 
@@ -73,7 +73,7 @@ def test_transitions_follow_each_other(buffers):
     for raw in buffers.values():
         goes_on = ~(raw.terminals | raw.timeouts)[:-1]
         np.testing.assert_array_equal(raw.next_observations[:-1][goes_on], raw.observations[1:][goes_on])
-        assert not np.array_equal(raw.next_observations[49], raw.observations[50])  # true, not the next start
+        assert not np.array_equal(raw.next_observations[49], raw.observations[50])  # not the next start
         assert np.abs(raw.actions).max() <= 1
 
 
@@ -91,7 +91,7 @@ def test_metadata_tells_the_origin(buffers):
     assert metadata["medium_fraction"] == pytest.approx(1 / 3)
     random = buffers["random"].metadata
     assert random["reference_min"] == metadata["reference_min"]
-    assert "reference_max" not in random  # nothing was trained for it
+    assert "reference_max" not in random  # a random buffer trains nothing
     assert np.abs(buffers["random"].actions).mean() == pytest.approx(0.5, abs=0.06)  # uniform
 
 
@@ -216,7 +216,7 @@ def test_an_interrupted_run_leaves_no_file(tmp_path, monkeypatch):
 
 def test_no_medium_policy_without_learning(tmp_path):
     args = ["--kind", "medium-replay", "--train_steps", 20, "--reference_episodes", 2, "--output", tmp_path]
-    with pytest.raises(CepdiffError, match="train longer"):  # 20 steps are all random: no update yet
+    with pytest.raises(CepdiffError, match="train longer"):  # all 20 steps are random: no update yet
         collect("Reacher-v5", *args)
     assert list(tmp_path.iterdir()) == []
 
@@ -226,7 +226,7 @@ def test_medium_is_the_first_snapshot_beyond_the_fraction(fraction, step):
     collector = Collector(Plan(EnvSpec("Pendulum-v1"), medium_fraction=fraction))
     returns = {100: -82.0, 200: -55.0, 300: -70.0, 400: -21.0, 500: -20.0}
     snapshots = [Snapshot(at, value, {}) for at, value in returns.items()]
-    # random -100, expert -10: 20% of the way is -82, a third -70, half -55, 70% -37, all of it is never reached
+    # random -100, expert -10: 20% of the way is -82, a third -70, half -55, 70% -37; 100% is never reached
     known = {
         "reference_min": -100.0,
         "reference_max": -10.0,
@@ -247,7 +247,7 @@ def test_embedded_buffer_is_what_its_note_says():
     returns = raw.rewards.reshape(400, 50).sum(1)  # 400 whole episodes
     assert returns[:10].mean() < -30 < -10 < returns[-100:].mean()
     assert raw.metadata["reference_min"] < returns.mean() < raw.metadata["reference_max"]
-    assert json.dumps(raw.metadata)  # plain values
+    assert json.dumps(raw.metadata)  # plain JSON values
 
 
 def test_the_front_end_imports_nothing_heavy():

@@ -1,4 +1,4 @@
-"""Drives through mazes: routes, D4RL's controller, and `cepdiff collect` on mazes as a user types it."""
+"""Navigation in mazes: routes, D4RL's controller, and `cepdiff collect` on mazes as a user types it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def collect(*arguments: object) -> int:
 
 
 def stand_still(observation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A policy for the ant that stands still, to be found by name."""
+    """A policy for the ant that stands still, importable by name."""
     assert observation.shape == (31,)
     assert np.linalg.norm(observation[29:]) == pytest.approx(10.0)
     return np.zeros(8)
@@ -62,7 +62,7 @@ def test_the_controller_is_pd_control_clipped() -> None:
     controller = PointController(layout, np.random.default_rng(0))
     controller.head_for(np.array([2.0, 2.0]), np.array([2.04, 2.98]))
     force, arrived = controller.act(np.array([2.0, 2.95]), np.array([0.02, -0.01]))
-    assert not arrived  # 0.95 from where it was a step before: too fast
+    assert not arrived  # 0.95 away from the previous position: too fast
     np.testing.assert_allclose(force, [-0.02, 0.51], atol=1e-12)  # 10 (2 - 2) - 0.02, 10 (3 - 2.95) + 0.01
     force, arrived = controller.act(np.array([2.0, 2.95]), np.array([0.0, -3.0]))
     assert arrived
@@ -84,7 +84,7 @@ def test_a_drive_is_one_long_trajectory_from_goal_to_goal(drive: dict[str, NDArr
     assert (np.diff(ends) <= 251).all()
     changes = np.flatnonzero((np.diff(goals, axis=0) != 0).any(1))
     np.testing.assert_array_equal(changes, ends[ends < len(goals) - 1])
-    # Where it was not the horizon that ended a drive, the middle of the goal's cell is reached.
+    # Drives not ended by the horizon reach the middle of the goal's cell.
     lengths = np.diff(ends, prepend=-1)
     early = ends[lengths < 251]
     assert len(early) > 5
@@ -153,7 +153,7 @@ def test_the_ants_way_leads_along_the_route() -> None:
     start = np.zeros(29)
     start[:2] = layout.xy((1, 1))
     policy(start)
-    assert ways[-1][0] > 7.0  # first along the corridor to the right, x
+    assert ways[-1][0] > 7.0  # first along the corridor, towards +x
     assert ways[-1] @ ways[-1] == pytest.approx(100.0)
 
 
@@ -185,7 +185,7 @@ def test_bad_input_is_one_clear_line(
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file/buffers: cannot be written to \(Not a directory\)"):
-        collect("maze2d-umaze-v1", "--output", tmp_path / "file" / "buffers")  # a million rows, were it to start
+        collect("maze2d-umaze-v1", "--output", tmp_path / "file" / "buffers")  # would be a million rows if it started
 
 
 def test_a_maze_can_be_ones_own() -> None:

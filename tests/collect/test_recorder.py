@@ -1,4 +1,4 @@
-"""What a recorded buffer holds, row by row."""
+"""The contents of a recorded buffer, row by row."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +10,7 @@ from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env, reset_seed
 
 
 class CountEnv(gym.Env):
-    """Observes (episode, step); every even episode terminates after 3 steps, every odd is truncated after 4."""
+    """Observes (episode, step); even episodes terminate after 3 steps, odd ones are truncated after 4."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -25,7 +25,7 @@ class CountEnv(gym.Env):
         return self.observation, {}
 
     def step(self, action):
-        self.observation[1] += 1  # in place: a recorder must have copied it
+        self.observation[1] += 1  # in place: the recorder must copy it
         even = self.episode % 2 == 0
         terminated = even and self.observation[1] == 3
         truncated = self.observation[1] == (3 if even else 4)  # both at once in even episodes
@@ -51,8 +51,8 @@ def test_rows_by_hand():
     ]
     assert arrays["next_observations"][:, 1].tolist() == [1, 2, 3, 1, 2, 3, 4, 1, 2]
     assert arrays["next_observations"][:, 0].tolist() == arrays["observations"][:, 0].tolist()
-    assert np.flatnonzero(arrays["terminals"]).tolist() == [2]  # an end that is both is no timeout
-    assert np.flatnonzero(arrays["timeouts"]).tolist() == [6]  # the cut at row 8 is not one either
+    assert np.flatnonzero(arrays["terminals"]).tolist() == [2]  # terminated and truncated at once is no timeout
+    assert np.flatnonzero(arrays["timeouts"]).tolist() == [6]  # nor is the cut at row 8
     np.testing.assert_allclose(arrays["rewards"], 10 * arrays["actions"][:, 0])
     np.testing.assert_allclose(arrays["actions"][:, 0], 0.1 * arrays["observations"][:, 1], rtol=1e-6)
     floats = ("observations", "actions", "rewards", "next_observations")
@@ -70,7 +70,7 @@ def test_concatenated_episodes_stay_apart():
     both = concatenate(first_rows(arrays, 5), first_rows(arrays, 3))
     assert np.flatnonzero(both["timeouts"]).tolist() == [4]  # the seam
     assert np.flatnonzero(both["terminals"]).tolist() == [2, 7]
-    assert not arrays["timeouts"][4]  # the arguments are left as they are
+    assert not arrays["timeouts"][4]  # the arguments are unchanged
     terminal_first = concatenate(first_rows(arrays, 3), first_rows(arrays, 3))
     assert not terminal_first["timeouts"].any()
 
@@ -105,7 +105,7 @@ def test_mean_return_is_the_mean_of_single_episodes():
     ("env_id", "parts"), [("cepdiff/antmaze-umaze-v2", {"goal"}), ("cepdiff/door-v0", {"door_body_pos"})]
 )
 def test_what_else_fixes_a_state_is_stored_too(env_id, parts):
-    """A row's state, put into a new environment, leads to the recorded step."""
+    """A row's state, set in a new environment, leads to the recorded step."""
     pytest.importorskip("gymnasium_robotics")
     env = make_env(EnvSpec(env_id))
     act = uniform(box_spaces(env)[1], seed=0, label="actions")

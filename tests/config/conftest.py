@@ -1,4 +1,4 @@
-"""`load` a configuration from texts, and read the `fault` of one that cannot be used."""
+"""`load` reads a configuration from texts, `fault` returns the message for an invalid one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Fault = Callable[..., str]
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """`load(text, ..., overrides=[...])`: each text is a file, the first with a dataset unless it names one."""
+    """`load(text, ..., overrides=[...])`: each text is a file; the first gets a dataset unless it names one."""
     monkeypatch.setattr(sys, "path", [*sys.path])  # load_config adds the files' folders
 
     def load(*texts: str, overrides: list[str] | None = None, bare: bool = False) -> Config:
@@ -39,14 +39,14 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 @pytest.fixture
 def fault(load: Load) -> Fault:
-    """What the user reads: one short line in words, with nothing of the libraries beneath."""
+    """The user's error message: one short readable line without internals of the libraries underneath."""
 
     def fault(*texts: str, **options: Any) -> str:
         with pytest.raises(CepdiffError) as caught:
             construct(load(*texts, **options))
         message = str(caught.value)
         assert "\n" not in message
-        assert len(re.sub(r"/\S*/", "", message)) < 250  # folders aside
+        assert len(re.sub(r"/\S*/", "", message)) < 250  # without folders
         leaks = ("Namespace", "<class", "typing", "Union", "Parser key", "collections.abc", "jsonargparse", "NoneType")
         assert [leak for leak in (*leaks, "init_args", "object_type", "subtypes") if leak in message] == []
         return message
@@ -55,7 +55,7 @@ def fault(load: Load) -> Fault:
 
 
 def construct(config: Config) -> None:
-    """Builds everything that a run would."""
+    """Build everything that a run would build."""
     components = config.components
     schedule, solver = components["schedule"](), components["solver"]()
     components["data"](seed=config.seed)

@@ -1,4 +1,4 @@
-"""What sections name: a user's own classes, siblings by their bare names, and data with sections of their own."""
+"""Classes in sections: the user's own, siblings by bare name, and data with their own sections."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class OwnCallback(Callback):
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[str]:
-    """The name of a module with a class of each kind."""
+    """The name of a module with one class of each kind."""
     (tmp_path / "config_test_parts.py").write_text(PARTS)
     yield "config_test_parts"
     sys.modules.pop("config_test_parts", None)
@@ -154,12 +154,12 @@ def test_sections_are_built_from_their_classes(load: Load) -> None:
     assert net(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 3)).shape == (1, 2)
 
 
-# Siblings of a default by their bare names
+# Siblings of a default by bare name
 
 
 @pytest.mark.parametrize("name", ["MSE", "ExponentialMSE", "DPS", "CEP"])
 def test_ways_to_name_a_sibling_of_the_default(load: Load, name: str) -> None:
-    """Bare or whole, alone or with options, in a file or as an override: the same configuration."""
+    """Bare or full name, with or without options, in a file or as an override: the same configuration."""
     path = f"cepdiff.energy.objectives.{name}"
     expected = load(f"guidance: {{objective: {{class_path: {path}, init_args: {{inverse_temperature: 2}}}}}}").values
     objective = "{class_path: NAME, inverse_temperature: 2}"
@@ -185,7 +185,7 @@ def test_a_network_by_its_bare_name(load: Load) -> None:
 
 @pytest.mark.parametrize("key", ["behavior.net=MLPScore", "behavior.net.class_path=MLPScore"])
 def test_the_order_of_overrides_makes_no_difference(load: Load, key: str) -> None:
-    """A class and its options, each an override of its own, whichever is typed first; and none at all is fine."""
+    """A class and its options as separate overrides, in either order; also with neither."""
     overrides = [key, "behavior.net.hidden=[6,5]", "guidance.objective.inverse_temperature=2", "guidance.objective=MSE"]
     first, second = (load(overrides=order) for order in (overrides, overrides[::-1]))
     assert first.values == second.values
@@ -215,7 +215,7 @@ def test_siblings_that_cannot_be_used(fault: Fault, text: str, message: str) -> 
     assert re.search(message, fault(text))
 
 
-# Data that come with their energies: another layout of sections
+# Data with energies: a different layout of sections
 
 DENSITY = "data: {class_path: cepdiff.data.densities.datamodule.EnergyDataModule, dataset: moons}\n"
 

@@ -1,4 +1,4 @@
-"""One configuration from files and overrides: what is equal, what wins, and what is printed."""
+"""One configuration from files and overrides: equality, precedence and printing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZES = (3, 2)
 Load = Callable[..., Config]
 
 
-# What is equal
+# Equality
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_three_ways_to_write_a_component(load: Load, key: str, cls: str, options
     flat = load(f"{key}: {{class_path: {cls}, {options[1:]}")
     nested = load(f"{key}: {{class_path: {cls}, init_args: {options}}}")
     assert nested.values == flat.values
-    if key != "schedule":  # whose class here is not the default
+    if key != "schedule":  # its class here is not the default
         assert load(f"{key}: {options}").values == flat.values
     assert load(overrides=overrides_of(key, cls, options)).values == flat.values
     assert flat.values[key]["class_path"] == cls
@@ -85,7 +85,7 @@ def test_defaults_are_the_recipe(load: Load) -> None:
 
 
 def test_values_have_their_types(load: Load) -> None:
-    """YAML 1.1 reads 3e-4 as text and 1_000 as a number; a whole number serves as a float."""
+    """YAML 1.1 reads 3e-4 as text and 1_000 as a number; an integer is accepted as a float."""
     config = load(
         "behavior: {learning_rate: 3e-4, max_grad_norm: 1}\nstages: {critic: {max_steps: 1_000}}\n"
         "evaluation: {scales: [0, 1.5]}\nguidance: {objective: {inverse_temperature: 2}}",
@@ -103,7 +103,7 @@ def test_null_is_the_default(load: Load) -> None:
     assert load(empty).values == load().values
 
 
-# What wins
+# Precedence
 
 
 def test_later_files_and_overrides_win(load: Load) -> None:
@@ -218,7 +218,7 @@ def test_values_are_complete_and_plain(load: Load) -> None:
     assert values["critic"]["init_args"]["net"]["init_args"]["hidden"] == [256, 256, 256]
     assert values["stages"]["guidance"] == {"max_steps": 1_000_000, "checkpoint_every": 5000}
     assert yaml.safe_load(yaml.safe_dump(values)) == values
-    for supplied in ("observation_size", "action_size", "schedule"):  # what the runner gives is no option
+    for supplied in ("observation_size", "action_size", "schedule"):  # arguments supplied by the runner are not options
         assert supplied not in values["behavior"]["init_args"]
 
 

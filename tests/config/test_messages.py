@@ -1,4 +1,4 @@
-"""What a user reads when a configuration is wrong."""
+"""Error messages for invalid configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections `problem` and `sampler`: a user's own classes, and one clear line for what cannot be used."""
+"""The sections `problem` and `sampler`: the user's own classes, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Homeless(StageDataModule):
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[str]:
-    """The name of a module with problems and samplers of a user's own."""
+    """The name of a module with the user's own problems and samplers."""
     (tmp_path / "config_test_problems.py").write_text(PARTS)
     yield "config_test_problems"
     sys.modules.pop("config_test_problems", None)
@@ -82,9 +82,9 @@ def test_a_problem_of_ones_own_adds_a_section(load: Load, parts: str) -> None:
     assert load(config.to_yaml()).values == config.values
     assert load(f"problem: {parts}.OwnProblem\n{POINTS}", overrides=["patience=7"]).settings["patience"] == 7
     keyed = load(f"problem: {parts}.OwnProblem\nweights: {{b: 2.0}}\n{POINTS}")
-    assert keyed.settings["weights"] == {"b": 2.0}  # a mapping with keys of the user's own
+    assert keyed.settings["weights"] == {"b": 2.0}  # a mapping with the user's own keys
     plain = load(f"problem: {parts}.OwnProblem\npatience: 5\ndata: {{dataset: moons}}\n")
-    assert plain.values == config.values  # its data are those of its base class
+    assert plain.values == config.values  # it has its base class's data
 
 
 def test_a_sampler_of_ones_own(load: Load, parts: str) -> None:
@@ -97,7 +97,7 @@ def test_a_sampler_of_ones_own(load: Load, parts: str) -> None:
     assert load(config.to_yaml()).values == config.values
     again = load(text, overrides=["sampler.class_path=cepdiff.policy.sampler.GuidedSampler"])
     assert again.components["sampler"].cls is GuidedSampler
-    assert again.values == load().values  # the options of the first class are forgotten
+    assert again.values == load().values  # the first class's options are dropped
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Energy guidance: its gradient, what it costs, and that guided samples have the guided density."""
+"""Energy guidance: its gradient, its cost, and that guided samples have the guided density."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def logits(x, t, condition):
-    """A smooth function of everything, which broadcasts as an energy network does."""
+    """A smooth function of all arguments that broadcasts like an energy network."""
     return (x.sin() * (1.0 + t.unsqueeze(-1)) * condition.sum(-1, keepdim=True)).sum(-1) + x.prod(-1)
 
 
@@ -27,7 +27,7 @@ def eps_net(x, t, condition):
 
 
 class Counting:
-    """Remembers the number of rows of each call."""
+    """Records the number of rows of each call."""
 
     def __init__(self, function) -> None:
         self.function = function
@@ -126,7 +126,7 @@ def test_one_condition_serves_k_samples_without_guidance() -> None:
 
 @pytest.mark.parametrize("denoise_to_zero", [False, True])
 def test_data_predictions_and_samples_stay_within_the_bound(denoise_to_zero: bool) -> None:
-    """eps_pred = -x would predict data far outside; the samples lie within, and some of them on the bound."""
+    """eps_pred = -x would predict data far outside; the samples lie inside, some of them on the bound."""
     noise = normal(200, 2)
     solver = DPMSolver(10, denoise_to_zero=denoise_to_zero)
     free = sample_guided(lambda x, t, c: -x, SCHEDULE, solver, None, noise)
@@ -150,7 +150,7 @@ def nonlinear_eps_net(x, t, condition):
 
 
 def clean_logits(x, t, condition):
-    """Curved in x, and dependent on the time that it is asked at."""
+    """Curved in x, and dependent on the time of the query."""
     return -x.square().sum(-1) + x.prod(-1) + 10.0 * t
 
 
@@ -184,7 +184,7 @@ def test_gradient_through_the_noise_predictor_against_finite_differences(t: floa
 
 
 def test_the_energy_of_the_predicted_sample_is_not_the_intermediate_energy() -> None:
-    """q = N(0, 1) and E = x² / 2: -E_t has the curvature of a mean over what the prediction leaves open, DPS has not.
+    """q = N(0, 1), E = x² / 2: the curvature of -E_t allows for the spread of x_0 given x_t; that of DPS does not.
 
     x_0 given x_t is N(alpha x_t, sigma²), so -E_t = -beta alpha² x_t² / (2 (1 + beta sigma²)) + const.
     """
@@ -222,10 +222,10 @@ def linear_logits(x, t, condition):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("method", ["multistep", "singlestep"])
 def test_guided_sampling_is_exact(scale: float, method: str) -> None:
-    """q = N(m, s²) and E(x) = x give p ∝ q exp(-beta E) = N(m - beta s², s²), at t_min and by arithmetic, not luck:
+    """q = N(m, s²) and E(x) = x give p ∝ q exp(-beta E) = N(m - beta s², s²) at t_min.
 
-    noise at the quantiles of N(0, 1) makes the sampled mean and deviation those of the method itself. (For a linear
-    energy a scale s is exact too: it is the energy s x.)
+    Noise at the quantiles of N(0, 1) makes the sample mean and deviation free of sampling error. (For a linear energy
+    a scale s is exact too: it is the energy s x.)
     """
     noise = torch.special.ndtri((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000).unsqueeze(-1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Which clean sample a noised one came from: by hand, in its limits, and that averaging over it is free of bias."""
+"""Posterior over which clean sample a noised one came from: by hand, in its limits, and unbiased when averaged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_equal_candidates_share_and_one_takes_all() -> None:
 
 
 def test_leading_axes_broadcast() -> None:
-    """Sets of a state with one time each, and one set at several times, equal set by set."""
+    """Sets of one state with one time each, and one set at several times, match set by set."""
     x0, t = normal(5, 4, 3), torch.rand(5, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = perturb(SCHEDULE, x0, t, normal(5, 4, 3, seed=2))
     together = origin_posterior(SCHEDULE, x, x0, t)
@@ -83,7 +83,7 @@ def test_far_away_samples_stay_finite() -> None:
     torch.testing.assert_close(found, torch.eye(8))
 
 
-# Rao-Blackwell: the mean stays, the variance falls
+# Rao-Blackwell: the mean stays, the variance drops
 
 VALUES = torch.tensor([-1.0, 0.2, 1.0], dtype=torch.float64)  # a discrete prior in 1-D ...
 CHANCES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -98,7 +98,7 @@ def test_the_averaged_target_has_the_same_mean_given_x_t_and_less_variance(t: fl
     picks = torch.multinomial(CHANCES, 40_000 * size, replacement=True, generator=draws).reshape(-1, size)
     x0, time = VALUES[picks].unsqueeze(-1), times(t, 1, 1)  # (N, K, 1)
     eps = torch.randn(len(x0), 1, 1, generator=draws, dtype=torch.float64)
-    x = perturb(SCHEDULE, x0[:, :1], time, eps)  # the first of each batch is noised: (N, 1, 1)
+    x = perturb(SCHEDULE, x0[:, :1], time, eps)  # only the first of each batch is noised: (N, 1, 1)
     plain = LABELS[picks[:, 0]]
     averaged = (origin_posterior(SCHEDULE, x, x0, time) @ LABELS[picks].unsqueeze(-1)).flatten()
 
@@ -134,7 +134,7 @@ def test_a_source_alone_is_the_plain_loss() -> None:
 
 
 def test_sources_far_apart_are_the_plain_loss() -> None:
-    """Where each noised sample can have come from one source alone, nothing is averaged."""
+    """If each noised sample has only one possible source, nothing is averaged."""
     x0, t, eps = 100.0 * normal(6, 3), times(0.05, 6), normal(6, 3, seed=1)
     weight = torch.tensor([0.5, 0.2], dtype=torch.float64)
     plain, averaged = (
@@ -145,7 +145,7 @@ def test_sources_far_apart_are_the_plain_loss() -> None:
 
 
 def test_the_noise_to_predict_is_the_mean_over_the_sources() -> None:
-    """eps = Σ_j r_j (x_t - alpha x_0^j) / sigma costs nothing, and it is the noise of the mean data."""
+    """eps = Σ_j r_j (x_t - alpha x_0^j) / sigma costs nothing, and is the noise of the mean x_0."""
     x0, t, eps = normal(6, 3), torch.linspace(0.01, 0.9, 6, dtype=torch.float64), normal(6, 3, seed=1)
     x = perturb(SCHEDULE, x0, t, eps)
     alpha, sigma = SCHEDULE.alpha(t)[:, None, None], SCHEDULE.sigma(t)[:, None, None]
@@ -173,13 +173,13 @@ def test_sources_leave_the_expected_gradient_and_take_away_variance() -> None:
     plain, averaged = torch.stack(gradients[False]), torch.stack(gradients[True])
     difference = averaged - plain
     assert bool((difference.mean(0).abs() < 4.5 * difference.std(0) / math.sqrt(1500)).all())
-    assert bool((difference.std(0) > 1e-3).all())  # they are not simply equal
+    assert bool((difference.std(0) > 1e-3).all())  # but they are not identical
     assert bool((averaged.std(0) < 0.95 * plain.std(0)).any())
     assert bool((averaged.std(0) < 1.02 * plain.std(0)).all())
 
 
 def test_float32_loses_nothing_at_t_min() -> None:
-    """alpha / sigma is about 100 there: as a correction of eps, it does not cancel."""
+    """alpha / sigma is about 100 there, but nothing cancels when the target is a correction to eps."""
     x0, t, eps = normal(64, 2), times(SCHEDULE.t_min, 64), normal(64, 2, seed=1)
 
     def loss(dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""The forward process, and the way from every prediction to the data prediction and back."""
+"""The forward process, and conversions from every prediction to the data prediction and back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_noise_and_score_lead_back_to_the_data(schedule: NoiseSchedule, time: fl
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("t", [torch.tensor(0.4), torch.linspace(0.01, 1.0, 7).unsqueeze(-1)], ids=["one", "rows"])
 def test_velocity_and_data_lead_back_to_the_noise(schedule: NoiseSchedule, t: torch.Tensor) -> None:
-    """v = alpha eps - sigma x_0; one time for all, and one a row."""
+    """v = alpha eps - sigma x_0; one time for all rows, and one per row."""
     x0, eps, t = normal(7, 3), normal(7, 3, seed=1), t.double()
     x = schedule.alpha(t) * x0 + schedule.sigma(t) * eps
     velocity = schedule.alpha(t) * eps - schedule.sigma(t) * x0

@@ -1,4 +1,4 @@
-"""Noise schedules in closed form."""
+"""Noise schedules against closed forms."""
 
 from __future__ import annotations
 

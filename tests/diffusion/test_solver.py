@@ -1,4 +1,4 @@
-"""DPM-Solver++ against a Gaussian whose score, and whose exact path of the diffusion ODE, are known."""
+"""DPM-Solver++ against a Gaussian with known score and known exact path of the diffusion ODE."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ METHODS = ("multistep", "singlestep")
 
 
 def marginal(schedule: NoiseSchedule, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of x_t where x_0 ~ N(MEAN, STD²)."""
+    """Mean and standard deviation of x_t for x_0 ~ N(MEAN, STD²)."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     return alpha * MEAN, (alpha**2 * STD**2 + sigma**2).sqrt()
 
 
 def gaussian(schedule: NoiseSchedule):
-    """Its exact data predictor."""
+    """The Gaussian's exact data predictor."""
 
     def score(x, t):
         mean, std = marginal(schedule, t)
@@ -35,7 +35,7 @@ def gaussian(schedule: NoiseSchedule):
 
 
 def exact_path(schedule: NoiseSchedule, noise: torch.Tensor, t: float) -> torch.Tensor:
-    """x_t on the ODE's path through `noise` at t = 1: in one dimension it keeps (x_t - mean_t) / std_t."""
+    """x_t on the ODE path through `noise` at t = 1: in one dimension (x_t - mean_t) / std_t is constant."""
     mean_1, std_1 = marginal(schedule, torch.ones((), dtype=torch.float64))
     mean, std = marginal(schedule, torch.tensor(t, dtype=torch.float64))
     return mean + std * (noise - mean_1) / std_1
@@ -63,9 +63,9 @@ def count_calls(predictor):
 
 @pytest.mark.parametrize("schedule", [LinearVP(t_min=0.1), CosineVP(t_max=0.9, t_min=0.1)], ids=["linear", "cosine"])
 def test_order_of_convergence(schedule: NoiseSchedule, capsys: pytest.CaptureFixture[str]) -> None:
-    """Errors fall as h^order. The table shows them.
+    """Errors fall as h^order; the table shows them.
 
-    The path ends at t = 0.1, because the constants near t = 0 would put the asymptotic slope off to thousands of steps.
+    The path ends at t = 0.1: with the constants near t = 0 the asymptotic slope would need thousands of steps.
     """
     counts = (96, 192, 384)
     lines = [f"{type(schedule).__name__:<10} method      spacing         order  error at {counts}       slope"]
@@ -129,7 +129,7 @@ def test_the_callback_sees_every_grid_point(order: int, method: str) -> None:
     assert times[-1] == pytest.approx(schedule.t_min)
     assert len(times) == len(set(times)) >= 48 / order
     assert torch.equal(seen[-1][1], result)
-    for t, x in seen:  # and each of them lies on the path
+    for t, x in seen:  # each of them lies on the path
         torch.testing.assert_close(x, exact_path(schedule, noise_1d(), t), rtol=0, atol=0.05)
 
 

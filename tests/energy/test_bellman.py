@@ -37,7 +37,7 @@ def test_it_survives_large_values_and_any_leading_axes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_terminals_stop_bootstrapping_and_nothing_else_does(dtype: torch.dtype) -> None:
-    """A row cut by a time limit has terminal 0, whatever its timeout says: its next value counts."""
+    """A row cut by a time limit has terminal 0 and bootstraps from its next value, whatever its timeout flag."""
     rewards = torch.tensor([1.0, 2.0, 3.0])
     terminals = torch.tensor([0, 1, 0], dtype=dtype)
     target = bellman_target(rewards, terminals, torch.tensor([10.0, 20.0, -30.0]), 0.9)

@@ -1,4 +1,4 @@
-"""Exactly guided mixtures against numbers that were found in another way: quadrature, Monte Carlo, autograd."""
+"""Exactly guided mixtures against independent numbers: quadrature, Monte Carlo, autograd."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def numbers(seed: int = 0) -> torch.Generator:
 
 
 def mixture(size: int, components: int = 3, seed: int = 0) -> GaussianMixture:
-    """Components of different weights, places and full covariances."""
+    """Components with different weights, means and full covariances."""
     draw = numbers(seed)
     root = 0.3 * torch.randn(components, size, size, generator=draw, dtype=torch.float64) / math.sqrt(size)
     covariances = root @ root.transpose(-1, -2) + 0.05 * torch.eye(size, dtype=torch.float64)
@@ -48,7 +48,7 @@ def exact(kind: str, size: int) -> ClosedForm:
 
 
 def noised(case: ClosedForm, n: int, t: float, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """`n` points x_t (n, D) of the diffused prior, and their time (n,)."""
+    """`n` points x_t (n, D) of the diffused prior, and their times (n,)."""
     draw = numbers(seed)
     x0, _ = case.prior.sample(n, draw)
     time = torch.full((n,), t, dtype=torch.float64)
@@ -57,7 +57,7 @@ def noised(case: ClosedForm, n: int, t: float, seed: int = 1) -> tuple[Tensor, T
 
 
 def distribution(prior: GaussianMixture) -> MixtureSameFamily:
-    """The same mixture of torch's own making."""
+    """The same mixture as a torch.distributions object."""
     return MixtureSameFamily(Categorical(logits=prior.log_weights), MultivariateNormal(prior.means, prior.covariances))
 
 
@@ -154,7 +154,7 @@ def test_the_tilted_mixture_has_the_moments_of_weighted_samples(kind: str, size:
 @every_kind
 @every_size
 def test_the_ratio_of_the_densities_is_the_weight(kind: str, size: int) -> None:
-    """log p - log q + log Z = -beta E pointwise, of a point and its component where the energy is a label."""
+    """log p - log q + log Z = -beta E pointwise, for a point and its component if the energy is a label."""
     case = exact(kind, size)
     x, component = case.prior.sample(50, numbers())
 
@@ -215,7 +215,7 @@ def test_intermediate_energy_and_gradient_by_quadrature(kind: str, t: float) -> 
 @pytest.mark.parametrize("size", [2, 8])
 @pytest.mark.parametrize("t", [0.3, 0.8])
 def test_intermediate_energy_by_monte_carlo(kind: str, size: int, t: float) -> None:
-    """Samples of the prior, weighted by how likely they give x_t: their mean of exp(-beta E), within its error."""
+    """Prior samples weighted by their likelihood given x_t: mean of exp(-beta E), within its error."""
     case = exact(kind, size)
     x, time = noised(case, 6, t)
     x0, component = case.prior.sample(400_000, numbers(2))
@@ -224,7 +224,7 @@ def test_intermediate_energy_by_monte_carlo(kind: str, size: int, t: float) -> N
     weights = (-BETA * case.energy(x0, component)).exp()
     mean = likelihood @ weights
     error = (likelihood.square() * (weights - mean.unsqueeze(-1)).square()).sum(-1).sqrt() / mean
-    assert float(error.max()) < 0.2  # or the estimate would say nothing
+    assert float(error.max()) < 0.2  # otherwise the estimate would be useless
     assert bool(((case.logits(x, time) - mean.log()).abs() < 4.5 * error + 1e-4).all())
 
 
@@ -260,7 +260,7 @@ def test_guidance_added_to_the_priors_score_is_the_targets() -> None:
     torch.testing.assert_close(score, case.target.score(x, alpha, sigma))
 
 
-# What is refused
+# Refusals
 
 
 def test_a_density_that_cannot_be_normalised_is_refused() -> None:

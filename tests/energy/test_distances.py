@@ -31,10 +31,10 @@ class TestBothDistances:
         for seed in range(10):
             x = normal(300, 2, seed=seed)
             assert distance(x, x.clone()).item() == 0.0
-            assert distance(x, x.flip(0)).item() == pytest.approx(0.0, abs=1e-7)  # √ of rounding, of either sign
+            assert distance(x, x.flip(0)).item() == pytest.approx(0.0, abs=1e-7)  # √ of rounding error, of either sign
 
     def test_scales_with_the_samples_and_ignores_where_they_are(self, distance: Distance) -> None:
-        """The offset is what an expansion of |x - y|² would not survive."""
+        """Expanding |x - y|² would not survive the offset."""
         x, y = normal(150, 2), normal(150, 2, seed=1) + 0.2
         near = distance(x, y).item()
         exponent = 0.5 if distance is energy_distance else 1.0
@@ -83,7 +83,7 @@ def test_sliced_wasserstein_in_one_dimension_is_exact() -> None:
 
 @pytest.mark.parametrize("size", [2, 5])
 def test_sliced_wasserstein_of_a_shift_and_of_a_scale(size: int) -> None:
-    """Over the sphere the mean of (θ·v)² is |v|² / D: a shift v is |v|/√D apart, x and 2x the root mean square / √D."""
+    """Over the sphere the mean of (θ·v)² is |v|² / D: a shift v has distance |v|/√D; x and 2x have RMS / √D."""
     x, shift = normal(50, size), normal(size, seed=1)
     many = partial(sliced_wasserstein, num_projections=40_000)
     assert many(x, x + shift).item() == pytest.approx(shift.norm().item() / math.sqrt(size), rel=0.01)
@@ -98,7 +98,7 @@ def test_directions_are_a_function_of_size_and_seed() -> None:
     torch.manual_seed(2)
     assert torch.equal(first, sliced_wasserstein(x, y, 8))
     assert not torch.equal(first, sliced_wasserstein(x, y, 8, seed=1))
-    # Any directions nearly agree once they are many.
+    # With many directions, different directions nearly agree.
     many = [sliced_wasserstein(x, y, 20_000, seed=seed).item() for seed in (0, 1)]
     assert many[0] == pytest.approx(many[1], rel=0.02)
 
@@ -122,7 +122,7 @@ def test_energy_distance_by_hand() -> None:
 
 
 def test_energy_distance_in_one_dimension_is_that_of_the_distributions() -> None:
-    """Its square is 2 ∫ (F - G)² over the steps of both (Székely & Rizzo 2013)."""
+    """Its square is 2 ∫ (F - G)² over the empirical CDFs (Székely & Rizzo 2013)."""
     x, y = normal(300), 0.4 + 1.5 * normal(200, seed=1)
     steps = torch.cat([x, y]).sort().values
     gap = (x.unsqueeze(-1) <= steps).double().mean(0) - (y.unsqueeze(-1) <= steps).double().mean(0)
@@ -163,7 +163,7 @@ def test_noise_floor_of_gaussians_shrinks_like_the_root_of_the_size(distance: Di
 
 
 def test_noise_floor_of_the_energy_distance_is_known() -> None:
-    """Its mean square is 2 E|X-X'| / n, which for a 2-D standard normal is 2 √π / n."""
+    """Its mean square is 2 E|X-X'| / n, which is 2 √π / n for a 2-D standard normal."""
     n = 200
     squares = noise_floor(lambda x, y: energy_distance(x, y).square(), lambda index: normal(n, 2, seed=index), 200)
     assert squares.mean == pytest.approx(2 * math.sqrt(math.pi) / n, abs=4 * squares.std / math.sqrt(200))

@@ -1,4 +1,4 @@
-"""Solvers with exact noise and exact guidance: what is left between the samples and the target is theirs alone."""
+"""Solvers with exact noise and exact guidance: the remaining error is only the solver's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BETA = 2.0
 
 
 def ring(t_min: float = 1e-3) -> ClosedForm:
-    """Eight Gaussians on a circle with the energies of labels, from 0 to 1."""
+    """Eight Gaussians on a circle with label energies from 0 to 1."""
     angle = torch.arange(8, dtype=torch.float64) * math.pi / 4.0
     means = torch.stack([angle.cos(), angle.sin()], -1)
     covariances = 0.02 * torch.eye(2, dtype=torch.float64).expand(8, 2, 2)
@@ -49,7 +49,7 @@ def guided(case: ClosedForm, noise: Tensor, solver: DPMSolver, scale: float = 1.
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_samples_cannot_be_told_from_the_target(scale: float) -> None:
-    """Guided ones from p, and at scale 0 from q: in energy distance as close as two exact samples are."""
+    """Guided samples against p, and at scale 0 against q: as close in energy distance as two exact samples."""
     case, n = ring(), 2000
     of = case.target if scale else case.prior
     samples = guided(case, normal(n, 2), DPMSolver(60, 2), scale)
@@ -66,9 +66,9 @@ def test_samples_cannot_be_told_from_the_target(scale: float) -> None:
 
 @pytest.mark.parametrize("size", [1, 8, 32])
 def test_samples_have_the_moments_of_the_target(size: int) -> None:
-    """A Gaussian under a quadratic energy, in any dimension: mean and covariance within their errors.
+    """A Gaussian with a quadratic energy, in any dimension: mean and covariance within their errors.
 
-    Starting at N(0, 1) in place of the diffused target costs less than these.
+    Starting at N(0, 1) instead of the diffused target costs less than these errors.
     """
     n, eye = 4000, torch.eye(size, dtype=torch.float64)
     root = 0.4 * normal(size, size, seed=1) / math.sqrt(size)
@@ -80,7 +80,7 @@ def test_samples_have_the_moments_of_the_target(size: int) -> None:
     assert float(((samples.mean(0) - mean) / spread).abs().max()) < 4.5 / math.sqrt(n)
     error = (samples.T.cov().reshape(size, size) - covariance) / (spread.unsqueeze(-1) * spread)
     assert float(error.abs().max()) < 5.0 * math.sqrt(2.0 / n)
-    assert float((prior.means[0] - mean).norm() / spread.mean()) > 0.5  # guidance had something to do
+    assert float((prior.means[0] - mean).norm() / spread.mean()) > 0.5  # guidance has something to do
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_samples_have_the_moments_of_the_target(size: int) -> None:
     ],
 )
 def test_error_falls_with_the_order_of_the_solver(order: int, method: str, spacing: str, slope: float) -> None:
-    """Against the path of a very fine solver, from about 20 to 160 evaluations; the guidance is part of what is solved.
+    """Against the path of a very fine solver, for about 20 to 160 evaluations; guidance is part of the ODE.
 
-    The median over the samples: near the border between two components a path is as steep as it likes.
+    The median over the samples, because near the border between two components a path can be arbitrarily steep.
     """
     case, noise = ring(t_min=0.05), normal(201, 2)
     predictor = data_from_noise(
         case.schedule, lambda x, t: case.noise(x, t) - case.schedule.sigma(t) * case.guidance(x, t)
     )
     fine = DPMSolver(3000, 3, "singlestep", "logsnr").sample(predictor, case.schedule, noise)
-    # Third-order steps take three evaluations each; a rest of one would be a step of first order.
+    # Third-order steps take three evaluations each; a remainder of one would be a first-order step.
     counts = [(18 if order == 3 else 20) * 2**i for i in range(4)]
     errors = []
     for count in counts:

@@ -1,4 +1,4 @@
-"""Several heads: the optimum of each objective in exact numbers, and samples guided by one head a row."""
+"""Several heads: each objective's optimum in exact numbers, and samples guided by one head per row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# The optimum: x_0 is one of three, x_t one of four; three classes, of which the last has no sample at all.
+# The optimum: x_0 has three values, x_t four; three classes, the last without samples.
 
 PRIOR = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)  # q(x_0)
 KERNEL = torch.tensor(  # p(x_t | x_0), rows sum to one
@@ -39,9 +39,9 @@ SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]], dtype=t
 
 
 def expected_loss(objective: EnergyObjective, logits: Tensor, energies: Tensor) -> tuple[Tensor, list[float]]:
-    """The mean loss over all sets of two independent pairs (x_0, x_t), each of its probability; `logits` (H, 4).
+    """The mean loss over all sets of two independent pairs (x_0, x_t), weighted by probability; `logits` (H, 4).
 
-    With it what else the sets have for metrics.
+    Also returns the other metrics of the sets.
     """
     x0, xt = torch.cartesian_prod(torch.arange(3), torch.arange(4)).unbind(-1)  # the 12 pairs
     weight = JOINT.flatten()
@@ -57,7 +57,7 @@ def expected_loss(objective: EnergyObjective, logits: Tensor, energies: Tensor) 
 
 
 def optimum(objective: EnergyObjective, probabilities: Tensor) -> Tensor:
-    """The table of logits (H, 4) of the smallest expected loss; energies are -log of `probabilities` (H, 3)."""
+    """The table of logits (H, 4) with the smallest expected loss; energies are -log of `probabilities` (H, 3)."""
     energies = -probabilities.log()
     objective.check_heads(energies)
     logits = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
@@ -68,7 +68,7 @@ def optimum(objective: EnergyObjective, probabilities: Tensor) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss, metrics = expected_loss(objective, logits, energies)
-        assert all(math.isfinite(value) for value in metrics)  # sets without a sample of a class are among them
+        assert all(math.isfinite(value) for value in metrics)  # this includes sets without a sample of some class
         loss.backward()
         return loss
 
@@ -77,7 +77,7 @@ def optimum(objective: EnergyObjective, probabilities: Tensor) -> Tensor:
 
 
 def test_info_nce_finds_the_posterior_of_each_class_up_to_its_constant() -> None:
-    """Each class by itself, over the batch axis; one without samples moves nothing."""
+    """Each class separately over the batch axis; a class without samples contributes nothing."""
     found, exact = optimum(CEP(), HARD), (HARD @ POSTERIOR).log()
     torch.testing.assert_close((found - found[:, :1])[:2], (exact - exact[:, :1])[:2], atol=1e-6, rtol=0)
     assert torch.equal(found[2], torch.zeros(4).double())
@@ -94,7 +94,7 @@ def test_exponential_mse_finds_the_posterior_itself() -> None:
 
 @pytest.mark.parametrize("objective", [NoisyClassifier, DPSClassifier])
 def test_a_classifier_finds_the_posterior_of_the_classes(objective: type[EnergyObjective]) -> None:
-    """Its logits compare classes, so their softmax over the heads is what has a gradient to guide by."""
+    """Its logits compare classes, so the guidance gradient is that of their softmax over the heads."""
     guiding = objective().guiding_logits(optimum(objective(), SOFT).T).T  # type: ignore[call-arg]
     torch.testing.assert_close(guiding, (SOFT @ POSTERIOR).log(), atol=1e-6, rtol=0)
 
@@ -115,28 +115,28 @@ def test_a_classifier_by_hand() -> None:
 
 @pytest.mark.parametrize(("energies", "per_set"), [((4,), False), ((1, 4), False), ((3, 4), True)])
 def test_a_classifier_needs_several_heads(energies: tuple[int, ...], per_set: bool) -> None:
-    """And refuses the contrastive sets of states, whose energies (B, K) look alike."""
+    """And rejects contrastive sets of states, whose energies (B, K) look the same."""
     with pytest.raises(ConfigError, match=r"NoisyClassifier compares the heads .*expected at least 2 classes"):
         NoisyClassifier().targets(torch.zeros(energies), per_set)
 
 
-# One head a row
+# One head per row
 
 
 def wave(x: Tensor, t: Tensor, condition: None) -> Tensor:
-    """Three heads (..., 3), smooth in everything."""
+    """Three heads (..., 3), smooth in all arguments."""
     assert condition is None
     return torch.stack([(x * (h + 1.0)).sin().sum(-1) * (1.0 + t) for h in range(3)], -1)
 
 
 def eps_net(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-    """Unconditional: it is not shown the heads."""
+    """Unconditional: it does not see the heads."""
     assert condition is None
     return 0.95 * x + 0.1 * (x + t).sin()
 
 
 class Function(nn.Module):
-    """A function as a network."""
+    """Wraps a function as a network."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -155,14 +155,14 @@ def sample_heads(
     heads: Tensor,
     guidance_scale: Tensor,
 ) -> Tensor:
-    """Samples (B, A) by the sampler that the runs use, with one head (B,) and scale (B,) per row of `noise`."""
+    """Samples (B, A) from the runs' sampler, with one head (B,) and one scale (B,) per row of `noise`."""
     networks = {"behavior": Function(eps), "energy": Function(energy)}
     parts = SamplerParts(noise.shape[-1], networks, SCHEDULE, solver, objective, headed=True)
     return GuidedSampler(parts).sample(heads.unsqueeze(-1), noise, guidance_scale)
 
 
 class Counting:
-    """Remembers the number of rows of each call, and whether gradients are on."""
+    """Records the number of rows of each call and whether gradients are on."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -198,7 +198,7 @@ def test_no_head_for_a_row() -> None:
 
 @pytest.mark.parametrize("objective", [CEP(), NoisyClassifier(), DPS()], ids=["cep", "classifier", "dps"])
 def test_rows_of_all_heads_and_scales_equal_separate_calls(objective: EnergyObjective) -> None:
-    """A row does not know of its neighbours; rows of scale 0 are the plain sampler's and cost no gradient."""
+    """Rows are independent; rows of scale 0 match the plain sampler and cost no gradient."""
     noise, solver = normal(7, 2), DPMSolver(5)
     heads, scales = torch.tensor([0, 1, 2, 2, 1, 0, 0]), torch.tensor([1.0, 0.0, 1.0, 2.0, 2.0, 0.0, 2.0]).double()
     counting = Counting()
@@ -212,7 +212,7 @@ def test_rows_of_all_heads_and_scales_equal_separate_calls(objective: EnergyObje
             alone = sample_heads(eps_net, counting, objective, solver, noise[row], heads[row], scales[row])
             torch.testing.assert_close(together[row], alone)
             assert torch.equal(together[i], plain[i]) == (float(scales[i]) == 0.0)
-        assert counting.rows == [1] * 25  # of five rows
+        assert counting.rows == [1] * 25  # for the five rows with a scale
     assert float(together.abs().max()) <= 1.0
 
 
@@ -235,26 +235,26 @@ def test_a_clean_objective_guides_through_the_predicted_sample() -> None:
         )
 
 
-# Exactness: three Gaussian components, the heads being their labels
+# Exactness: three Gaussian components, with their labels as heads
 
 MEANS = torch.tensor([[0.6, 0.0], [-0.3, 0.5], [-0.3, -0.5]], dtype=torch.float64)
 STD = 0.15
 
 
 def log_joint(x: Tensor, t: Tensor) -> Tensor:
-    """log p(x_t, y) (..., 3) up to a constant: components N(alpha m, alpha² s² + sigma²), alike in mass."""
+    """log p(x_t, y) (..., 3) up to a constant: components N(alpha m, alpha² s² + sigma²) with equal weights."""
     alpha, variance = SCHEDULE.alpha(t), (SCHEDULE.alpha(t) * STD) ** 2 + SCHEDULE.sigma(t) ** 2
     return -0.5 * (x.unsqueeze(-2) - alpha * MEANS).square().sum(-1) / variance
 
 
 def mixture_eps(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-    """-sigma times the score of the mixture."""
+    """-sigma times the mixture's score."""
     return -SCHEDULE.sigma(t) * logits_gradient(lambda x, t, c: log_joint(x, t).logsumexp(-1), x, t, None)
 
 
 @pytest.mark.parametrize("objective", [CEP(), NoisyClassifier()], ids=["cep", "classifier"])
 def test_samples_of_a_class_have_its_density(objective: EnergyObjective) -> None:
-    """With the optimal logits of each objective: log p(y|x_t) plus a constant of class or of sample."""
+    """Optimal logits of each objective: log p(y|x_t) plus a constant per class or per sample."""
 
     def optimal(x: Tensor, t: Tensor, condition: None) -> Tensor:
         if isinstance(objective, NoisyClassifier):
@@ -272,9 +272,9 @@ def test_samples_of_a_class_have_its_density(objective: EnergyObjective) -> None
         assert found.std(0).tolist() == pytest.approx([STD, STD], rel=0.12)
 
 
-# A function of the user's
+# A user's own function
 
-SLOPES = torch.tensor([[1.0, 0.0], [0.0, -0.5]], dtype=torch.float64)  # of E_h(x) = slope_h · x
+SLOPES = torch.tensor([[1.0, 0.0], [0.0, -0.5]], dtype=torch.float64)  # for E_h(x) = slope_h · x
 
 
 def linear(images: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def linear(images: Tensor) -> Tensor:
 
 
 def test_a_function_is_an_energy_without_training() -> None:
-    """For q = N(0, s²) and linear energies DPS is exact: p = N(-beta s² slope, s²), here at its quantiles."""
+    """For q = N(0, s²) and linear energies DPS is exact: p = N(-beta s² slope, s²), checked at its quantiles."""
     std, beta, n = 0.2, 5.0, 1000
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
     noise = torch.stack([quantiles, quantiles.flip(0)], -1).repeat(2, 1)

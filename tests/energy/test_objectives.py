@@ -50,7 +50,7 @@ def test_cep_by_hand() -> None:
 
 
 def test_cep_with_labels_that_do_not_sum_to_one() -> None:
-    """Their sum is the weight of the set; `excess` is that of their shares, and a label of 0 is no trouble."""
+    """Their sum is the set's weight; `excess` uses their normalised shares; a label of 0 is fine."""
     labels, logits = normal(5, 4).exp(), normal(5, 4, seed=1)
     labels[2, 1] = 0.0
     total = labels.sum(-1, keepdim=True)
@@ -66,7 +66,7 @@ def test_cep_with_labels_that_do_not_sum_to_one() -> None:
 
 
 def test_sets_without_a_label_have_no_part_in_cep() -> None:
-    """A class that no sample of the batch has: nothing to the loss, no NaN, and the others' excess stays theirs."""
+    """A class without samples in the batch: no contribution to the loss, no NaN; `excess` counts only the others."""
     logits, labels = normal(3, 4).requires_grad_(True), normal(3, 4, seed=1).exp()
     labels[1] = 0.0
     loss, metrics = cep_loss(logits, labels)
@@ -80,7 +80,7 @@ def test_sets_without_a_label_have_no_part_in_cep() -> None:
 
 
 def test_info_nce_by_hand() -> None:
-    """Energies of labels, 0 or infinite: each class's logits over the batch, at the samples of that class."""
+    """Label energies, 0 or infinite: each class's logits over the batch, at the samples of that class."""
     labels, logits = [1, 0, 1, 1], normal(3, 4)
     energies = torch.full((3, 4), math.inf, dtype=torch.float64)
     energies[labels, range(4)] = 0.0
@@ -101,7 +101,7 @@ def test_cep_averages_over_rows() -> None:
 
 
 def test_cep_at_its_optimum_is_the_entropy_of_the_labels() -> None:
-    """f = -beta E plus anything that depends on the row alone: no gradient, no excess."""
+    """f = -beta E plus anything that depends only on the row: no gradient, no excess."""
     energies, beta = normal(6, 5), 3.0
     logits = (-beta * energies + 10.0 * normal(6, 1, seed=1)).requires_grad_(True)
     loss, metrics = CEP(beta)(logits, energies)
@@ -117,7 +117,7 @@ def test_cep_pushes_logits_towards_low_energies() -> None:
     loss, _ = CEP(1.0)(logits, torch.tensor([[0.0, 1.0]]).double())
     loss.backward()
     assert logits.grad is not None
-    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]  # descent raises the logit of the low energy
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]  # descent raises the logit of the lower energy
 
 
 def test_cep_does_not_see_a_rows_constant() -> None:
@@ -164,7 +164,7 @@ def test_metrics_carry_no_graph_and_begin_with_the_loss(loss_of) -> None:
 
 @pytest.mark.parametrize("loss_of", LOSSES)
 def test_a_loss_is_linear_in_the_targets_up_to_terms_without_logits(loss_of) -> None:
-    """The gradient of a mean of targets is the mean of their gradients: this is what allows to average them."""
+    """The gradient for a mean of targets is the mean of their gradients, so targets may be averaged."""
     logits = normal(3, 4).requires_grad_(True)
     several = normal(7, 3, 4, seed=1).exp()
     gradients = [torch.autograd.grad(loss_of(logits, targets)[0], logits)[0] for targets in several]
@@ -186,7 +186,7 @@ def test_an_objective_passes_its_inverse_temperature(objective: type[EnergyObjec
 @every_objective
 @pytest.mark.parametrize("per_set", [True, False])
 def test_targets_by_hand(objective: type[EnergyObjective], per_set: bool) -> None:
-    """Sets that stand for themselves are normalised by themselves, in the exponential alone; others never are."""
+    """Only exponential targets are normalised, within independent sets; the others never are."""
     energies, beta = torch.tensor([[0.0, 1.0], [0.5, 2.0]], dtype=torch.float64), 1.5
     w = [[math.exp(-beta * float(energy)) for energy in row] for row in energies]
     expected = {
@@ -224,7 +224,7 @@ def test_an_impossible_temperature_is_refused(objective: type[EnergyObjective], 
 def test_cep_refuses_to_contrast_one_sample(per_set: bool) -> None:
     with pytest.raises(ConfigError, match="K is 1, expected at least 2"):
         CEP().targets(torch.zeros(3, 1), per_set)
-    assert MSE().targets(torch.zeros(3, 1), per_set).shape == (3, 1)  # the others contrast nothing
+    assert MSE().targets(torch.zeros(3, 1), per_set).shape == (3, 1)  # the others do not contrast
 
 
 def test_effective_sample_size() -> None:
@@ -232,7 +232,7 @@ def test_effective_sample_size() -> None:
     assert effective_sample_size(energies, 2.0).tolist() == pytest.approx([4.0, 1.0, 2.0])
     of_labels = torch.tensor([[0.0, math.inf, 0.0], [math.inf, 0.0, math.inf], [math.inf, math.inf, math.inf]])
     assert effective_sample_size(of_labels, 2.0).tolist() == [2.0, 1.0, 0.0]
-    assert effective_sample_size(torch.tensor([0.0, math.nan]), 2.0).isnan()  # broken energies are not hidden
+    assert effective_sample_size(torch.tensor([0.0, math.nan]), 2.0).isnan()  # invalid energies are not hidden
 
 
 def test_mean_where() -> None:

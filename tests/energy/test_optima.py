@@ -1,4 +1,4 @@
-"""What each objective learns: the optimum over a table of logits in exact numbers, and that of a small network."""
+"""Each objective's optimum: over a table of logits in exact numbers, and for a small network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from cepdiff.diffusion.guidance import logits_gradient
 from cepdiff.energy.objectives import CEP, DPS, MSE, EnergyObjective, ExponentialMSE
 
-# A discrete problem: x_0 is one of three, x_t one of four; everything is a finite sum.
+# A discrete problem: x_0 has three values, x_t four; every expectation is a finite sum.
 PRIOR = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)  # q(x_0)
 ENERGY = torch.tensor([0.0, 0.4, 1.3], dtype=torch.float64)  # E(x_0)
 KERNEL = torch.tensor(  # p(x_t | x_0), rows sum to one
@@ -25,7 +25,7 @@ MEAN_ENERGY = -TEMPERATURE * (ENERGY @ POSTERIOR)
 
 
 def expected_loss(objective: EnergyObjective, logits: torch.Tensor, per_set: bool) -> torch.Tensor:
-    """The mean loss over all sets of two independent pairs (x_0, x_t), each of its probability; `logits` (4,)."""
+    """The mean loss over all sets of two independent pairs (x_0, x_t), weighted by probability; `logits` (4,)."""
     x0, xt = torch.cartesian_prod(torch.arange(3), torch.arange(4)).unbind(-1)  # the 12 pairs
     weight = JOINT.flatten()
     first, second = torch.cartesian_prod(torch.arange(12), torch.arange(12)).unbind(-1)  # the 144 sets
@@ -36,7 +36,7 @@ def expected_loss(objective: EnergyObjective, logits: torch.Tensor, per_set: boo
 
 
 def optimum(objective: EnergyObjective, per_set: bool) -> torch.Tensor:
-    """The table of logits (4,) of the smallest expected loss."""
+    """The table of logits (4,) with the smallest expected loss."""
     logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
@@ -58,7 +58,7 @@ def test_cep_with_absolute_labels_finds_the_energy_exactly_even_with_two_samples
 
 
 def test_cep_with_labels_normalised_by_a_small_set_is_biased() -> None:
-    """Two samples are a poor estimate of the normaliser: why a batch of one density keeps its labels absolute."""
+    """Two samples estimate the normaliser badly, so a batch of one density keeps absolute labels."""
     found = optimum(CEP(TEMPERATURE), per_set=True)
     assert float((found - found[0] - (MINUS_E_T - MINUS_E_T[0])).abs().max()) > 0.05
 
@@ -70,12 +70,12 @@ def test_exponential_mse_finds_the_energy_and_its_constant() -> None:
 @pytest.mark.parametrize("objective", [MSE, DPS])
 def test_mse_finds_the_posterior_mean_of_the_energy(objective: type[EnergyObjective]) -> None:
     torch.testing.assert_close(optimum(objective(TEMPERATURE), False), MEAN_ENERGY, atol=1e-7, rtol=0)
-    assert float((MEAN_ENERGY - MINUS_E_T).abs().max()) > 0.1  # which is another thing
+    assert float((MEAN_ENERGY - MINUS_E_T).abs().max()) > 0.1  # they differ
 
 
 @pytest.mark.parametrize("objective", [CEP, MSE, ExponentialMSE])
 def test_averaging_the_targets_leaves_the_optimum(objective: type[EnergyObjective]) -> None:
-    """With the mean of the target given x_t in the place of the target the loss has the same gradient everywhere."""
+    """Replacing the target by its mean given x_t leaves the gradient of the loss unchanged everywhere."""
     logits = torch.tensor([0.3, -0.5, 0.1, -1.0], dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(expected_loss(objective(TEMPERATURE), logits, False), logits)
     targets = objective(TEMPERATURE).targets(ENERGY, False) / (1.0 if objective is not CEP else 2.0 / 3.0)
@@ -94,7 +94,7 @@ ALPHA, SIGMA, BETA = 0.6, 0.8, 4.0
 
 
 def exact_gradient(x: torch.Tensor) -> torch.Tensor:
-    """-∇E_t for x_0 = ±1 with equal odds and E(-1) = 0, E(1) = 1.
+    """-∇E_t for x_0 = ±1 with equal probability and E(-1) = 0, E(1) = 1.
 
     With w(x_t) = P(x_0 = 1 | x_t) = sigmoid(2 alpha x_t / sigma²), -E_t = log(1 - w + w exp(-beta)).
     """
@@ -124,7 +124,7 @@ def learned_gradient(objective: EnergyObjective) -> torch.Tensor:
 
 
 def grid() -> torch.Tensor:
-    return torch.linspace(-1.2, 1.2, 50).unsqueeze(-1)  # where q_t has its mass
+    return torch.linspace(-1.2, 1.2, 50).unsqueeze(-1)  # where q_t has most of its mass
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_cep_learns_the_exact_gradient_and_mse_does_not(
 
 
 def test_what_mse_learns_instead_is_the_mean_energy() -> None:
-    """Its gradient is that of -beta E[E(x_0) | x_t] = -beta w: the bias is of the objective, not of the training."""
+    """Its gradient is that of -beta E[E(x_0) | x_t] = -beta w: the objective is biased, not the training."""
     x = grid().requires_grad_(True)
     (mean_energy,) = torch.autograd.grad((-BETA * (2.0 * ALPHA * x / SIGMA**2).sigmoid()).sum(), x)
     error = (learned_gradient(MSE(BETA)) - mean_energy).norm() / mean_energy.norm()

@@ -1,4 +1,4 @@
-"""Metrics of samples against closed forms, brute force and what exact samples are expected to reach."""
+"""Metrics of samples against closed forms, brute force and the values expected of exact samples."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def column(*values: float) -> torch.Tensor:
 # Neighbours
 
 
-REAL = column(0.0, 1.0, 2.0, 10.0, 30.0)  # balls of one neighbour: radius 1, 1, 1, 8, 20
-FAKE = column(0.5, 2.5, 60.0)  # radius 2, 2, 57.5
+REAL = column(0.0, 1.0, 2.0, 10.0, 30.0)  # radius to the first neighbour: 1, 1, 1, 8, 20
+FAKE = column(0.5, 2.5, 60.0)  # radii 2, 2, 57.5
 
 
 def test_precision_and_recall_by_hand() -> None:
-    """0.5 and 2.5 lie in real balls, 60 in none; the ball of 60 holds 10 and 30, those of the others 0, 1 and 2."""
+    """0.5 and 2.5 lie in real balls, 60 in none; the ball of 60 contains 10 and 30, the others 0, 1 and 2."""
     assert precision_recall(REAL, FAKE, k=1) == pytest.approx((2 / 3, 1.0))
     assert precision_recall(REAL, FAKE[:2], k=1) == pytest.approx((1.0, 3 / 5))
 
 
 def test_density_and_coverage_by_hand() -> None:
-    """0.5 lies in the balls of 0 and 1, 2.5 in those of 2 and 10, 60 in none; nothing fake lies near 30."""
+    """0.5 lies in the balls of 0 and 1, 2.5 in those of 2 and 10, 60 in none; no fake point lies near 30."""
     assert density_coverage(REAL, FAKE, k=1) == pytest.approx((4 / 3, 4 / 5))
 
 
@@ -92,7 +92,7 @@ def test_equal_samples_and_far_ones(metric: Neighbours) -> None:
 
 
 def test_what_the_two_kinds_of_failure_look_like() -> None:
-    """One mode of two: all looks real, half is missing. And noise in place of samples: none looks real."""
+    """One of two modes: all samples look real, half the data are missing. Noise instead of samples: none looks real."""
     real = torch.cat([normal(200, 2), normal(200, 2, seed=1) + 50.0])
     half = precision_recall(real, normal(400, 2, seed=2))
     assert half.precision > 0.9
@@ -101,7 +101,7 @@ def test_what_the_two_kinds_of_failure_look_like() -> None:
 
 
 def test_exact_samples_reach_the_expected_density_and_coverage() -> None:
-    """1 and 1 - 2^-k, whatever the density (Naeem et al. 2020, Sec. 3.3); so floors are known in advance."""
+    """1 and 1 - 2^-k for any density (Naeem et al. 2020, Sec. 3.3), so floors are known in advance."""
     found = [density_coverage(normal(300, 2, seed=2 * i), normal(300, 2, seed=2 * i + 1), k=2) for i in range(20)]
     assert sum(value.density for value in found) / 20 == pytest.approx(1.0, abs=0.03)
     assert sum(value.coverage for value in found) / 20 == pytest.approx(0.75, abs=0.02)
@@ -134,7 +134,7 @@ def test_features_that_are_none(metric: Callable[..., object]) -> None:
 
 
 def with_moments(mean: torch.Tensor, covariance: torch.Tensor, n: int = 40, seed: int = 0) -> torch.Tensor:
-    """Points (n, D) of exactly these sample moments."""
+    """Points (n, D) with exactly these sample moments."""
     points = normal(n, len(mean), seed=seed)
     white = math.sqrt(n - 1) * torch.linalg.qr(points - points.mean(0)).Q
     return mean + white @ torch.linalg.cholesky(covariance).T
@@ -150,7 +150,7 @@ def test_frechet_of_diagonal_gaussians() -> None:
 
 
 def test_frechet_of_gaussians_whose_covariances_do_not_commute() -> None:
-    """Against the eigenvalues of C C', which are those of a positive matrix although it is not symmetric."""
+    """Against the eigenvalues of C C', which are real and positive although C C' is not symmetric."""
     roots = normal(2, 4, 4)
     first, second = (with_moments(normal(4, seed=i), roots[i] @ roots[i].T, seed=i) for i in range(2))
     covariances = [points.T.cov() for points in (first, second)]
@@ -162,7 +162,7 @@ def test_frechet_of_gaussians_whose_covariances_do_not_commute() -> None:
 
 @pytest.mark.parametrize("n", [5, 200])
 def test_frechet_of_fewer_samples_than_features_keeps_its_digits(n: int) -> None:
-    """Singular covariances: nothing between equal samples, and a shift is what it is."""
+    """Singular covariances: zero between equal samples, and a shift is exact."""
     x = normal(n, 20)
     assert frechet_distance(x, x.flip(0)).item() == pytest.approx(0.0, abs=1e-12)
     assert frechet_distance(x, x + 1e-4).item() == pytest.approx(20e-8, rel=1e-4)
@@ -198,7 +198,7 @@ def test_a_point_against_the_uniform_density() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_circle_against_all_cyclic_matchings(seed: int) -> None:
-    """Of equally many points on a circle the best matching is one of the N cyclic ones of the sorted points."""
+    """For equally many points on a circle, the best matching is one of the N cyclic ones of the sorted points."""
     x, y = uniform(17, seed=seed).square(), uniform(17, seed=seed + 100)
     apart = (x.sort().values - torch.stack([y.sort().values.roll(i) for i in range(17)])).abs()
     best = torch.minimum(apart, 1.0 - apart).mean(-1).min()
@@ -274,11 +274,11 @@ def test_the_floor_is_that_of_two_independent_resamples() -> None:
     distances = torch.stack([circular_wasserstein(draws[2 * r], draws[2 * r + 1]) for r in range(4)])
     assert floor == NoiseFloor(distances.mean().item(), distances.std().item())
     larger = reweighted_floor(circular_wasserstein, hues, weights, 10_000, seed=3, repeats=4)
-    assert larger.mean == pytest.approx(floor.mean / 10.0, rel=0.6)  # falls like the root of the size
+    assert larger.mean == pytest.approx(floor.mean / 10.0, rel=0.6)  # falls with the square root of the size
 
 
 def test_reweighted_data_are_within_the_floor_and_the_prior_is_not() -> None:
-    """The use: a multiple of the floor near 1 for exact samples, far above for samples of q."""
+    """The intended use: exact samples are near 1 floor, samples from q far above."""
     hues = uniform(4000)
     weights = (-8.0 * hues).exp()
     floor = reweighted_floor(circular_wasserstein, hues, weights, 1000, seed=0)

@@ -1,4 +1,4 @@
-"""Distances from the support: by hand, and calibrated on policies broad at some states, narrow at others."""
+"""Distances from the support: by hand, and calibrated on policies that are broad at some states, narrow at others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUPPORT = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], [[1.0, 1.0], [1.0,
 
 
 class Gaussians:
-    """Behavior policies N(mean, spread²) at `states` states whose spreads lie between e^-3 and e^-0.7."""
+    """Behavior policies N(mean, spread²) at `states` states with spreads between e^-3 and e^-0.7."""
 
     def __init__(self, states: int, action_size: int, seed: int = 0) -> None:
         self.numbers = torch.Generator().manual_seed(seed)
@@ -33,12 +33,12 @@ class Gaussians:
         self.mean = torch.empty(states, 1, action_size).uniform_(-1.0, 1.0, generator=self.numbers)
 
     def draw(self, count: int, shift: float = 0.0, bound: float = 9.0) -> Tensor:
-        """(states, count, A), `shift` standard deviations off along the diagonal, clipped to `bound`."""
+        """Actions (states, count, A), shifted by `shift` standard deviations along the diagonal, clipped to `bound`."""
         noise = torch.randn(len(self.mean), count, self.size, generator=self.numbers) + shift / math.sqrt(self.size)
         return (self.mean + self.spread * noise).clamp(-bound, bound)
 
     def thirds(self, values: Tensor) -> list[float]:
-        """Means of `values` (states, ...) in the narrowest, the middle and the broadest third of the states."""
+        """Means of `values` (states, ...) over the narrowest, middle and broadest third of the states."""
         order = self.spread.flatten().argsort()
         return [float(values[third].float().mean()) for third in order.tensor_split(3)]
 
@@ -58,8 +58,8 @@ def test_relative_distance_is_in_units_of_the_states_spread() -> None:
     action = torch.tensor([[0.0, 3.0]])
     spread = (1.0 + math.sqrt(18.0) + 1.0) / 3 + RESOLUTION
     assert relative_distance(action, SUPPORT[0]).tolist() == pytest.approx([2.0 / spread])
-    assert relative_distance(action, SUPPORT[0, :1]).tolist() == pytest.approx([3.0])  # one action has no spread
-    # A held-out action is measured by the spread of the others alone.
+    assert relative_distance(action, SUPPORT[0, :1]).tolist() == pytest.approx([3.0])  # a single action has no spread
+    # A held-out action is scaled by the spread of the other actions only.
     held_out = held_out_distances(SUPPORT[0]).tolist()
     assert held_out == pytest.approx(
         [1.0 / (math.sqrt(18.0) + RESOLUTION), math.sqrt(18.0) / (1.0 + RESOLUTION), 1.0 / (5.0 + RESOLUTION)]
@@ -89,7 +89,7 @@ def test_it_stays_calibrated_on_clipped_actions() -> None:
 
 
 def test_simpler_rules_are_not_calibrated() -> None:
-    """Why `inside_threshold` is what it is: a quantile of the state's own distances, and one of pooled distances."""
+    """Why not simpler thresholds: a quantile of each state's own distances, or of pooled distances."""
     policy = Gaussians(3000, 3)
     support, fresh = policy.draw(16), policy.draw(8)
     own, distance = leave_one_out_distance(support), nearest_distance(fresh, support)

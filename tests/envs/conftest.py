@@ -1,4 +1,4 @@
-"""What the tests of both mazes share."""
+"""Fixtures shared by the tests of both mazes."""
 
 from __future__ import annotations
 

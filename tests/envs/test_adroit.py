@@ -1,6 +1,6 @@
 """Adroit as D4RL recorded it: rewards by hand, the scene, and trajectories of D4RL's own files in MuJoCo 2.2.0.
 
-`golden/adroit-mujoco-2.2.0.json` is what `benchmarks/robot_physics.py --record` writes.
+`benchmarks/robot_physics.py --record` writes `golden/adroit-mujoco-2.2.0.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def make(task: str, **kwargs: Any) -> gym.Env[Any, Any]:
 
 @pytest.fixture(scope="module")
 def physics() -> Any:
-    """The script that recorded the golden trajectories."""
+    """The benchmark script that recorded the golden trajectories."""
     file = Path(__file__).parents[2] / "benchmarks" / "robot_physics.py"
     spec = importlib.util.spec_from_file_location("benchmark_robot_physics", file)
     assert spec is not None
@@ -80,7 +80,7 @@ def test_reward_of_relocate(distance: float, height: float, expected: float) -> 
 
 
 def test_angles_of_a_rotation() -> None:
-    """Angles give back the quaternion; a tilt is the first two of them."""
+    """Angles round-trip through the quaternion; a tilt sets the first two."""
     wanted = np.array([0.4, -0.7, 1.1])
     product, turn = np.array([1.0, 0, 0, 0]), np.zeros(4)
     for axis, angle in zip(np.eye(3), wanted, strict=True):
@@ -108,7 +108,7 @@ def test_interface(task: str) -> None:
     ("task", "steps", "tolerance"), [("pen", 8, 1e-6), ("door", 2, 1e-7), ("hammer", 7, 1e-5), ("relocate", 6, 1e-5)]
 )
 def test_moves_as_the_recorded_physics(physics: Any, task: str, steps: int, tolerance: float) -> None:
-    """With contacts, until fingers hit the table so hard that today's MuJoCo differs (see `contacts`)."""
+    """Includes contacts, up to where fingers hit the table so hard that today's MuJoCo differs (see `contacts`)."""
     model = adroit.adroit_model(str(robots.model_file(f"adroit_hand/adroit_{task}.xml")))
     found = physics.trajectory(model, task)
     assert np.abs(found - GOLDEN[task])[:steps].max() < tolerance
@@ -117,7 +117,7 @@ def test_moves_as_the_recorded_physics(physics: Any, task: str, steps: int, tole
 @installed
 @pytest.mark.parametrize("task", TASKS)
 def test_a_state_comes_back(task: str) -> None:
-    """From a state taken in the middle of an episode, the same actions lead to the same observations and rewards."""
+    """From a state in the middle of an episode, the same actions give the same observations and rewards."""
     env = make(task).unwrapped
     assert isinstance(env, adroit.Adroit)
     generator = np.random.default_rng(0)
@@ -138,11 +138,11 @@ def test_a_state_comes_back(task: str) -> None:
 
 @installed
 def test_observation_of_pen() -> None:
-    """Order and signs of the 45 numbers, after a reset, where positions are those of the state."""
+    """Order and signs of the 45 numbers after a reset, when the positions are those of the state."""
     env = make("pen").unwrapped
     observation, _ = env.reset(seed=3)
     assert observation[:24] == pytest.approx(env.data.qpos[:24])
-    assert observation[24:27] == pytest.approx([0.0, -0.2, 0.25])  # where the pen starts, which is where it belongs
+    assert observation[24:27] == pytest.approx([0.0, -0.2, 0.25])  # the pen's start, which is also its target position
     assert observation[27:33] == pytest.approx(np.zeros(6))
     target = np.zeros(9)
     mujoco.mju_quat2Mat(target, env.model.body("target").quat)
@@ -153,7 +153,7 @@ def test_observation_of_pen() -> None:
 
 @installed
 def test_observation_of_door() -> None:
-    """The slide of the arm is left out; latch, hinge, palm, handle, difference and whether it is open come last."""
+    """The arm's slide is left out; latch, hinge, palm, handle, difference and the open flag come last."""
     env = make("door").unwrapped
     env.reset(seed=0)
     state = env.get_env_state()
@@ -171,7 +171,7 @@ def test_observation_of_door() -> None:
 
 @installed
 def test_ball_of_relocate_is_where_the_file_says() -> None:
-    """Also after it moved: D4RL stores its place in the world."""
+    """Also after it moves: D4RL stores its world position."""
     env = make("relocate").unwrapped
     env.reset(seed=0)
     state = env.get_env_state()
@@ -189,7 +189,7 @@ def test_dropping_the_pen_ends_the_episode() -> None:
     env.reset(seed=0)
     unwrapped = env.unwrapped
     state = unwrapped.get_env_state()
-    state["qpos"][-6] += 0.3  # the pen lies: its own x axis points downward
+    state["qpos"][-6] += 0.3  # the pen lies down: its own x axis points downward
     unwrapped.set_env_state(state)
     _, reward, terminated, truncated, _ = env.step(np.zeros(24))
     assert terminated

@@ -1,4 +1,4 @@
-"""AntMaze: D4RL's model to the last bit, its rules of starts, goals and rewards, and Gymnasium's contract."""
+"""AntMaze: D4RL's model to the last bit, its rules for starts, goals and rewards, and Gymnasium's contract."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_thousand_steps_are_those_of_d4rls_model(layout: str, physics: ModuleT
 
 
 def test_steps_are_those_of_mujoco_2() -> None:
-    """D4RL's model file, stepped by MuJoCo 2.2.0 with the capsules of 2.1; 4.0 integrates rotations otherwise."""
+    """D4RL's model file, stepped by MuJoCo 2.2.0 with the capsules of 2.1; 4.0 integrates rotations differently."""
     golden = np.load(GOLDEN / "maze-mujoco-2.2.0.npz")
     before, actions, after = (golden[f"antmaze-eval-umaze/{name}"] for name in ("before", "actions", "after"))
     env = AntMaze("eval-umaze")
@@ -137,7 +137,7 @@ def test_actions_of_one_are_torques_of_thirty() -> None:
         env.step(np.full(8, action))
         np.testing.assert_allclose(env.data.ctrl, torque, rtol=0, atol=1e-12)
     assert (env.action_space.low.tolist(), env.action_space.high.tolist()) == ([-1.0] * 8, [1.0] * 8)
-    # Hips turn about the vertical; the ankle that follows each hip acts on the same leg.
+    # Hips turn about the vertical; the ankle after each hip acts on the same leg.
     legs = env.model.actuator_trnid[:, 0]
     assert (env.model.jnt_axis[legs[::2]] == [0, 0, 1]).all()
     assert (legs[1::2] == legs[::2] + 1).all()
@@ -204,7 +204,7 @@ def test_goals_lie_in_the_goals_cell(layout: str, cell: tuple[int, int]) -> None
     goals = np.array([env.reset(seed=seed)[1]["goal"] for seed in range(300)]) - np.array(cell)
     assert goals.min() >= 0.0
     assert 1.3 < goals.max() <= 1.5
-    # The sum of a draw from [0, 1] and one from [0, 0.5].
+    # The sum of a draw from [0, 1] and a draw from [0, 0.5].
     assert goals.mean() == pytest.approx(0.75, abs=0.05)
     assert goals.var() == pytest.approx((1 + 0.25) / 12, rel=0.2)
 
@@ -266,7 +266,7 @@ def test_equal_seeds_give_equal_episodes() -> None:
 
 
 def test_a_state_that_is_set_goes_on_as_before() -> None:
-    """The solver starts elsewhere, so that the last digits differ where feet touch the floor."""
+    """The solver starts from another guess, so the last digits differ where feet touch the floor."""
     env = AntMaze()
     env.reset(seed=1)
     generator = np.random.default_rng(1)
@@ -303,7 +303,7 @@ def test_pictures_show_the_goal() -> None:
     env.reset(seed=0, options={"goal": [8.0, 0.0]})
     try:
         pictures = [env.render()]
-    except Exception as error:  # the kind depends on the graphics library
+    except Exception as error:  # its type depends on the graphics library
         pytest.skip(f"nothing can be drawn here: {error}")
     env.reset(seed=0, options={"goal": [0.0, 8.0]})
     pictures.append(env.render())

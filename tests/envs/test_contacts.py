@@ -1,4 +1,4 @@
-"""Contacts as older MuJoCo made them: whatever the margins of two geoms, the contact gets the larger one."""
+"""Contacts as in older MuJoCo: whatever the margins of two geoms, the contact gets the larger one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cepdiff.errors import SimulationError
 
 
 def stack(*margins: float) -> mujoco.MjSpec:
-    """Spheres of radius 0.1 m on top of each other, touching, each free; the first belongs to the world."""
+    """Free spheres of radius 0.1 m stacked on a fixed one, touching."""
     first, *others = margins
     other = (
         '<body pos="0 0 {}"><freejoint/><geom size=".1" margin="{}" friction="0.7" condim="4" solref=".03 1"/></body>'
@@ -43,7 +43,7 @@ def test_a_pair_without_margin_keeps_its_other_parameters() -> None:
     before, spec = contacts(stack(0.0, 0.0, 0.0, 0.004)), stack(0.0, 0.0, 0.0, 0.004)
     restore_margins(spec)
     after = contacts(spec)
-    for pair in ((0, 1), (1, 2)):  # of unlike geoms, and of like ones
+    for pair in ((0, 1), (1, 2)):  # unlike geoms, then identical ones
         for field in ("friction", "solref", "solimp", "dim", "dist"):
             assert getattr(after[pair], field) == pytest.approx(getattr(before[pair], field)), field
 
@@ -63,7 +63,7 @@ def test_margins_of_two_sizes_are_refused() -> None:
 
 
 def test_two_cylinders_meet_at_one_point() -> None:
-    """Today's collider finds several points where a cylinder stands on another one, the older one a single point."""
+    """Today's collider finds several points where one cylinder stands on another; the older one found one."""
     pillar = '<geom type="cylinder" size=".1 .1"/>'
     spec = mujoco.MjSpec.from_string(
         f'<mujoco><worldbody>{pillar}<body pos="0 0 .199"><freejoint/>{pillar}</body></worldbody></mujoco>'

@@ -1,6 +1,6 @@
 """Kitchen as D4RL recorded it: goals and rewards by hand, noise, control, and a trajectory in MuJoCo 2.2.0.
 
-`golden/kitchen-mujoco-2.2.0.json` is what `benchmarks/robot_physics.py --record` writes of D4RL's own files.
+`benchmarks/robot_physics.py --record` writes `golden/kitchen-mujoco-2.2.0.json` from D4RL's own files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ installed = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def quiet() -> Any:
-    """The complete task without noise; tests reset it before they use it."""
+    """The complete task without noise; tests reset it before use."""
     return kitchen.Kitchen(COMPLETE, noise_ratio=0.0)
 
 
 def state_with(env: Any, *tasks: str) -> dict[str, Any]:
-    """The start, with these subtasks done."""
+    """The start state, with these subtasks done."""
     env.reset(seed=0)
     state = env.get_env_state()
     for task in tasks:
@@ -89,7 +89,7 @@ def test_each_subtask_counts_once_and_the_last_one_ends(quiet: Any) -> None:
     assert info == {"completed": ["microwave", "light switch"], "remaining": ["kettle", "slide cabinet"]}
     _, reward, terminated, _, _ = quiet.step(np.zeros(9))
     assert (reward, terminated) == (0.0, False)
-    # The rest is done by hand: set_state leaves the open subtasks as they are.
+    # Set the remaining subtasks by hand: set_state leaves the open ones as they are.
     rest = state_with(quiet, *COMPLETE)
     quiet.set_env_state(rest)
     _, reward, terminated, _, info = quiet.step(np.zeros(9))
@@ -113,7 +113,7 @@ def test_noise_is_uniform_of_the_specified_size(quiet: Any) -> None:
 
 @installed
 def test_control_starts_from_the_observation() -> None:
-    """Noise of ratio 1 moves the arm by up to 0.1 rad, also under no action."""
+    """Noise of ratio 1 moves the arm by up to 0.1 rad, even with a zero action."""
     env = kitchen.Kitchen(COMPLETE, noise_ratio=1.0)
     observation, _ = env.reset(seed=0)
     env.step(np.zeros(9))
@@ -128,7 +128,7 @@ def test_control_starts_from_the_observation() -> None:
 
 @installed
 def test_moves_as_the_recorded_physics() -> None:
-    """0.3 mm after 16 s: boxes report other depths today (see `contacts`). As packaged, the file is 0.4 rad off."""
+    """0.3 mm after 16 s: boxes report different depths today (see `contacts`). The file as packaged is 0.4 rad off."""
     file = Path(__file__).parents[2] / "benchmarks" / "robot_physics.py"
     spec = importlib.util.spec_from_file_location("benchmark_robot_physics", file)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""The locomotion environments as D4RL recorded them: masses as `mujoco_py` printed them, and Gymnasium's interface."""
+"""The locomotion environments as D4RL recorded them: masses printed by `mujoco_py`, and Gymnasium's interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cepdiff.envs.capsules import capsule, compile_with_cylindrical_capsules, cy
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 FILES = ("half_cheetah.xml", "hopper.xml", "walker2d.xml", "ant.xml")
-# `env.sim.model.body_mass` of gym's -v2 environments under mujoco_py and MuJoCo 2.0, without the world.
+# `env.sim.model.body_mass` of gym's -v2 environments in mujoco_py with MuJoCo 2.0, without the world body.
 MASSES = {
     "Hopper-v2": [3.53429174, 3.92699082, 2.71433605, 5.0893801],
     "HalfCheetah-v2": [6.36031332, 1.53524804, 1.58093995, 1.0691906, 1.42558747, 1.17885117, 0.84986945],
@@ -54,7 +54,7 @@ def test_exact_capsules_in_place_of_exact_ones_change_nothing(file: str, monkeyp
 
 @pytest.mark.parametrize("shape", [capsule, cylinder])
 def test_moments_of_shapes_by_counting_points(shape: object) -> None:
-    """Volume and inertia against a fine grid."""
+    """Volume and inertia against a fine grid of points."""
     radius, half = 0.3, 0.5
     reach = half + radius if shape is capsule else half + radius / 2
     axis = np.linspace(-reach, reach, 241)
@@ -70,7 +70,7 @@ def test_moments_of_shapes_by_counting_points(shape: object) -> None:
 
 
 def test_a_given_inertia_and_a_given_mass_are_kept() -> None:
-    """Only what is computed from capsules changes; where they have a mass, that mass stays."""
+    """Only values computed from capsules change; an explicit mass is kept."""
     body = '<body><freejoint/>{}<geom type="capsule" size=".1 .2" {}/><geom type="box" size=".1 .1 .1"/></body>'
     inertial = '<inertial pos="0 0 0" mass="2" diaginertia="1 1 1"/>'
     spec = mujoco.MjSpec.from_string(

@@ -1,4 +1,4 @@
-"""Maze2D: D4RL's model to the last bit, its rules of starts, goals and rewards, and Gymnasium's contract."""
+"""Maze2D: D4RL's model to the last bit, its rules for starts, goals and rewards, and Gymnasium's contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cepdiff.envs.maze2d import Maze2D
 from cepdiff.errors import ConfigError, SimulationError
 
 GOLDEN = Path(__file__).parent / "golden"
-# Of D4RL 1.1's `pointmaze/__init__.py`, sparse and dense alike.
+# From D4RL 1.1's `pointmaze/__init__.py`; sparse and dense agree.
 TIME_LIMITS = {
     "open-v0": 150, "umaze-v0": 150, "medium-v0": 250, "large-v0": 600, "umaze-v1": 300, "medium-v1": 600,
     "large-v1": 800, "eval-umaze-v1": 300, "eval-medium-v1": 600, "eval-large-v1": 800,
@@ -51,7 +51,7 @@ def test_a_thousand_steps_are_those_of_d4rls_model(layout: str, physics: ModuleT
 
 
 def test_steps_are_those_of_mujoco_2() -> None:
-    """D4RL's model file, stepped by MuJoCo 2.2.0; a quarter of these steps touches a wall."""
+    """D4RL's model file, stepped by MuJoCo 2.2.0; a quarter of these steps touch a wall."""
     golden = np.load(GOLDEN / "maze-mujoco-2.2.0.npz")
     before, actions, after = (golden[f"maze2d-umaze/{name}"] for name in ("before", "actions", "after"))
     env = Maze2D("umaze")
@@ -201,7 +201,7 @@ def test_a_state_that_is_set_goes_on_as_before() -> None:
 
 
 def test_the_ball_stops_where_the_layout_has_its_wall() -> None:
-    """Walls lie 0.2 off the cells' locations: the ball of radius 0.1 gets 0.2 nearer to the lower ones."""
+    """Walls are 0.2 off the cell positions: the ball of radius 0.1 gets 0.2 closer to the lower ones."""
     env = Maze2D("open")
     centers = env.layout.wall_centers()
     for direction, wall in ((np.array([-1.0, 0.0]), centers[:, 0].min()), (np.array([1.0, 0.0]), centers[:, 0].max())):
@@ -246,11 +246,11 @@ def test_pictures_show_the_goal() -> None:
     env.reset(seed=0, options={"start": [1.0, 1.0]})
     try:
         picture = env.render()
-    except Exception as error:  # the kind depends on the graphics library
+    except Exception as error:  # its type depends on the graphics library
         pytest.skip(f"nothing can be drawn here: {error}")
     assert picture.shape == (48, 64, 3)
     env.reset(seed=0, options={"start": [1.0, 1.0], "goal": [3.0, 5.0]})
     moved = env.render()
     env.close()
     red = [np.argwhere((p[:, :, 0] > 120) & (p[:, :, 1] < 110)).mean(0) for p in (picture, moved)]
-    assert (red[1] > red[0] + 5).all()  # a row and two columns further: down and to the right
+    assert (red[1] > red[0] + 5).all()  # one row and two columns further: down and to the right

@@ -1,4 +1,4 @@
-"""The stages' modules in all their kinds, made small, and a plain `lightning.Trainer` to drive them."""
+"""Small versions of all the stages' modules, and a plain `lightning.Trainer` to train them."""
 
 from __future__ import annotations
 
@@ -95,21 +95,21 @@ def minibatch(module: StageModule, rows: int = 8, seed: int = 0) -> Batch:
         "next_support_actions": torch.rand(rows, K, A, generator=numbers) * 2 - 1,
         "energies": torch.randn(rows, K, generator=numbers),
     }
-    if isinstance(module, BatchEnergyGuidance):  # one density: absolute energies, one a sample
+    if isinstance(module, BatchEnergyGuidance):  # one density: absolute energies, one per sample
         everything["energies"] = everything["energies"].abs()[:, 0]
     everything["samples"] = everything["actions"]
     return {field: everything[field] for field in module.batch_fields}
 
 
 def block(module: StageModule, steps: range, rows: int = 8) -> Batch:
-    """The minibatches of `steps` with their seeds."""
+    """The minibatches of `steps` with their seeds, as one block."""
     batches = [minibatch(module, rows, seed=step) for step in steps]
     stacked = {field: torch.stack([batch[field] for batch in batches]) for field in batches[0]}
     return {**stacked, STEP_SEEDS: torch.tensor([1000 + step for step in steps])}
 
 
 class Stream:
-    """A loader of ready batches; Lightning would take a plain list for a list of loaders."""
+    """A loader of ready batches; Lightning would treat a plain list as a list of loaders."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches
@@ -119,7 +119,7 @@ class Stream:
 
 
 class Function(nn.Module):
-    """A function as a network without weights."""
+    """Wraps a function as a network without weights."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def after_each_step(module: StageModule, look: Callable[[], Any]) -> list[Any]:
-    """What `look` sees after every optimiser step."""
+    """Collects `look()` after every optimiser step."""
     seen: list[Any] = []
     original = module.after_step
 
@@ -163,7 +163,7 @@ def after_each_step(module: StageModule, look: Callable[[], Any]) -> list[Any]:
 
 
 def before_each_step(module: StageModule, look: Callable[[torch.optim.Optimizer], Any]) -> list[Any]:
-    """What `look(optimizer)` sees when the optimiser is about to step."""
+    """Collects `look(optimizer)` just before every optimiser step."""
     seen: list[Any] = []
     original = module.configure_optimizers
 

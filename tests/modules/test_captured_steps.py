@@ -1,4 +1,4 @@
-"""Optimiser steps that can be captured: what a CUDA graph repeats are the same steps, and none waits for the device."""
+"""Captured optimiser steps: a CUDA graph repeats the same steps, and none of them waits for the device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cepdiff.modules.graphs import CapturedSteps, make_capturable, make_portable
 from cepdiff.modules.noise import Noise, NoiseTape
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-# Operators whose result the host must wait for, or whose shape hangs on values.
+# Operators that make the host wait for the result, or whose output shape depends on values.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "bincount", "repeat_interleave")
 
 
 def repeated(step: Callable[[], None]) -> Callable[[], None]:
-    """In place of `cuda_graph` where there is no GPU: warms up as often, then runs the step itself."""
+    """Replaces `cuda_graph` without a GPU: the same number of warm-ups, then the step itself."""
     for _ in range(graphs.WARM_UPS):
         step()
     return step
@@ -45,16 +45,16 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules train by captured steps on the CPU as well."""
+    """Makes modules train by captured steps on the CPU too."""
     monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=repeated))
     monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
 
 
 @every_module
 def test_captured_steps_are_the_steps(name: str, request: pytest.FixtureRequest) -> None:
-    """Bit for bit: weights, averages, buffers and metrics, over blocks of several lengths.
+    """Bit for bit: weights, averages, buffers and metrics, over blocks of different lengths.
 
-    The learning rate is a power of two, which float32 on the device holds as exactly as a float of Python.
+    The learning rate is a power of two, so float32 on the device holds it as exactly as a Python float.
     """
     blocks = [range(4), range(4, 8), range(8, 10)]
     one_by_one, replayed = (make(name, learning_rate=2.0**-7, lr_schedule="constant", warmup_steps=0) for _ in range(2))
@@ -69,7 +69,7 @@ def test_captured_steps_are_the_steps(name: str, request: pytest.FixtureRequest)
 
 @pytest.mark.parametrize("name", ["behavior-options", "critic-options"])
 def test_captured_steps_follow_the_schedule(name: str, request: pytest.FixtureRequest) -> None:
-    """Up to the rounding of the learning rate, which moves at every step."""
+    """Up to rounding of the learning rate, which changes at every step."""
     one_by_one, replayed = make(name), make(name)
     expected = fit(one_by_one, [block(one_by_one, range(8))], max_steps=8)
     request.getfixturevalue("captured")
@@ -92,7 +92,7 @@ def test_no_step_waits_for_the_device(name: str) -> None:
 
 @every_stage
 def test_the_loss_is_one_graph(name: str) -> None:
-    """`fullgraph` refuses breaks: no value decides what is computed."""
+    """`fullgraph` rejects graph breaks: no value decides what is computed."""
     module = make(name)
     batch, tape = minibatch(module), NoiseTape(1, torch.zeros(1, dtype=torch.int64))
     expected, _ = module.loss(batch, tape)
@@ -122,7 +122,7 @@ def test_making_them_changes_nothing(name: str) -> None:
 
 
 def test_a_run_goes_on_where_it_was(captured: None) -> None:
-    """Ten steps at once equal six and, from a checkpoint's optimiser state, four more."""
+    """Ten steps at once match six and then four more from the checkpoint's optimiser state."""
     whole, parts = make("critic"), make("critic")
     fit(whole, [block(whole, range(10))], max_steps=10)
     first = fit(parts, [block(parts, range(6))], max_steps=6)
@@ -209,7 +209,7 @@ def test_learning_rate_moves_to_the_device_and_back() -> None:
 @every_module
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_graphs_on_a_gpu(name: str, precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replays give the weights of the steps one by one, and `cuda_graphs` decides which of the two runs."""
+    """Replays give the same weights as single steps, and `cuda_graphs` decides which of the two runs."""
     made: list[CapturedSteps] = []
     original = CapturedSteps.__init__
     monkeypatch.setattr(

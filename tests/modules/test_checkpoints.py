@@ -1,4 +1,4 @@
-"""What training leaves behind when it stops: the last good checkpoint, whole, and a message that names it."""
+"""Training that stops leaves the last good checkpoint, complete, and a message that names it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLOCK = 2
 
 
 class Blocks(LightningDataModule):
-    """Blocks of two minibatches, a function of the step; `poison` is a step whose actions are NaN."""
+    """Blocks of two minibatches, a function of the step; at step `poison` the actions are NaN."""
 
     def __init__(self, poison: int | None = None) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Blocks(LightningDataModule):
 
 
 class At(Callback):
-    """Does something once a step is reached."""
+    """Runs an action once a step is reached."""
 
     def __init__(self, step: int, action: Any) -> None:
         self.step = step
@@ -72,7 +72,7 @@ def train(run: RunFolder, *callbacks: Callback, poison: int | None = None, steps
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[dict[int, Any]]:
-    """The handlers before the test; put back after it, whatever it did."""
+    """The signal handlers before the test, restored afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield before
     for number, handler in before.items():
@@ -125,7 +125,7 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_weights(run: RunFold
 
 
 def test_a_failure_leaves_a_checkpoint_to_resume_from_bit_for_bit(run: RunFolder) -> None:
-    """As after a kill: the last regular checkpoint, at step 8, and not what was trained since."""
+    """As after a kill: the last regular checkpoint, at step 8, without the steps trained since."""
 
     def fail() -> None:
         raise KeyError("killed")
@@ -140,7 +140,7 @@ def test_a_failure_leaves_a_checkpoint_to_resume_from_bit_for_bit(run: RunFolder
 
 @pytest.mark.parametrize("how", ["finished", "stopped", "diverged"])
 def test_signals_work_again_after_a_stage(run: RunFolder, handlers: dict[int, Any], how: str) -> None:
-    """Or else SIGTERM would be swallowed in the stages without a Trainer: support and evaluation."""
+    """Otherwise SIGTERM would be swallowed in the stages without a Trainer: support and evaluation."""
     if how == "finished":
         train(run)
     elif how == "stopped":

@@ -1,4 +1,4 @@
-"""One contract for all LightningModules: parameters, batches, averages, learning rates, alarms."""
+"""One contract for all LightningModules: parameters, batches, averages, learning rates, failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from cepdiff.types import Batch
 
 @every_module
 def test_every_parameter_moves_after_one_step(name: str) -> None:
-    """Without weight decay, which would move a parameter that the loss does not reach; averages move too."""
+    """Without weight decay, which would move parameters the loss does not reach; averages move too."""
     module = make(name, weight_decay=0.0)
     before = weights(module)
     fit(module, [block(module, range(1))], max_steps=1)
@@ -50,9 +50,9 @@ def test_every_parameter_moves_after_one_step(name: str) -> None:
 
 @every_module
 def test_the_loss_falls(name: str) -> None:
-    """On one minibatch with one draw of noise again and again, 60 steps of Adam fit better than the start.
+    """60 Adam steps on one minibatch with fixed noise fit better than the start.
 
-    Of contrastive objectives it is the excess that falls, by less: much of a sample is hidden at large times.
+    For contrastive objectives the excess falls, and by less: much of a sample is hidden at large times.
     """
     module = make(name, lr_schedule="constant")
     one = block(module, range(1))
@@ -75,7 +75,7 @@ def test_the_loss_falls(name: str) -> None:
 def test_a_batch_of_one_row(name: str) -> None:
     module = make(name)
     if isinstance(module, BatchEnergyGuidance) and isinstance(module.objective, CEP):
-        with pytest.raises(ConfigError, match="K is 1, expected at least 2"):  # there is nothing to contrast
+        with pytest.raises(ConfigError, match="K is 1, expected at least 2"):  # nothing to contrast
             fit(module, [block(module, range(2), rows=1)], max_steps=2)
         return
     trainer = fit(module, [block(module, range(2), rows=1)], max_steps=2)
@@ -85,7 +85,7 @@ def test_a_batch_of_one_row(name: str) -> None:
 
 @every_module
 def test_plain_minibatches_of_any_dataloader(name: str) -> None:
-    """No blocks, no seeds: dictionaries of rows through torch's own collation."""
+    """No blocks or seeds: dictionaries of rows through torch's own collation."""
     module = make(name)
     rows = minibatch(module, 10)
     dataset = [{field: values[i] for field, values in rows.items()} for i in range(10)]
@@ -97,7 +97,7 @@ def test_plain_minibatches_of_any_dataloader(name: str) -> None:
 
 @every_module
 def test_a_block_equals_its_minibatches_one_by_one(name: str) -> None:
-    """Bit for bit: how minibatches are handed over is no part of the mathematics."""
+    """Bit for bit: grouping minibatches into blocks does not change the computation."""
     together, apart = make(name), make(name)
     fit(together, [block(together, range(5))], max_steps=5)
     fit(apart, [block(apart, range(step, step + 1)) for step in range(5)], max_steps=5)
@@ -160,7 +160,7 @@ def test_averages_follow_step_by_step(name: str, options: dict[str, Any], averag
     module = make(name, **options)
     expected = {key: value.clone() for key, value in module.net.named_parameters()}
     for key, value in getattr(module, average).named_parameters():
-        assert torch.equal(value, expected[key])  # an average starts at the network, not at zero
+        assert torch.equal(value, expected[key])  # an average starts at the network's weights, not at zero
         assert not value.requires_grad
     seen = after_each_step(module, lambda: (dict(module.net.named_parameters()), getattr(module, average).state_dict()))
     fit(module, [block(module, range(4))], max_steps=4)
@@ -189,7 +189,7 @@ def test_cosine_learning_rates(name: str) -> None:
 @every_stage
 @pytest.mark.parametrize("lr_schedule", ["constant", "cosine"])
 def test_learning_rates_warm_up(name: str, lr_schedule: str) -> None:
-    """Linearly over the first steps, on top of the schedule; the first step is no waste."""
+    """Linear over the first steps, on top of the schedule; the first step is not wasted."""
     module = make(name, lr_schedule=lr_schedule, learning_rate=0.01, warmup_steps=3)
     rates = before_each_step(module, lambda optimizer: optimizer.param_groups[0]["lr"])
     fit(module, [block(module, range(6))], max_steps=6)
@@ -236,7 +236,7 @@ def test_weight_decay_is_decoupled() -> None:
         torch.testing.assert_close(value, without[key] - 0.01 * 0.3 * before[key])
 
 
-# Alarms
+# Failures
 
 
 @every_stage
@@ -274,7 +274,7 @@ def test_large_rewards_are_no_alarm() -> None:
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path) -> None:
-    """A loss can be finite while an update is not: the checkpoint before it stays."""
+    """A loss can be finite when an update is not: the previous checkpoint stays."""
     module = make("guidance")
     trainer = fit(module, [block(module, range(2))], max_steps=2)
     path = tmp_path / "last.ckpt"

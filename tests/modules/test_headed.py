@@ -1,4 +1,4 @@
-"""Guidance with several heads: its loss written out, on ranks as on one process, and what it learns."""
+"""Guidance with several heads: its loss written out, ranks against one process, and what it learns."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ every_case = pytest.mark.parametrize(("kind", "objective"), CASES, ids=NAMES)
 @every_case
 @pytest.mark.parametrize("average_targets", [True, False])
 def test_the_loss_written_out_head_by_head(kind: str, objective: EnergyObjective, average_targets: bool) -> None:
-    """Time by time; contrasts and regressions head by head too."""
+    """One time after another; contrasts and regressions also head by head."""
     module = headed(objective=objective, average_targets=average_targets, time_exponent=1.3)
     batch = minibatch(kind)
     loss, metrics = module.loss(batch, seeded())
@@ -146,7 +146,7 @@ def test_an_absent_class_is_not_trained() -> None:
 
 
 def test_sharp_energies_measured_from_their_lowest_do_not_underflow() -> None:
-    """beta 50 and energies about 0.1, as of hues: weights of every size, and a gradient."""
+    """beta 50 and energies of about 0.1, as for hues: weights of every size, and a gradient."""
     batch = minibatch("finite")
     energies = 0.1 + 0.2 * batch["energies"]
     module = headed(objective=CEP(50.0))
@@ -157,7 +157,7 @@ def test_sharp_energies_measured_from_their_lowest_do_not_underflow() -> None:
     assert float(module.net.output[-1].weight.grad.abs().max()) > 1e-4
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("objective", [MSE(), DPS()])
@@ -172,7 +172,7 @@ def test_a_classifier_refuses_other_energies() -> None:
 
 
 def test_energies_are_looked_at_once_a_fit() -> None:
-    """It costs a wait for the device; and the data of the next fit may be others."""
+    """Once, because the check waits for the device; per fit, because the next one may have other data."""
 
     class Watched(CEP):
         seen = 0
@@ -203,18 +203,18 @@ def test_there_are_no_conditions() -> None:
         HeadedEnergyGuidance(4, A, HeadedMLP)
 
 
-# What is sampled with
+# Sampling
 
 
 def sampler_of(module: HeadedEnergyGuidance, eps: Callable[..., Tensor]) -> GuidedSampler:
-    """The sampler of the module's network and of the noise predictor `eps`."""
+    """The sampler of the module's network and the noise predictor `eps`."""
     networks = {"behavior": Function(eps), "energy": module.sampling_net}
     return GuidedSampler(SamplerParts(A, networks, module.schedule, DPMSolver(2), module.objective, headed=True))
 
 
 @pytest.mark.parametrize("objective", [CEP(), NoisyClassifier(), DPSClassifier()])
 def test_what_the_sampler_takes_the_gradient_of(objective: EnergyObjective) -> None:
-    """The moving average of the network, one head a row; at the predicted sample where that is what it knows."""
+    """The network's moving average, one head per row; at the predicted sample if it is trained on clean samples."""
     module = headed(objective=objective, ema_decay=0.9)
     assert module.ema_net is not None
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_what_the_sampler_takes_the_gradient_of(objective: EnergyObjective) -> N
 
 @every_case
 def test_a_trainer_fits_it(kind: str, objective: EnergyObjective) -> None:
-    """60 steps on one minibatch lower the loss, and move every parameter."""
+    """60 steps on one minibatch lower the loss and move every parameter."""
     module = headed(objective=objective)
     before = {name: value.clone() for name, value in module.net.named_parameters()}
     batch = minibatch(kind)
@@ -252,7 +252,7 @@ Shared = dict[int, Tensor]
 
 
 class Rank(HeadedEnergyGuidance):
-    """One of two ranks, which are threads that lay their tensors side by side at a barrier."""
+    """One of two ranks: threads that exchange tensors at a barrier."""
 
     rank: int
     barrier: threading.Barrier
@@ -269,7 +269,7 @@ class Rank(HeadedEnergyGuidance):
 @pytest.mark.parametrize("average_targets", [True, False])
 @every_case
 def test_two_ranks_see_the_global_batch(kind: str, objective: EnergyObjective, average_targets: bool) -> None:
-    """Loss, metrics and gradient of two halves are those of the whole, the gradients being summed over the ranks."""
+    """Loss, metrics and gradient of two halves match those of the whole, with gradients summed over the ranks."""
     options: dict[str, Any] = {"objective": objective, "average_targets": average_targets}
     whole, batch = headed(**options), minibatch(kind)
     loss, metrics = whole.loss(batch, seeded())
@@ -302,7 +302,7 @@ def test_two_ranks_see_the_global_batch(kind: str, objective: EnergyObjective, a
 
 
 class Parts(torch.utils.data.IterableDataset[Batch]):
-    """A block of 20 steps on one minibatch, of which each process takes its rows."""
+    """A block of 20 steps on one minibatch; each process takes its rows."""
 
     def __iter__(self) -> Iterator[Batch]:
         rank, world = (torch.distributed.get_rank(), 2) if torch.distributed.is_initialized() else (0, 1)
@@ -312,7 +312,7 @@ class Parts(torch.utils.data.IterableDataset[Batch]):
 
 @pytest.mark.slow
 def test_two_processes_equal_one() -> None:
-    """Lightning's own launcher and gathering, gradients included."""
+    """With Lightning's own launcher and gathering, gradients included."""
     nets = []
     for options in ({"devices": 1}, {"devices": 2, "strategy": "ddp_spawn"}):
         module = headed(learning_rate=1e-3)
@@ -324,7 +324,7 @@ def test_two_processes_equal_one() -> None:
         nets.append(module.net.state_dict())
     start = headed().net.state_dict()
     for name, value in nets[0].items():
-        # CEP is blind to a constant, so the gradient of the last bias is rounding, which Adam scales up to its rate.
+        # CEP ignores a constant: the last bias's gradient is rounding noise, which Adam scales up to its learning rate.
         if name not in ("output.1.bias", "time.frequencies"):
             torch.testing.assert_close(nets[1][name], value, rtol=1e-3, atol=2e-5, msg=name)
             assert not torch.equal(value, start[name])
@@ -340,10 +340,10 @@ STD = 0.2
     ("objective", "times"), [(CEP(), (0.2, 0.4, 0.7)), (NoisyClassifier(), (0.2, 0.4))], ids=["cep", "classifier"]
 )
 def test_guidance_by_labels_is_exact(objective: EnergyObjective, times: tuple[float, ...]) -> None:
-    """Three Gaussians whose labels are the energies: ∇ log p(y|x_t) is known, and a small network comes close to it.
+    """Three Gaussians with labels as energies: ∇ log p(y|x_t) is known, and a small network comes close.
 
-    Where x_t is nearly noise a classifier is slower: the batch's shares of the classes, which its loss does not cancel,
-    hide the little that x_t says.
+    Where x_t is nearly noise a classifier converges more slowly: the batch's class shares, which its loss does not
+    cancel, drown out the little that x_t tells.
     """
     torch.manual_seed(0)
     module = headed(partial(HeadedMLP, width=64), objective=objective, times_per_step=4)
@@ -365,7 +365,7 @@ def test_guidance_by_labels_is_exact(objective: EnergyObjective, times: tuple[fl
         return joint.log_softmax(-1).gather(-1, condition).squeeze(-1)
 
     heads = torch.randint(HEADS, (600, 1))
-    x0 = MEANS[torch.randint(HEADS, (600,))] + STD * torch.randn(600, A)  # q, so that most have another label
+    x0 = MEANS[torch.randint(HEADS, (600,))] + STD * torch.randn(600, A)  # from q, so most have another label
     for t in times:
         time = torch.tensor(t)
         x = perturb(module.schedule, x0, time, torch.randn(600, A))
@@ -379,7 +379,7 @@ def test_guidance_by_labels_is_exact(objective: EnergyObjective, times: tuple[fl
 
 
 def test_its_steps_can_be_captured() -> None:
-    """Steps from fixed memory are those one by one, and only the first waits for the device."""
+    """Steps from fixed memory match single steps, and only the first waits for the device."""
     draws = torch.Generator().manual_seed(0)
     block = {
         "samples": torch.rand(4, ROWS, A, generator=draws) * 2 - 1,
@@ -404,7 +404,7 @@ def test_its_steps_can_be_captured() -> None:
 
 
 def test_targets_are_exact_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Averages of exponentials are float32 under autocast: the loss's targets are those without it."""
+    """Averages of exponentials stay float32 under autocast: the loss's targets match those without it."""
     module = headed()
     seen: list[Tensor] = []
     original = module.objective.loss

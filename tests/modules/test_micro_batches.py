@@ -22,7 +22,7 @@ SEPARABLE = (*STAGES, "behavior-options", "critic-options", "guidance-averaged",
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_parts_add_up_to_the_step(name: str, captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights after six steps of eight rows, at once and two rows at a time."""
+    """Weights after six steps of eight rows, all at once and two rows at a time."""
     if captured:
         monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=lambda step: step))
         monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
@@ -36,7 +36,7 @@ def test_parts_add_up_to_the_step(name: str, captured: bool, monkeypatch: pytest
     )[1]
     trainer = fit(parts, [block(parts, range(6))], max_steps=6)
     assert set(rows) == {2}
-    # The last bias of a contrastive network has no gradient but rounding, which Adam makes large.
+    # The gradient of a contrastive network's last bias is rounding noise, which Adam scales up.
     expected = {key: value for key, value in weights(whole).items() if "net.rest.3.bias" not in key}
     for key, value in expected.items():
         torch.testing.assert_close(parts.state_dict()[key], value, rtol=2e-3, atol=2e-5)
@@ -45,7 +45,7 @@ def test_parts_add_up_to_the_step(name: str, captured: bool, monkeypatch: pytest
 
 
 def test_less_memory_is_held() -> None:
-    """The largest tensor of a step has the rows of a part."""
+    """The largest tensor of a step has the rows of one part."""
 
     class Largest(TorchDispatchMode):
         size = 0

@@ -1,4 +1,4 @@
-"""bfloat16 must not change what is learnt: sums that cancel, logits and regression targets stay in float32."""
+"""bfloat16 must not change what is learned: sums that cancel, logits and regression targets stay in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cepdiff.types import STEP_SEEDS
 
 
 def loss_after(module: StageModule, steps: int, precision: Any) -> float:
-    """The loss of the last block, whose minibatches are all the same."""
+    """The loss of the last block; its minibatches are all the same."""
     one = block(module, range(1), rows=32)
     many = {name: values.expand(100, *values.shape[1:]).clone() for name, values in one.items()}
     blocks = [many | {STEP_SEEDS: torch.arange(100 * turn, 100 * turn + 100)} for turn in range(steps // 100)]
@@ -41,7 +41,7 @@ def test_losses_fall_as_far_as_in_float32(name: str) -> None:
 
 
 def test_logits_do_not_drift(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A contrast tells nothing of the mean logit: rounded gradients, which do not add up to zero, would move it."""
+    """A contrast does not determine the mean logit: rounded gradients, which do not sum to zero, would move it."""
 
     def mean_logit() -> float:
         module = guidance(learning_rate=0.03, net=partial(EnergyMLP, hidden=(16, 16)))
@@ -56,7 +56,7 @@ def test_logits_do_not_drift(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "behavior-unet"])
 def test_networks_end_in_float32(name: str) -> None:
-    """The last linear layer is an `OutputLinear`, but for the recipe's score network."""
+    """The last linear layer is an `OutputLinear`, except in the recipe's score network."""
     module = MODULES[name]()
     nets = getattr(module.net, "critics", [module.net])
     for net in nets:
@@ -81,7 +81,7 @@ def test_a_posterior_is_exact_under_autocast() -> None:
 
 
 def test_no_step_uses_the_casts_of_the_one_before() -> None:
-    """Whatever cache the caller's autocast has: two steps of one block equal two blocks of one."""
+    """With the caller's autocast cache on: two steps of one block equal two blocks of one step."""
     weights = []
     for blocks in ([range(2)], [range(1), range(1, 2)]):
         module = make("critic")

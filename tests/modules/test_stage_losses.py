@@ -1,4 +1,4 @@
-"""What each module's loss is, in terms of the mathematics that it stands for; and the noise that it draws."""
+"""Each module's loss against the mathematics, and its random numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_behavior_can_be_unconditional() -> None:
 def test_the_critics_target_is_the_softmax_backup_of_the_smaller_critic() -> None:
     module = make("critic", discount=0.9, bellman_inverse_temperature=2.0)
     assert isinstance(module, SoftmaxQCritic)
-    with torch.no_grad():  # targets of their own, so that a target of the trained networks would be seen
+    with torch.no_grad():  # different target networks, so that targets from the trained networks would be noticed
         for parameter in module.target_net.parameters():
             parameter.add_(0.1)
     batch = minibatch(module)
@@ -125,7 +125,7 @@ def test_averaged_behavior_targets_are_over_the_batch() -> None:
 
 
 def test_averaged_guidance_targets_are_over_the_actions_of_the_state() -> None:
-    """Label by label: the mean over the set, by the probability of having come from each; states do not mix."""
+    """Label by label: the mean over the set, weighted by origin probability; states do not mix."""
     module = make("guidance-averaged")
     assert isinstance(module, EnergyGuidance)
     batch, noise = minibatch(module), seeded()
@@ -163,7 +163,7 @@ def test_dps_trains_on_clean_actions() -> None:
 
 
 def sampler_of(module: EnergyGuidance) -> GuidedSampler:
-    """The sampler of the module's network and of the noise prediction x / 2."""
+    """The sampler of the module's network and the noise prediction x / 2."""
     networks = {"behavior": Function(lambda x, t, s: 0.5 * x), "energy": module.sampling_net}
     return GuidedSampler(SamplerParts(A, networks, module.schedule, DPMSolver(2), module.objective))
 
@@ -182,11 +182,11 @@ def test_what_the_sampler_takes_the_gradient_of() -> None:
     torch.testing.assert_close(found, expected)
 
 
-# The batch as contrastive set
+# The batch as the contrastive set
 
 
 class Watched(Noise):
-    """Noise that remembers the uniform numbers shared by all ranks."""
+    """Noise that records the uniform numbers shared by all ranks."""
 
     def __init__(self) -> None:
         super().__init__(3, torch.device("cpu"))
@@ -199,7 +199,7 @@ class Watched(Noise):
 
 @pytest.mark.parametrize("name", ["batch-guidance", "batch-guidance-plain", "batch-guidance-e-mse"])
 def test_the_batch_guidance_loss_contrasts_the_batch_at_each_of_its_times(name: str) -> None:
-    """Written out time by time: absolute labels of all samples, averaged or not, against logits at that time."""
+    """Written out per time: absolute labels of all samples, averaged or not, against logits at that time."""
     module = make(name)
     assert isinstance(module, BatchEnergyGuidance)
     batch, noise = minibatch(module), Watched()
@@ -220,7 +220,7 @@ def test_the_batch_guidance_loss_contrasts_the_batch_at_each_of_its_times(name: 
 
 @pytest.mark.parametrize("times_per_step", [1, 3, 8])
 def test_times_are_stratified(times_per_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One time in each of as many equal parts, and together they fill the range."""
+    """One time in each of `times_per_step` equal parts; together they fill the range."""
     module = make("batch-guidance", times_per_step=times_per_step)
     assert isinstance(module, BatchEnergyGuidance)
     drawn: list[torch.Tensor] = []
@@ -243,7 +243,7 @@ def test_times_are_stratified(times_per_step: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_batch_guidance_learns_the_exact_guidance() -> None:
-    """Two points with E = 0 and 1: -E_t is known, and 300 steps of a small network come close to its gradient."""
+    """Two points with E = 0 and 1: -E_t is known, and a small network comes close to its gradient in 300 steps."""
     torch.manual_seed(0)
     module = make("batch-guidance", objective=CEP(2.0), batch_size=64)
     assert isinstance(module, BatchEnergyGuidance)
@@ -274,7 +274,7 @@ def test_batch_guidance_has_no_condition() -> None:
         BatchEnergyGuidance(S, A)
 
 
-# Noise over the ranks
+# Noise across ranks
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -289,7 +289,7 @@ def test_ranks_see_together_what_one_process_sees(world: int) -> None:
 
 
 def test_shared_numbers_are_the_same_on_every_rank() -> None:
-    """And drawn in turn with the others, they leave those as they are on one process."""
+    """And drawing them leaves the other numbers as on one process."""
     cpu = torch.device("cpu")
     alone = Noise(11, cpu)
     ranks = [Noise(11, cpu, rank, 2) for rank in range(2)]

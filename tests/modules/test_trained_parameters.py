@@ -1,4 +1,4 @@
-"""A module with more than one network: all that require a gradient train, are clipped and are checked."""
+"""Modules with more than one network: every parameter that requires a gradient is trained, clipped and checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cepdiff.types import Batch, Metrics
 
 
 class WithValue(SoftmaxQCritic):
-    """A critic with a value network of its own, beside a network that is frozen."""
+    """A critic with its own value network, next to a frozen network."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(S, A, net=partial(QEnsemble, **SMALL), learning_rate=1e-2, **options)
@@ -37,14 +37,14 @@ class WithValue(SoftmaxQCritic):
 
 
 class Forgotten(WithValue):
-    """Its loss leaves the value network out."""
+    """Its loss omits the value network."""
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         return SoftmaxQCritic.loss(self, batch, noise)
 
 
 class WithHead(BehaviorDiffusion):
-    """A behavior model with a second network, whose loss is a part of its own."""
+    """A behavior model with a second network that adds its own term to the loss."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(S, A, net=partial(MLPScore, **SMALL), learning_rate=1e-2, **options)
@@ -63,7 +63,7 @@ def make(cls: type[StageModule], **options: Any) -> Any:
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules train by captured steps on the CPU as well."""
+    """Makes modules train by captured steps on the CPU too."""
     monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=lambda step: step))
     monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
 
@@ -97,7 +97,7 @@ def test_both_networks_train(how: str, request: pytest.FixtureRequest) -> None:
 def test_captured_steps_are_the_steps(request: pytest.FixtureRequest) -> None:
     one_by_one, replayed = (make(WithValue, max_grad_norm=1.0) for _ in range(2))
     for module in (one_by_one, replayed):
-        module.learning_rate = 2.0**-7  # which float32 holds exactly
+        module.learning_rate = 2.0**-7  # exact in float32
     fit(one_by_one, [block(one_by_one, range(4))], max_steps=4)
     request.getfixturevalue("captured")
     fit(replayed, [block(replayed, range(4))], max_steps=4)
@@ -154,7 +154,7 @@ def test_a_parameter_without_a_gradient_is_named_at_the_first_step(how: str, req
     before = weights(module)
     with pytest.raises(ConfigError, match=MESSAGE):
         fit(module, [block(module, range(4))], max_steps=4)
-    assert len(steps) == (how == "captured")  # whose trial step is undone
+    assert len(steps) == (how == "captured")  # a captured run undoes its trial step
     changed = [key for key, value in weights(module).items() if not torch.equal(value, before[key])]
     assert changed == ([] if how == "captured" else ["max_abs_reward"])
 

@@ -99,7 +99,7 @@ def test_shapes_of_a_batch_and_of_one_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", TIMED)
 def test_broadcasting_equals_the_expanded_computation(name: str) -> None:
-    """One state and one time for K actions, as guidance trains; one time for all, as the solver calls."""
+    """One state and one time for K actions, as in guidance training; one time for all, as the solver calls it."""
     net = make(name)
     x, t, s = normal(B, K, A), torch.rand(B, 1).double(), normal(B, 1, S, seed=1)
     shared = net(x, t, s)
@@ -136,7 +136,7 @@ def test_unconditional(name: str) -> None:
     x, t = normal(B, A), torch.rand(B).double()
     output = net(x, t, None)
     assert output.shape == output_shape(name, B)
-    assert torch.equal(net(x, t, torch.zeros(B, 0, dtype=torch.float64)), output)  # what a buffer with S = 0 gives
+    assert torch.equal(net(x, t, torch.zeros(B, 0, dtype=torch.float64)), output)  # as from a buffer with S = 0
 
 
 def test_fourier_features_are_the_formula() -> None:
@@ -148,7 +148,7 @@ def test_fourier_features_are_the_formula() -> None:
         torch.testing.assert_close(output[..., j], (2 * torch.pi * frequency * t).sin())
         torch.testing.assert_close(output[..., 4 + j], (2 * torch.pi * frequency * t).cos())
     assert list(features.parameters()) == []
-    assert "frequencies" in features.state_dict()  # or a loaded network would embed time otherwise
+    assert "frequencies" in features.state_dict()  # otherwise a loaded network would embed time differently
 
 
 def test_fourier_features_of_a_vector_are_plane_waves() -> None:
@@ -170,7 +170,7 @@ def test_fourier_frequencies_have_the_given_scale() -> None:
 @pytest.mark.parametrize("position_features", [0, 16])
 @pytest.mark.parametrize("schedule", [LinearVP(), CosineVP()], ids=["linear", "cosine"])
 def test_the_gradient_of_a_residual_energy_vanishes_like_alpha(schedule: NoiseSchedule, position_features: int) -> None:
-    """∇f(x_t, t) / alpha_t is the gradient by the signal alpha_t x_t, which stays of its size up to t = 1."""
+    """∇f(x_t, t) / alpha_t is the gradient in the signal alpha_t x_t, whose size does not vanish up to t = 1."""
     torch.manual_seed(0)
     net = ResidualEnergy(0, A, width=16, position_features=position_features, schedule=schedule).double()
     assert net.schedule is schedule

@@ -1,4 +1,4 @@
-"""A policy of small networks, and the recipe that goes with it."""
+"""A policy of small networks, and its recipe."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ RECIPE = Recipe(
 
 
 def parts(energy: bool = True, on_clean: bool = False) -> SamplerParts:
-    """Two small networks, always the same."""
+    """Two small networks, the same on every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         eps_net = MLPScore(S, A, hidden=[16])
         energy_net = EnergyMLP(S, A, hidden=[16, 8]) if energy else None
-        if energy_net is not None:  # so strong that guided actions reach the bounds
+        if energy_net is not None:  # strong enough for guided actions to reach the bounds
             energy_net.net.rest[-1].weight.data.mul_(100.0)
     networks = {"behavior": eps_net} | ({} if energy_net is None else {"energy": energy_net})
     objective = DPS() if on_clean else CEP()
@@ -53,7 +53,7 @@ def make(energy: bool = True, spec: DataSpec = SPEC, on_clean: bool = False) -> 
 
 
 def save(policy: GuidedPolicy, folder: Path, recipe: Recipe = RECIPE) -> None:
-    """Write the policy file of a run."""
+    """Write a run's policy file."""
     write_recipe(folder / POLICY_FILE, recipe, policy.sampler.networks)
 
 

@@ -1,4 +1,4 @@
-"""The policy object: actions in, within bounds, deterministic where the noise is given."""
+"""The policy object: actions from observations, within bounds, deterministic for given noise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_rows_give_no_actions() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
 def test_actions_lie_within_asymmetric_bounds(scale: float) -> None:
-    """And use all of them: unit actions are moved and stretched, not cut off at ±1."""
+    """They use the whole range: unit actions are shifted and scaled, not clipped at ±1."""
     actions = make().act(3.0 * normal(500, S), guidance_scale=scale, noise=3.0 * normal(500, A, seed=1))
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
     assert bool(((actions >= low) & (actions <= high)).all())
@@ -154,7 +154,7 @@ def test_acting_under_inference_mode() -> None:
 
 
 def test_an_energy_of_clean_samples_guides_through_the_predicted_one() -> None:
-    """DPS: the same networks, another gradient; a scale of 0 is the behavior policy all the same."""
+    """DPS: the same networks, another gradient; scale 0 is still the behavior policy."""
     observations, noise = normal(6, S), normal(6, A, seed=1)
     plain, clean = make(), make(on_clean=True)
     assert torch.equal(

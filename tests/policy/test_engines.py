@@ -1,4 +1,4 @@
-"""What may run a policy: the same actions by torch, by onnxruntime and by a captured sampler."""
+"""Engines for a policy: the same actions by torch, by onnxruntime and by a captured sampler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Observations, noise, and scales of which every other is 0."""
+    """Observations, noise, and scales, every other one 0."""
     return normal(rows, S), normal(rows, A, seed=1), torch.arange(rows).remainder(2) * 1.5
 
 
@@ -33,7 +33,7 @@ def test_a_captured_sampler_acts_alike(rows: int, on_clean: bool) -> None:
     policy = make(on_clean=on_clean)
     captured = CapturedPolicy(policy, capture=repeated)
     observations, noise, scales = inputs(rows)
-    for shift in (0.0, 0.5):  # the second call uses the memory of the first
+    for shift in (0.0, 0.5):  # the second call reuses the first one's memory
         expected = policy.act(observations + shift, guidance_scale=scales, noise=noise)
         actions = captured.act(observations + shift, guidance_scale=scales, noise=noise)
         torch.testing.assert_close(actions, expected, rtol=1e-5, atol=1e-5)
@@ -63,7 +63,7 @@ def test_behavior_alone_is_captured_too() -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails at the first operator that a host would wait for, or whose shape hangs on values."""
+    """Fails at the first operator that makes the host wait, or whose output shape depends on values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert not any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "masked_select", "unique"))
@@ -74,7 +74,7 @@ def test_a_captured_sampler_never_waits_for_the_device() -> None:
     replays: list[Callable[[], None]] = []
 
     def remembered(step: Callable[[], None]) -> Callable[[], None]:
-        step()  # the first works out the solver's grid, on the host
+        step()  # the first call computes the solver's grid on the host
         replays.append(step)
         return step
 

@@ -1,4 +1,4 @@
-"""Exported samplers: equal to the policy, free of cepdiff, honest about what cannot be exported."""
+"""Exported samplers: equal to the policy, independent of cepdiff, explicit about what cannot be exported."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ ENERGIES: dict[str, Any] = {
     "residual": lambda s: ResidualEnergy(s, A, width=8, depth=1, position_features=4, schedule=CosineVP()),
     "none": lambda s: None,
 }
-# The first prediction divides by alpha_1. Two steps of an untrained network do not mend what that does to rounding:
-# where another runtime adds in another order, 1 / alpha_1 must be small (6 here, 150 in LinearVP).
+# The first prediction divides by alpha_1. Two steps of an untrained network do not undo the amplified rounding:
+# another runtime sums in another order, so 1 / alpha_1 must be small (6 here, 150 in LinearVP).
 MILD = CosineVP(t_max=0.9)
-# Every shipped network, kind of solver, schedule and policy, each at least once: a trace takes a second.
+# Every shipped network, solver, schedule and policy at least once: a trace takes a second.
 CASES = {
     "plain": ("mlp", "mlp", SPEC, DPMSolver(2), MILD, False),
     "raw observations": ("unet", "residual", DataSpec(S, A, (-2.0, 0.0), (1.0, 5.0)), DPMSolver(2), CosineVP(), False),
@@ -58,7 +58,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def one_timed_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies are measured, but not here."""
+    """Keep latency measurements short."""
     monkeypatch.setattr(export_check, "SECONDS", 0.0)
     monkeypatch.setattr(export_check, "MIN_CALLS", 1)
 
@@ -89,7 +89,7 @@ def test_noise_is_standard_normal() -> None:
     standard = torch.distributions.Normal(0.0, 1.0)
     quantiles = standard.cdf(noise.double().flatten().sort().values)
     ramp = (torch.arange(len(quantiles), dtype=torch.float64) + 0.5) / len(quantiles)
-    assert float((quantiles - ramp).abs().max()) < 1.95 / len(quantiles) ** 0.5  # Kolmogorov-Smirnov, 1 in 1000
+    assert float((quantiles - ramp).abs().max()) < 1.95 / len(quantiles) ** 0.5  # K-S, false alarm 1 in 1000
     assert float((noise.T.corrcoef() - torch.eye(4)).abs().max()) < 0.02
 
 
@@ -173,7 +173,7 @@ class BranchingEnergy(nn.Module):
 
 
 class BranchingSolver(DPMSolver):
-    """A step that hangs on the values."""
+    """A solver step that depends on values."""
 
     def sample(self, data_predictor: Any, schedule: Any, noise: Tensor, callback: Any = None) -> Tensor:
         return noise if noise.sum() > 0 else -noise
@@ -205,14 +205,14 @@ def test_a_density_without_energy_needs_noise() -> None:
 
 
 def test_old_opsets_are_refused() -> None:
-    sampler: Any = None  # refused before it is looked at
+    sampler: Any = None  # refused before use
     with pytest.raises(CepdiffError, match="opset is 17; expected 18"):
         onnx_file(sampler, opset=17)
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_the_page_shows_how_to_call_a_file_without_cepdiff(tmp_path: Path, kind: str) -> None:
-    """Its example runs where neither cepdiff nor Lightning can be imported, and gives the policy's actions."""
+    """Its example runs without cepdiff or Lightning importable, and gives the policy's actions."""
     if kind == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")

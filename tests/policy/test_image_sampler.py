@@ -1,4 +1,4 @@
-"""The sampler's file of a run on images, and what its samples are a function of."""
+"""The sampler file of an image run, and what its samples depend on."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def make(energy: bool = True, objective: Any = None, names: tuple[str, ...] = NA
         networks: dict[str, torch.nn.Module] = {"behavior": UNetScore(0, 48, **SMALL)}
         if energy:
             energy_net = HalfUNet(0, 48, num_heads=len(names), **SMALL)
-            energy_net.output.weight.data.mul_(30.0)  # so strong that guidance shows in bytes
+            energy_net.output.weight.data.mul_(30.0)  # strong enough for guidance to change bytes
             networks["energy"] = energy_net
     parts = SamplerParts(48, networks, LinearVP(), DPMSolver(3), objective or CEP(2.0), headed=True)
     return ImageSampler(SHAPE, names, GuidedSampler(parts))
 
 
 def save(sampler: ImageSampler, folder: Path, recipe: Recipe = RECIPE) -> None:
-    """Write the policy file of a run on images."""
+    """Write the policy file of an image run."""
     write_recipe(folder / POLICY_FILE, recipe, sampler.sampler.networks)
 
 
@@ -77,7 +77,7 @@ def rewrite(run: Path, **changes: Any) -> None:
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal bytes but for rounding: batches of other sizes are summed in another order."""
+    """Equal bytes up to rounding: other batch sizes are summed in another order."""
     return bool(((a.int() - b.int()).abs() <= 1).all())
 
 
@@ -222,7 +222,7 @@ def test_a_file_can_call_no_class_but_those_of_a_sampler(run: Path, where: str, 
     rewrite(run, recipe={"networks": {**RECIPE.networks, **changed}} if networks else changed)
     with pytest.raises((CepdiffError, TypeError)):
         ImageSampler.from_run(run)
-    subprocess.run(["sleep", "0.2"], check=True)  # time for a child to do its work
+    subprocess.run(["sleep", "0.2"], check=True)  # give a child process time to run
     assert not trap.exists()
 
 

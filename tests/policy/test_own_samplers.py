@@ -1,4 +1,4 @@
-"""Samplers and policies of a user: what runs them, what refuses them, and what a policy file keeps of them."""
+"""A user's samplers and policies: which engines run them, which refuse them, and what a policy file stores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLED = {"class_path": "cepdiff.policy.sampler.GuidedSampler", "init_args": {}
 
 
 class Plain(GuidedSampler):
-    """Its `sample` takes no `static`: it looks at values."""
+    """Its `sample` has no `static` argument: it reads values."""
 
     def sample(  # type: ignore[override]
         self, condition: Tensor, noise: Tensor, guidance_scale: Tensor | None = None
@@ -43,7 +43,7 @@ class Halved(GuidedPolicy):
 
 
 class BestOf(GuidedSampler):
-    """The sample that the critics value most, of several.
+    """The sample that the critics value most, out of several.
 
     Args:
         parts: as in `GuidedSampler`.
@@ -91,11 +91,11 @@ def repeated(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def inputs(rows: int, noise_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Observations, noise, and scales of which every other is 0."""
+    """Observations, noise, and scales, every other one 0."""
     return normal(rows, S), normal(rows, noise_size, seed=1), torch.arange(rows).remainder(2) * 1.5
 
 
-# What only torch can run
+# Samplers that only torch can run
 
 ONLY_TORCH = {
     "sample": (lambda: GuidedPolicy(SPEC, Plain(parts())), r"Plain\.sample, which takes no `static`"),
@@ -115,7 +115,7 @@ def test_engines_refuse_it_in_one_line(make: Callable[[], GuidedPolicy], named: 
     with pytest.raises(ConfigError, match=f"the engine {engine} cannot run {named}: use the engine torch$") as refused:
         run_by(policy, engine)
     assert "\n" not in str(refused.value)
-    with pytest.raises(ConfigError, match=named):  # the same before a run is trained
+    with pytest.raises(ConfigError, match=named):  # also before a run is trained
         require_engine(engine, policy.device, own_method(policy.sampler.sample, type(policy).act))
 
 

@@ -1,4 +1,4 @@
-"""The file of a policy: what it keeps, what it refuses, and that it is never unpickled."""
+"""The policy file: its contents, its refusals, and that it is never unpickled."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_loaded_policy_knows_whether_its_energy_is_of_clean_samples(tmp_path: 
 
 
 def test_a_network_with_a_schedule_of_its_own_loads(tmp_path: Path) -> None:
-    """A schedule is the one part of a network that is no network."""
+    """A schedule is the one part of a network that is not itself a network."""
     schedule = {"class_path": "cepdiff.diffusion.schedule.CosineVP", "init_args": {"t_max": 0.9}}
     spec = {"class_path": "cepdiff.networks.energy.ResidualEnergy", "init_args": {"width": 8, "schedule": schedule}}
     networks = {**parts().networks, "energy": ResidualEnergy(S, A, width=8, schedule=CosineVP(t_max=0.9))}
@@ -77,7 +77,7 @@ def test_the_policy_before_guidance(tmp_path: Path) -> None:
 def test_another_number_of_solver_steps(run: Path) -> None:
     policy = GuidedPolicy.from_run(run, num_solver_steps=9)
     assert policy.sampler.solver.num_steps == 9
-    assert policy.sampler.solver.order == 1  # the rest stays
+    assert policy.sampler.solver.order == 1  # everything else stays
     assert GuidedPolicy.from_run(run).sampler.solver.num_steps == 5
     with pytest.raises(ConfigError, match="num_steps is 0"):
         GuidedPolicy.from_run(run, num_solver_steps=0)
@@ -144,7 +144,7 @@ def test_classes_that_are_gone_are_named(run: Path) -> None:
 
 
 class Malicious:
-    """Unpickling it creates a file."""
+    """Unpickling it would create a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -182,7 +182,7 @@ def test_a_file_can_call_no_class_but_those_of_a_policy(run: Path, where: str, n
     rewrite(run, recipe={"networks": {**RECIPE.networks, **changed}} if networks else changed)
     with pytest.raises((CepdiffError, TypeError)):
         GuidedPolicy.from_run(run)
-    deadline = subprocess.run(["sleep", "0.3"], check=True)  # time for a child to do its work
+    deadline = subprocess.run(["sleep", "0.3"], check=True)  # give a child process time to run
     assert deadline.returncode == 0
     assert not trap.exists()
 

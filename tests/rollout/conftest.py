@@ -5,7 +5,7 @@ import torch
 
 
 class LinearPolicy:
-    """Computes each row on its own, so that results are equal bit by bit whatever the batch."""
+    """Computes each row independently, so results are equal bit by bit whatever the batch."""
 
     def __init__(self, observation_size: int, action_size: int) -> None:
         self.action_size = self.noise_size = action_size
@@ -22,7 +22,7 @@ class LinearPolicy:
 
 
 class CountingEnv(gym.Env):
-    """Observes the step within an episode; an episode's length follows from its seed. Counts every simulated step."""
+    """Observes the step within an episode; the seed determines the episode's length. Counts all simulated steps."""
 
     steps = 0
     resets: list[int] = []  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""D4RL's own environments behind Gymnasium's interface, with stand-ins for the old gym and for D4RL."""
+"""D4RL's own environments behind Gymnasium's interface, with stand-ins for the old gym and D4RL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cepdiff.rollout.environment import check_reference, classic_environment
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.scores import Reference
 
-# Old gym as D4RL knows it: `seed`, `reset()` without arguments, `step` of four values, wrappers by inheritance.
+# Old gym as D4RL uses it: `seed`, `reset()` without arguments, `step` with four values, wrappers by inheritance.
 GYM = """
 from types import SimpleNamespace
 import numpy as np
@@ -68,7 +68,7 @@ class Box:
     def __init__(self, low, high, shape, dtype):
         self.low, self.high, self.shape, self.dtype = low, high, shape, dtype
 """
-# D4RL as it is: a proxy that does not hand `seed` on, starts from NumPy's global generator, a score between 0 and 1.
+# D4RL as it is: a proxy that does not forward `seed`, starts from NumPy's global generator, scores from 0 to 1.
 D4RL = """
 import gym, numpy as np
 from gym.spaces import Box
@@ -110,7 +110,7 @@ gym.registry["hopper-medium-v2"] = lambda: Proxy(Maze()), 4
 
 @pytest.fixture
 def classic_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with stand-ins called gym and d4rl, on the path of child processes."""
+    """A folder with stand-ins named gym and d4rl, on the path of child processes."""
     pytest.importorskip("shimmy")
     for name, text in {"gym/__init__": GYM, "gym/spaces": SPACES, "gym/wrappers": "", "d4rl": D4RL}.items():
         file = tmp_path / f"{name}.py"
@@ -122,7 +122,7 @@ def classic_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(code: str, folder: Path) -> list[str]:
-    """What a fresh process prints: the stand-ins must not be seen by other tests."""
+    """Output of a fresh process, so that other tests do not see the stand-ins."""
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
@@ -185,7 +185,7 @@ print([(result.length, result.terminated) for result in results])
     same, ends = run(code, classic_stack)
     assert same == "True"
     results = eval(ends)
-    assert results[:3] == [(4, False)] * 3  # the time limit of the old stack
+    assert results[:3] == [(4, False)] * 3  # the old stack's time limit
     assert all(terminated and length in (3, 4) for length, terminated in results[3:])
 
 

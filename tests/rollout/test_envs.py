@@ -1,4 +1,4 @@
-"""Making, checking and batching environments."""
+"""Creating, checking and batching environments."""
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def test_vector_env_never_resets_by_itself():
     while not done.any():
         observations, _, terminated, truncated, _ = envs.step(push)
         done = terminated | truncated
-    assert (np.abs(observations[done, 1]) > 0.2).all()  # the fallen pole itself, not a new start
+    assert (np.abs(observations[done, 1]) > 0.2).all()  # the fallen pole itself, not a reset
     envs.close()
 
 

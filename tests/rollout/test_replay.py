@@ -1,4 +1,4 @@
-"""Recorded steps replayed: exact where the environment is the recorded one, told apart where it is not."""
+"""Replay of recorded steps: exact in the recorded environment, reported as different in another one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _made: dict[str, RawArrays] = {}
 
 
 def recorded(spec: EnvSpec, rows: int = 300) -> RawArrays:
-    """Random actions with states; each environment is recorded once."""
+    """Random actions with states; each environment is recorded only once."""
     if spec.env_id not in _made:
         env = make_env(spec)
         rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def recorded(spec: EnvSpec, rows: int = 300) -> RawArrays:
 
 
 def changed(raw: RawArrays, **changes: Any) -> RawArrays:
-    """A copy with other fields."""
+    """A copy with some fields replaced."""
     fields = {key: value.copy() for key, value in raw.fields.items()}
     return RawArrays(**{**fields, "infos": dict(raw.infos), "source": raw.source, **changes})
 
@@ -64,7 +64,7 @@ def test_ant_has_contact_forces_and_a_reward_from_the_step_before() -> None:
     env.reset(seed=0)
     inner: Any = env.unwrapped
     alone = []
-    for row in range(300):  # without the step before, the torso is not where the recorded reward had it
+    for row in range(300):  # without the previous step, the torso is not where it was for the recorded reward
         inner.set_state(raw.infos["qpos"][row], raw.infos["qvel"][row])
         alone.append(abs(np.float32(env.step(raw.actions[row])[1]) - raw.rewards[row]))
     env.close()
@@ -108,7 +108,7 @@ def test_states_reconstructed_from_observations_match(robot: str) -> None:
 def test_v5_of_walker_is_told_apart_from_v4() -> None:
     raw = recorded(EnvSpec("Walker2d-v5"))
     assert replay(raw, EnvSpec("Walker2d-v5")).verdict == "matches"
-    report = replay(raw, EnvSpec("Walker2d-v4"))  # other friction under one foot
+    report = replay(raw, EnvSpec("Walker2d-v4"))  # different friction under one foot
     assert report.verdict == "differs"
     assert by_name(report)["velocities"].verdict == "differs"
     assert "this is not the environment" in format_replay(report)
@@ -150,7 +150,7 @@ def test_without_next_observations_terminal_rows_still_count() -> None:
 
 def test_a_sample_follows_from_its_seed() -> None:
     raw = recorded(EnvSpec("HalfCheetah-v4"))
-    raw.rewards += np.arange(300) / 300  # every row deviates by another amount
+    raw.rewards += np.arange(300) / 300  # every row deviates by a different amount
     samples = [replay(raw, EnvSpec("HalfCheetah-v4"), rows=40, seed=seed) for seed in (0, 0, 1)]
     rewards = [sample.row_deviations["reward"].tolist() for sample in samples]
     assert [sample.rows for sample in samples] == [40, 40, 40]
@@ -158,7 +158,7 @@ def test_a_sample_follows_from_its_seed() -> None:
 
 
 class Goals(gym.Env):
-    """A point that one action moves; the reward is minus its distance from the goal. Speaks MuJoCo's words."""
+    """A point that one action moves; the reward is minus its distance from the goal. Has MuJoCo's attribute names."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
     action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -188,7 +188,7 @@ class Goals(gym.Env):
 
 @pytest.fixture
 def maze() -> Iterator[EnvSpec]:
-    """`Goals` under a name of the family maze2d."""
+    """`Goals` registered under a name of the maze2d family."""
     gym.register("maze2d-test-v0", Goals, max_episode_steps=50)
     yield EnvSpec("maze2d-test-v0")
     del gym.registry["maze2d-test-v0"]
@@ -219,7 +219,7 @@ def test_rewards_one_step_late_in_maze2d(maze: EnvSpec) -> None:
 
 
 class Scene(Goals):
-    """Its state is more than positions and velocities."""
+    """Its state has more than positions and velocities."""
 
     def set_env_state(self, state):
         self.set_state(state["qpos"], state["qvel"])

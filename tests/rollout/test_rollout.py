@@ -1,4 +1,4 @@
-"""Exactly the episodes asked for, each the same as if it ran alone."""
+"""Exactly the requested episodes, each as if it ran alone."""
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,7 @@ SCALES = (0.0, 1.0, 3.0)
 
 
 def sequential(policy, env_id, episode, seed):
-    """The plain Gymnasium loop that any reader would write."""
+    """The plain Gymnasium loop."""
     env = gym.make(gym.spec(env_id))
     noise = generator(seed, "rollout-noise", episode.index)
     observation, _ = env.reset(seed=reset_seed(seed, "rollout", episode.index))
@@ -37,7 +37,7 @@ def test_equals_sequential_episodes(env_id, sizes, max_envs, linear_policy):
     policy = linear_policy(*sizes)
     episodes = [Episode(index, scale) for scale in SCALES for index in range(4)]
     expected = [sequential(policy, env_id, episode, seed=5) for episode in episodes]
-    assert len({result.length for result in expected}) > 2  # episodes do end at different steps
+    assert len({result.length for result in expected}) > 2  # episodes end at different steps
     assert rollout(policy, EnvSpec(env_id), episodes, seed=5, max_envs=max_envs) == expected
 
 
@@ -96,7 +96,7 @@ def test_every_scale_sees_the_same_starts_and_noise(counting_env):
 
 
 def test_a_policy_may_take_more_noise_than_actions(counting_env):
-    """Each episode's stream is drawn `noise_size` numbers per step, whatever runs beside it."""
+    """Each episode's stream gives `noise_size` numbers per step, whatever runs next to it."""
 
     class Several:
         action_size, noise_size = 1, 3

@@ -1,4 +1,4 @@
-"""Score arithmetic against values computed by hand, and the results and figures that are made of it."""
+"""Score arithmetic against values computed by hand, and the results and figures made from it."""
 
 import json
 import math
@@ -25,7 +25,7 @@ REFERENCE = Reference(-4.0, 16.0)
 
 
 class Found:
-    """The part of the diagnostics that results are made of."""
+    """The part of the diagnostics that the results use."""
 
     def __init__(self, *scales):
         self.scales = [ScaleEvidence(scale, 0.0, 0.0, inside, 0.0, 0.0, value, 0.0) for scale, value, inside in scales]
@@ -35,7 +35,7 @@ EVIDENCE = Found((0.0, 95.0, 0.95), (1.0, 97.1234, 0.5))
 
 
 def results(rows, evidence=None, choice=None):
-    """The results of a run with these scores and evidence."""
+    """Results of a run with these scores and this evidence."""
     scales = sorted({row.guidance_scale for row in rows} | {e.guidance_scale for e in (evidence or Found()).scales})
     found = [*score_rows(rows), *([] if evidence is None else offline_rows(evidence))]
     about = {} if choice is None else {"offline_choice": choice}
@@ -142,7 +142,7 @@ def test_regret_is_in_returns_where_no_reference_is_known():
     row = policy_row(results(rows, EVIDENCE, choice=1.0))
     assert (row["regret"], row["unit"]) == (1.0, "return")
     assert (row["behavior_regret"], row["exact_regret"]) == (7.0, 1.0)
-    assert policy_row(results(rows, Found((7.0, 0.0, 0.0)), choice=7.0))["regret"] is None  # not rolled out
+    assert policy_row(results(rows, Found((7.0, 0.0, 0.0)), choice=7.0))["regret"] is None  # not evaluated
 
 
 def test_a_scale_without_episodes_is_never_the_best():

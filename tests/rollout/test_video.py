@@ -1,4 +1,4 @@
-"""Videos, where this machine can render."""
+"""Videos, if this machine can render."""
 
 import sys
 

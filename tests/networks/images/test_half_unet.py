@@ -1,4 +1,4 @@
-"""The energy network of images: shapes, heads, what the encoder sees, pooling, options, refusals."""
+"""The energy network for images: shapes, heads, what the encoder sees, pooling, options, refusals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_input_and_every_parameter_matters_from_the_first_step(pooling: st
     assert x.grad is not None
     assert bool((x.grad != 0.0).any(-1).all())
     silent = [n for n, p in net.named_parameters() if p.grad is None or not bool((p.grad != 0.0).any())]
-    assert [name for name in silent if not name.endswith("to_k.bias")] == []  # which cancels in the softmax
+    assert [name for name in silent if not name.endswith("to_k.bias")] == []  # biases that cancel in the softmax
 
 
 def test_heads_have_gradients_of_their_own() -> None:
@@ -70,7 +70,7 @@ def test_heads_have_gradients_of_their_own() -> None:
 
 
 def test_the_encoder_is_that_of_the_unet() -> None:
-    """The same names and shapes as in a U-Net of the same options, and none of its decoder."""
+    """The same names and shapes as a U-Net with the same options, without its decoder."""
     half, whole = make().state_dict(), UNetScore(0, A, C, (8, 12), 1).unet.state_dict()
     encoder = {
         name: value.shape for name, value in whole.items() if not name.startswith(("up_", "conv_out", "conv_norm"))
@@ -80,7 +80,7 @@ def test_the_encoder_is_that_of_the_unet() -> None:
 
 
 def test_the_network_sees_the_signal() -> None:
-    """Images enter as alpha_t x_t: two processes that make the same of them at the same time agree."""
+    """Images enter as alpha_t x_t: two processes with the same signal at the same time agree."""
     net, other = make(), make(schedule=CosineVP())
     assert isinstance(net.schedule, LinearVP)
     x, t = normal(B, A), torch.rand(B, 1).squeeze(-1)
@@ -90,13 +90,13 @@ def test_the_network_sees_the_signal() -> None:
 
 
 def test_pixels_are_told_apart_by_their_place() -> None:
-    """Attention pooling is no mean: the same features elsewhere are pooled otherwise."""
+    """Attention pooling is not a mean: the same features at other positions are pooled differently."""
     torch.manual_seed(0)
     pool, hidden = AttentionPool(16, 4), normal(B, 16, 2, 2)
     assert pool(hidden).shape == (B, 16)
     torch.testing.assert_close(pool(hidden)[1:2], pool(hidden[1:2]))
     assert not torch.allclose(pool(hidden.flip(-1)), pool(hidden), rtol=1e-3, atol=1e-3)
-    # An odd number of channels makes one head.
+    # An odd number of channels gives one head.
     assert AttentionPool(17, 4)(normal(B, 17, 2, 2)).shape == (B, 17)
 
 

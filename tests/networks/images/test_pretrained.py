@@ -1,4 +1,4 @@
-"""Pretrained models of diffusers: every layout on disk, the hub through a local server, and what is refused."""
+"""Pretrained models from diffusers: every layout on disk, the hub through a local server, and refusals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def load(pretrained: Path | str, **options: Any) -> UNetScore:
 
 
 def at_steps(scheduler: DDPMScheduler, steps: list[int]) -> tuple[Tensor, Tensor]:
-    """Noised images (B, A), one for each of the steps, and their times."""
+    """Noised images (B, A), one per step, and their times."""
     x = torch.randn(len(steps), A, generator=torch.Generator().manual_seed(1))
     lambdas = 0.5 * torch.logit(scheduler.alphas_cumprod[steps].double())
     return x, LinearVP().inverse_lambda(lambdas).float()
@@ -71,7 +71,7 @@ def at_steps(scheduler: DDPMScheduler, steps: list[int]) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_a_pipeline_gives_the_noise_of_its_unet(tmp_path: Path, prediction: str, beta_schedule: str) -> None:
-    """At the times of the scheduler's own steps, by the scheduler's own alpha and sigma."""
+    """At the times of the scheduler's steps, with the scheduler's alpha and sigma."""
     scheduler = DDPMScheduler(beta_schedule=beta_schedule, prediction_type=prediction)
     net = load(pipeline_folder(tmp_path / "pipeline", beta_schedule=beta_schedule, prediction_type=prediction))
     x, t = at_steps(scheduler, steps := [20, 200, 500, 900])
@@ -84,7 +84,7 @@ def test_a_pipeline_gives_the_noise_of_its_unet(tmp_path: Path, prediction: str,
 
 
 def test_layouts_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    """A pipeline, a pipeline all in one folder, a bare U-Net with the scheduler given, and shards."""
+    """A pipeline, a pipeline in one flat folder, a bare U-Net with a separate scheduler, and shards."""
     flat, bare, shards = tmp_path / "flat", tmp_path / "bare", tmp_path / "shards"
     shutil.copytree(folder / "unet", flat)
     shutil.copy(folder / "scheduler" / "scheduler_config.json", flat)
@@ -188,7 +188,7 @@ def test_without_a_scheduler_the_process_is_asked_for(folder: Path) -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few routes of a model hub that a download asks for, over `root`/owner/name."""
+    """The few routes of a model hub that a download uses, for `root`/owner/name."""
 
     root: Path
 
@@ -267,7 +267,7 @@ for name, revision in (line.split("@") for line in sys.argv[1:]):
 
 
 def ask(home: Path, endpoint: str, *models: str) -> list[str]:
-    """What a fresh process finds behind hub ids "name@revision": hash and files, or the message."""
+    """A fresh process's results for hub ids "name@revision": hash and files, or the message."""
     variables = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
     environment = {**os.environ, **variables}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Our continuous times on the timesteps of diffusers' schedulers, by log-SNR."""
+"""Continuous times mapped to the timesteps of diffusers' schedulers, by log-SNR."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_configs_of_other_samplers_describe_the_same_process() -> None:
 @pytest.mark.parametrize("schedule", [LinearVP(), CosineVP()], ids=["linear VP", "cosine VP"])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_step_of_the_process_is_told_by_its_own_number(name: str, schedule: NoiseSchedule) -> None:
-    """The time with the alpha and sigma of step k has timestep k, and no other."""
-    abar = process(name)[:-1].double()  # the last may have no signal, and no time
+    """The time with the alpha and sigma of step k has timestep k."""
+    abar = process(name)[:-1].double()  # the last may have no signal, hence no time
     timesteps = MatchedTimesteps(process(name), schedule).double()
     t = schedule.inverse_lambda(0.5 * torch.logit(abar))
-    inside = t <= 1.0  # the process may end in more noise than ours
+    inside = t <= 1.0  # the process may end with more noise than ours
     torch.testing.assert_close(schedule.alpha(t)[inside], abar.sqrt()[inside], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(schedule.sigma(t)[inside], (1.0 - abar).sqrt()[inside], rtol=1e-6, atol=1e-7)
     steps = torch.arange(len(abar), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The U-Net as a noise predictor: shapes, what it is told, what its prediction is turned into, options, refusals."""
+"""The U-Net as a noise predictor: shapes, inputs, conversion of its prediction, options, refusals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make(**options: Any) -> UNetScore:
 
 
 class PerfectUNet(nn.Module):
-    """The exact prediction for pixels that are independently N(mean, variance), by the timesteps of `abar` (N,)."""
+    """The exact prediction for pixels that are independently N(mean, variance), at the timesteps of `abar` (N,)."""
 
     def __init__(self, abar: Tensor, prediction: str, mean: float, variance: float) -> None:
         super().__init__()
@@ -88,13 +88,13 @@ def test_every_input_and_every_parameter_matters() -> None:
     assert x.grad is not None
     assert bool((x.grad != 0.0).any(-1).all())
     silent = [n for n, p in net.named_parameters() if p.grad is None or not bool((p.grad != 0.0).any())]
-    assert [name for name in silent if not name.endswith("to_k.bias")] == []  # which cancels in the softmax
+    assert [name for name in silent if not name.endswith("to_k.bias")] == []  # biases that cancel in the softmax
 
 
 @pytest.mark.parametrize("schedule", [LinearVP(), CosineVP()], ids=["linear VP", "cosine VP"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_every_prediction_becomes_the_noise_of_a_gaussian(prediction: str, schedule: NoiseSchedule) -> None:
-    """eps_pred = sigma_t (x - alpha_t m) / (alpha_t² v + sigma_t²) for pixels N(m, v), at steps of the process."""
+    """eps_pred = sigma_t (x - alpha_t m) / (alpha_t² v + sigma_t²) for pixels N(m, v), at the process's steps."""
     mean, variance = 0.3, 0.2
     net = make(scheduler={**LINEAR, "prediction_type": prediction}, schedule=schedule).double()
     assert net.timesteps is not None
@@ -109,7 +109,7 @@ def test_every_prediction_becomes_the_noise_of_a_gaussian(prediction: str, sched
 
 
 def test_beyond_the_process_the_prediction_is_that_of_its_end() -> None:
-    """x_1 is told as the noisiest step, and the prediction is read with that step's alpha and sigma."""
+    """x_1 is treated as the noisiest step, and the prediction is read with that step's alpha and sigma."""
     few = {"trained_betas": [0.01, 0.02, 0.1], "prediction_type": "v_prediction"}
     net, x = make(scheduler=few), normal(B, A)
     end = LinearVP().inverse_lambda(0.5 * torch.logit(torch.tensor(0.99 * 0.98 * 0.9)))
@@ -126,7 +126,7 @@ def test_prediction_overrides_what_the_scheduler_says() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_gradient_checkpointing_changes_the_memory_alone(dropout: float) -> None:
-    """The same gradients, of the same dropped features, although the blocks run twice."""
+    """The same gradients, with the same dropout, although the blocks run twice."""
     nets = [make(dropout=dropout), make(dropout=dropout, gradient_checkpointing=True)]
     x, t, runs = normal(B, A), torch.rand(B), []
     for net in nets:
@@ -153,7 +153,7 @@ def test_channels_last_changes_the_memory_format_alone() -> None:
 
 
 def test_a_copy_stands_for_itself() -> None:
-    """The moving average is a deep copy: it must not reach back into the network it was made of."""
+    """The moving average is a deep copy and must not refer back to the original network."""
     net = make(scheduler=LINEAR, gradient_checkpointing=True)
     average = copy.deepcopy(net)
     x, t = normal(B, A), torch.rand(B)
