@@ -64,7 +64,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """What the last command printed about each stage."""
+    """Stage -> the last command's message about it."""
     lines = (line.partition(": ") for line in capsys.readouterr().err.splitlines())
     return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines}
 

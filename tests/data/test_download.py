@@ -22,7 +22,7 @@ CHANGED = np.random.default_rng(1).bytes(3_000_000)
 
 @dataclass
 class Server:
-    """What the server does next; `requests` holds the Range header of each request."""
+    """The server's next responses; `requests` holds the Range header of each request."""
 
     url: str = ""
     content: bytes = CONTENT

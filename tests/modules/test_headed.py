@@ -343,7 +343,7 @@ def test_guidance_by_labels_is_exact(objective: EnergyObjective, times: tuple[fl
     """Three Gaussians with labels as energies: ∇ log p(y|x_t) is known, and a small network comes close.
 
     Where x_t is nearly noise a classifier converges more slowly: the batch's class shares, which its loss does not
-    cancel, drown out the little that x_t tells.
+    cancel, mask the little information in x_t.
     """
     torch.manual_seed(0)
     module = headed(partial(HeadedMLP, width=64), objective=objective, times_per_step=4)
