@@ -233,7 +233,7 @@ def test_beta_zero_draws_the_density_itself() -> None:
 
 
 def test_energies_may_be_measured_from_another_lowest_one() -> None:
-    """A constant added to the energies changes no draw if `lowest` includes it; left out, a positive one costs draws."""
+    """A constant added to the energies changes no draw if `lowest` includes it; otherwise it may waste draws."""
     moved = Density("moved", "Moved", lambda n, g: ((drawn := DENSITIES["rings"].sample(n, g))[0], drawn[1] - 5.0))
     points = tilted_sample(moved, 3 * CHUNK, 2.0, numbers(), lowest=-5.0)
     torch.testing.assert_close(points, tilted_sample(DENSITIES["rings"], 3 * CHUNK, 2.0, numbers()))
