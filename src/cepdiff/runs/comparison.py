@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -65,7 +66,7 @@ class Comparison:
     runs: Sequence[Results]
     note: str = ""
 
-    @property
+    @cached_property
     def columns(self) -> dict[str, tuple[str, str]]:
         """Metric -> (title, format)."""
         titles = {metric: (title, form) for run in self.runs for metric, (title, form) in run.columns.items()}
@@ -73,17 +74,17 @@ class Comparison:
         plain = {metric: about for metric, about in titles.items() if metric not in floors}
         return plain | {metric: (f"{titles[metric][0]}, x floor", ".2f") for metric in titles if metric in floors}
 
-    @property
+    @cached_property
     def floors(self) -> set[str]:
         """Metrics with a noise floor."""
         return {row.metric for run in self.runs for row in run.rows if row.floor is not None}
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         """In the order of rows, without the prior."""
         return in_order((run.method for run in self.runs), METHODS)
 
-    @property
+    @cached_property
     def rows(self) -> dict[tuple[float, str], dict[str, Cell]]:
         """(guidance scale, method) -> metric -> cell."""
         found: dict[tuple[float, str], dict[str, Cell]] = {}
@@ -112,7 +113,7 @@ class Comparison:
                 cells[metric] = Cell({seed: fmean(values) for seed, values in by_seed.items()}, form)
         return cells
 
-    @property
+    @cached_property
     def real(self) -> dict[str, Cell]:
         """Metrics of real data, which depend on the seed only; at the noise floor by definition."""
         found = {run.seed: run.real for run in self.runs if run.real}

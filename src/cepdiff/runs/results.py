@@ -48,7 +48,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for NaN and infinity."""
         plain = {key: finite(value) if isinstance(value, float) else value for key, value in vars(self).items()}
-        return plain if self.floor is None else {**plain, "multiple": finite(self.multiple)}
+        return {**plain, "multiple": finite(self.multiple)}
 
 
 @dataclass(frozen=True)
