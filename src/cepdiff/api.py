@@ -84,7 +84,8 @@ def fit(
         folders = [str(Path(name).resolve().parent) for name in files]
         other = None if reuse is None else str(reuse)
         problem = fit_config(merge_config(layers), stage, folders, other, arrays, run_dir is not None)
-        results = problem.results() if problem.run.folder.results.is_file() else None
+        judged = stage in (None, problem.stages()[-1].name) and problem.run.folder.results.is_file()
+        results = problem.results() if judged else None
     return Fitted(problem, problem.policy(), results, None if run_dir is None else Path(run_dir))
 
 

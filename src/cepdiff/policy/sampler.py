@@ -44,6 +44,13 @@ class SamplerParts:
     headed: bool = False
 
 
+class Networks(dict[str, nn.Module]):
+    """Networks by name; one that is asked for before it was trained is a RunError."""
+
+    def __missing__(self, name: str) -> nn.Module:
+        raise RunError(f"there is no network '{name}' yet: its stage is unfinished")
+
+
 class GuidedSampler:
     """Samples in [-1, 1] of p(x|s) ∝ q(x|s) exp(-scale beta E(x, s)) by guided diffusion (Lu et al. 2023, Eq. 8).
 
@@ -57,7 +64,7 @@ class GuidedSampler:
 
     def __init__(self, parts: SamplerParts) -> None:
         self.size = parts.size
-        self.networks = {name: net.eval() for name, net in parts.networks.items() if name in self.needs}
+        self.networks = Networks({name: net.eval() for name, net in parts.networks.items() if name in self.needs})
         self.schedule = parts.schedule
         self.solver = parts.solver
         self.objective = parts.objective or CEP()

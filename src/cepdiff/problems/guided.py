@@ -149,8 +149,7 @@ class GuidedProblem(Problem):
         return {
             **{key: value for key, value in self.common.items() if key == "problem"},
             **{f"{section}_checkpoint": self.run.weights_hash(section) for section in self.network_sections.values()},
-            "solver": self.components["solver"].record,
-            "sampler": self.components["sampler"].record,
+            **{key: self.components[key].record for key in ("schedule", "guidance", "solver", "sampler")},
         }
 
     def results_of(self, rows: Sequence[Row], columns: Mapping[str, Sequence[str]], **more: Any) -> Results:
@@ -167,10 +166,15 @@ class GuidedProblem(Problem):
         )
 
     def _finish(self, section: str) -> None:
-        """Use the trained network; write `policy.pt`, unless an earlier command finished a later stage too."""
+        """Use the trained network; write `policy.pt`, unless there is one of an earlier command that finished all."""
         self.trained.add(section)
         missing = [other for other in self.network_sections.values() if other not in self.trained]
         processes, folder = self.run.processes, self.run.folder
-        if not processes.on_main(lambda: any(folder.stage(other).done for other in missing)):
+        path = folder.path / POLICY_FILE
+
+        def is_complete() -> bool:
+            return bool(missing) and path.is_file() and all(folder.stage(other).done for other in missing)
+
+        if not processes.on_main(is_complete):
             recipe, networks = self.recipe(), self.networks()
-            processes.on_main(lambda: write_recipe(folder.path / POLICY_FILE, recipe, networks))
+            processes.on_main(lambda: write_recipe(path, recipe, networks))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import sys
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,12 +141,14 @@ def problem_of(tree: Any) -> type[Problem]:
     return import_class(data.problem, abstract, "problem")
 
 
-def sections_of(problem: type[Problem]) -> tuple[dict[str, tuple[type, type]], dict[str, inspect.Parameter]]:
-    """(section -> (base, default) of its class; section -> parameter of its settings), by the problem's constructor.
+def sections_of(
+    problem: type[Problem],
+) -> tuple[dict[str, tuple[type, Component[Any]]], dict[str, inspect.Parameter]]:
+    """(section -> (base class, default); section -> parameter of its settings), by the problem's constructor.
 
     A constructor with `**sections` has those of its base class too. The annotations of the parameters are resolved.
     """
-    components: dict[str, tuple[type, type]] = {}
+    components: dict[str, tuple[type, Component[Any]]] = {}
     settings: dict[str, inspect.Parameter] = {}
     constructors = [cls.__init__ for cls in problem.__mro__ if "__init__" in vars(cls) and issubclass(cls, Problem)]
     complete = (
@@ -160,10 +163,12 @@ def sections_of(problem: type[Problem]) -> tuple[dict[str, tuple[type, type]], d
                 continue
             if name == "data":
                 if inspect.isclass(hint) and issubclass(hint, StageDataModule):
-                    components[name] = (hint, hint)
-                components.setdefault(name, (StageDataModule, StageDataModule))
+                    components[name] = (hint, Component(hint))
+                components.setdefault(name, (StageDataModule, Component(StageDataModule)))
             elif typing.get_origin(hint) is Component:
-                components[name] = (typing.get_args(hint)[0], parameter.default.cls)
+                base = typing.get_args(hint)[0]
+                default = parameter.default
+                components[name] = (base, default if isinstance(default, Component) else Component(base))
             else:
                 settings[name] = parameter.replace(annotation=hint)
     return components, settings
@@ -179,16 +184,21 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     components, parameters = sections_of(problem)
     settings = {**{key: parameter.annotation for key, parameter in parameters.items()}, "trainer": TrainerSettings}
     refuse_unknown(tree, ["problem", "seed", "run_dir", *components, *settings, "callbacks"], "")
-    classes = {key: component_class(key, tree.get(key), *components[key]) for key in components}
+    classes = {key: component_class(key, tree.get(key), base, known.cls) for key, (base, known) in components.items()}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run_dir", type=str | None, default=None)
     for key, cls in classes.items():
-        skipped = set(getattr(components[key][0], "supplied", ())) | set(getattr(cls, "supplied", ()))
+        base, default = components[key]
+        skipped = set(getattr(base, "supplied", ())) | set(getattr(cls, "supplied", ()))
         parser.add_class_arguments(cls, key, skip=skipped, instantiate=False)
+        if cls is default.cls:
+            parser.set_defaults({f"{key}.{name}": value for name, value in default.arguments.items()})
     for key, kind in settings.items():
         if is_dataclass(kind):
             parser.add_class_arguments(kind, key)
+            if key in parameters and is_dataclass(given := parameters[key].default) and not isinstance(given, type):
+                parser.set_defaults(dict(leaves(asdict(given), key)))
         else:
             parser.add_argument(f"--{key}", type=kind, default=parameters[key].default)
     parser.add_argument("--callbacks", type=list[Callback], default=[])
@@ -216,6 +226,11 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     found = {key: built[key] for key in settings}
     for key, value in found.items():
         refuse_out_of_range(value, key)
+    for key, value in leaves(values):
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise ConfigError(f"{key.replace('.init_args', '')} is {value}; expected finite numbers") from error
     problem.check(found)
     arguments_of = {key: dict(vars(built.get(key) or SimpleNamespace())) for key in components}
     return Config(
@@ -260,7 +275,7 @@ def sections_given(
     for key, classes in nested.items():
         for name, default in classes.items():
             if name in defaults[key] and not given.get(key, {}).get(name):
-                given.setdefault(key, {})[name] = default
+                given.setdefault(key, {})[name] = copy.deepcopy(default)
     return given
 
 
@@ -268,6 +283,8 @@ def component_class(key: str, section: Any, base: type, default: type) -> type:
     """The class that a section names, or its default."""
     if isinstance(section, Mapping) and "class_path" in section:
         return import_class(str(section["class_path"]), base, key)
+    if inspect.isabstract(default):
+        raise ConfigError(f"{key}.class_path is missing: name a subclass of {base.__name__}")
     return default
 
 
@@ -312,6 +329,13 @@ def refuse_other(found: Mapping[str, Any], supplied: Mapping[str, Any], where: s
     for name, value in supplied.items():
         if found[name] != value:
             raise ConfigError(f"{where}.{name} is {found[name]}, but here it is {value}: leave it out, it is supplied")
+
+
+def leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all values in nested mappings."""
+    for name, value in tree.items():
+        key = f"{where}.{name}" if where else str(name)
+        yield from leaves(value, key) if isinstance(value, Mapping) else [(key, value)]
 
 
 def plain(value: Any) -> Any:

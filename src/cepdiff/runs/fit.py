@@ -43,6 +43,8 @@ def fit(
     other = None if reuse is None else RunFolder(Path(reuse))
     if other is not None and not other.config.is_file():
         raise RunError(f"--reuse {reuse} is no run folder")
+    if not kept and config.trainer.devices * config.trainer.num_nodes > 1:
+        raise ConfigError("run_dir is missing: the processes of a run on several devices share a folder")
     processes = Processes(config.trainer)
     processes.on_main(data.prepare_data)
     data.setup()
@@ -65,6 +67,8 @@ def fit(
             if processes.is_main:
                 print(f"{each.name}: {'finished earlier, skipped' if done else f'running{each.size}'}", file=sys.stderr)
             if not done:
+                if each is not stages[-1]:  # results of what was here before
+                    processes.on_main(partial(folder.results.unlink, missing_ok=True))
                 each.run()
             each.load()
             if each.name == stage:

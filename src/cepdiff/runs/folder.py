@@ -40,7 +40,7 @@ class StageFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the finished stage, over all resumptions."""
+        """Wall-clock seconds of the finished stage; a trained stage counts all its sessions."""
         return float(self._content().get("seconds", 0.0))
 
     @property
@@ -197,8 +197,8 @@ def compare(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         for key in [*found, *(key for key in wanted if key not in found)]:
             below = f"{where}.{key}" if where else str(key)
-            if key == "source":
-                before, now = found.get(key) or {}, wanted.get(key) or {}
+            before, now = found.get(key) or {}, wanted.get(key) or {}
+            if key == "source" and isinstance(before, Mapping) and isinstance(now, Mapping):
                 yield from (f"{name} changed" for name in {**before, **now} if before.get(name) != now.get(name))
             else:
                 yield from compare(found.get(key), wanted.get(key), below.replace(".init_args", ""))

@@ -94,16 +94,17 @@ class Processes:
         return self._fabric.autocast()
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Run `function` on the main process only; all processes get its result, or its CepdiffError."""
+        """Run `function` on the main process only; all processes get its result, or fail with it."""
         result: T | None = None
-        failure: CepdiffError | None = None
+        failure: Exception | None = None
         if self.is_main:
             try:
                 result = function()
-            except CepdiffError as error:
+            except Exception as error:  # of any kind: the other processes wait for the outcome
                 failure = error
         if self.world > 1:
-            result, message = self._fabric.broadcast((result, None if failure is None else str(failure)))
+            message = None if failure is None else str(failure) or repr(failure)
+            result, message = self._fabric.broadcast((result, message))
             if message is not None and failure is None:
                 failure = CepdiffError(message)  # the main process raises the error itself, and prints it
         if failure is not None:

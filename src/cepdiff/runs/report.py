@@ -63,11 +63,15 @@ def report(folders: Sequence[Path], output: Path) -> list[Section]:
     there = next(place for place in (output, *output.parents) if place.exists())
     if not there.is_dir():  # said before any work; the folder is made with the first file
         raise ConfigError(f"--output {output} cannot be a folder: {there} is a file")
+    groups: dict[Any, tuple[Any, list[Results]]] = {}
+    for run in runs:
+        sys.path.extend(folder for folder in run.sources if folder not in sys.path)
+        problem: Any = import_class(run.problem, object, str(run.folder))
+        if not hasattr(problem, "report"):
+            raise RunError(f"{run.folder}: {run.problem} is no problem")
+        groups.setdefault(problem.report.__func__, (problem, []))[1].append(run)  # also subclasses with the same report
     sections: list[Section] = []
-    for name in dict.fromkeys(run.problem for run in runs):
-        here = [run for run in runs if run.problem == name]
-        sys.path.extend(folder for run in here for folder in run.sources if folder not in sys.path)
-        problem: Any = import_class(name, object, str(here[0].folder))
+    for problem, here in groups.values():
         sections += problem.report(here, output)
     facts = {
         "cepdiff": __version__,

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from cepdiff.components import Component
+from cepdiff.errors import ConfigError
 from cepdiff.files import file_hash
 from cepdiff.randomness import stream_seed
 from cepdiff.runs.folder import RunFolder
@@ -44,7 +45,10 @@ class Run:
         """The module of section `key`; its first weights depend on (seed, key) only."""
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed(self.seed, key, "init"))
-            return component(*sizes, **supplied)
+            module = component(*sizes, **supplied)
+        if module.stage != key:
+            raise ConfigError(f"{key}: {component.cls.__name__}.stage is '{module.stage}'; expected '{key}'")
+        return module
 
     def weights_hash(self, stage: str) -> str:
         """Hash of the weights of a finished stage."""

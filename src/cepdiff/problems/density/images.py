@@ -152,7 +152,7 @@ class ImageDensity(DensityProblem):
         net = spec["init_args"]["net"]
         arguments = {**net["init_args"]}
         if arguments.get("pretrained") is not None:
-            files = {name: arguments.pop(name) for name in PRETRAINED}
+            files = {name: arguments.pop(name) for name in PRETRAINED if name in arguments}
             arguments["pretrained"] = self.run.processes.on_main(lambda: pretrained_hash(**files))
         named = {**spec["init_args"], "net": {**net, "init_args": arguments}}
         return {**record, "behavior": {**spec, "init_args": named}}

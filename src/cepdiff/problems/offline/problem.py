@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule
 from cepdiff.callbacks.rollout import RolloutCallback
 from cepdiff.components import Component
 from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.errors import ConfigError
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.diagnostics import Diagnostics, diagnose
@@ -71,6 +72,8 @@ class OfflineRL(GuidedProblem):
         evaluation: EvaluationSettings,
         **sections: Any,
     ) -> None:
+        if type(self).policy is not GuidedProblem.policy:
+            raise ConfigError(f"{type(self).__name__}.policy is not kept in policy.pt: override the sampler instead")
         self.evaluation = evaluation_of(data, evaluation, run.seed)
         sampler = run.components["sampler"].cls
         require_engine(evaluation.engine, run.processes.device, own_method(sampler.sample))
@@ -167,8 +170,8 @@ class OfflineRL(GuidedProblem):
         return found
 
     def evaluation_record(self) -> dict[str, Any]:
-        found = {**super().evaluation_record(), "environment": self.evaluation.to_dict()}
-        return {**found, "scales": self.evaluation.scales}
+        found = {**super().evaluation_record(), "support_checkpoint": self.support.hash}
+        return {**found, "environment": self.evaluation.to_dict(), "scales": self.evaluation.scales}
 
     @classmethod
     def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
