@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import inspect
@@ -48,7 +49,8 @@ class Component(Generic[T_co]):
 
 
 def sources_of(spec: Any) -> dict[str, str]:
-    """File name -> hash of its text, for all classes that a specification names and their base classes.
+    """File name -> hash of its text, for all classes that a specification names, their base classes, and the files next
+    to theirs that these import.
 
     Classes of this package, of Python and of the libraries in `PACKAGES` are left out.
     """
@@ -68,11 +70,25 @@ def _source(cls: type, whole_file: bool) -> list[tuple[str, str]]:
         return []
     try:
         file = Path(inspect.getsourcefile(cls) or "")
-        text = file.read_text(encoding="utf-8") if whole_file and file.is_file() else inspect.getsource(cls)
-    except (OSError, TypeError):  # built in C, or typed at a prompt
+        if whole_file and file.is_file():
+            texts = _texts(file, {})
+        else:
+            texts = {f"{file.name}, class {cls.__name__},": inspect.getsource(cls)}
+    except (OSError, TypeError, SyntaxError):  # built in C, or typed at a prompt
         return []
-    name = file.name if whole_file else f"{file.name}, class {cls.__name__},"
-    return [(name, hashlib.blake2b(text.encode(), digest_size=8).hexdigest())]
+    return [(name, hashlib.blake2b(text.encode(), digest_size=8).hexdigest()) for name, text in texts.items()]
+
+
+def _texts(file: Path, found: dict[str, str]) -> dict[str, str]:
+    """Name -> text of a file and of those next to it that it imports, and so on."""
+    found[file.name] = file.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(found[file.name])):
+        names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+        for name in [*names, *([node.module or ""] if isinstance(node, ast.ImportFrom) else [])]:
+            other = file.with_name(f"{name.partition('.')[0]}.py")
+            if other.is_file() and other.name not in found:
+                _texts(other, found)
+    return found
 
 
 def class_paths(spec: Any) -> Iterator[str]:

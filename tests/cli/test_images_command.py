@@ -111,6 +111,28 @@ def finished(config: Path) -> Path:
     return run_dir
 
 
+def test_another_temperature_of_the_energy_itself_is_evaluated_again(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert fit(config, run_dir, *DARK, *ANALYTIC) == 0
+    shutil.rmtree(run_dir / "guidance")
+    capsys.readouterr()
+    assert fit(config, run_dir, *DARK, *ANALYTIC, "--guidance.objective.inverse_temperature", "5") == 0
+    assert said(capsys)["evaluation"] == "running"
+    assert results(run_dir)["inverse_temperature"] == 5.0
+
+
+def test_other_images_in_the_same_process(config: Path, tmp_path: Path) -> None:
+    """The supplied channels of one run are not those of the next."""
+    few = [*FEW, "--evaluation.scales", "[1]"]
+    text = "data: {class_path: cepdiff.ImageDataModule, dataset: digits, energy: labels}\n"
+    (tmp_path / "grey.yaml").write_text(text)
+    (tmp_path / "tinted.yaml").write_text(text.replace("labels", "hues, tint: true"))
+    assert fit(tmp_path / "grey.yaml", tmp_path / "grey", *few, "--stage", "behavior") == 0
+    assert fit(tmp_path / "tinted.yaml", tmp_path / "tinted", *few, "--stage", "behavior") == 0
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A private copy of the finished run."""
@@ -144,7 +166,7 @@ def test_a_shipped_config_trains_and_leaves_its_files(
     of_heads = [row["head"] for row in found["rows"] if row["metric"] == distance and row["head"]]
     assert of_heads == found["about"]["heads"] * len(scales)
     for row in found["rows"]:
-        assert ("multiple" in row) == (row["floor"] is not None) == (row["metric"] == distance)
+        assert (row["multiple"] is not None) == (row["floor"] is not None) == (row["metric"] == distance)
         if row["metric"] == distance:
             assert row["multiple"] == pytest.approx(row["value"] / row["floor"])
     assert imread(run_dir / "grids.png").shape[1] > 500

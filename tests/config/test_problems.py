@@ -22,10 +22,13 @@ Fault = Callable[..., str]
 
 POINTS = "data: {class_path: cepdiff.EnergyDataModule, dataset: moons}\n"
 PARTS = """
+from cepdiff.components import Component
 from cepdiff.data.blocks import StageDataModule
+from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.density.points import PointDensity
 from cepdiff.runs.problem import Problem
+from cepdiff.runs.stage import StageSettings
 
 
 class OwnProblem(PointDensity):
@@ -37,6 +40,32 @@ class OwnSampler(GuidedSampler):
     def __init__(self, parts, candidates: int = 4) -> None:
         super().__init__(parts)
         self.candidates = candidates
+
+
+SIX = Component(OwnSampler, {"candidates": 6})
+
+
+class Defaults(PointDensity):
+    def __init__(
+        self,
+        run,
+        data,
+        bare: Component[DPMSolver],
+        length: StageSettings = StageSettings(7),
+        own: Component[OwnSampler] = SIX,
+        **sections,
+    ) -> None:
+        super().__init__(run, data, **sections)
+
+
+class Reserved(PointDensity):
+    def __init__(self, run, data, clone: int = 3, **sections) -> None:
+        super().__init__(run, data, **sections)
+
+
+class ReservedOption(GuidedSampler):
+    def __init__(self, parts, values: int = 4) -> None:
+        super().__init__(parts)
 
 
 class Unfinished(Problem):
@@ -87,6 +116,18 @@ def test_a_problem_of_ones_own_adds_a_section(load: Load, parts: str) -> None:
     assert plain.values == config.values  # it has its base class's data
 
 
+def test_defaults_of_the_constructor(load: Load, parts: str) -> None:
+    config = load(f"problem: {parts}.Defaults\n{POINTS}")
+    assert config.settings["length"].max_steps == config.values["length"]["max_steps"] == 7
+    assert config.components["own"].arguments == {"candidates": 6}
+    assert config.components["bare"].cls is DPMSolver  # the annotation's class
+    assert load(config.to_yaml()).values == config.values
+    changed = load(f"problem: {parts}.Defaults\n{POINTS}", overrides=["own.candidates=2", "length.max_steps=3"])
+    assert changed.components["own"].arguments == {"candidates": 2}
+    assert changed.settings["length"].max_steps == 3
+    assert changed.settings["length"].checkpoint_every == 5000
+
+
 def test_a_sampler_of_ones_own(load: Load, parts: str) -> None:
     text = f"sampler: {{class_path: {parts}.OwnSampler, init_args: {{candidates: 2}}}}\n"
     config = load(text, overrides=["sampler.candidates=9"])
@@ -107,6 +148,10 @@ def test_a_sampler_of_ones_own(load: Load, parts: str) -> None:
         ("problem: PARTS.OwnProblem\npatiense: 5", r"unknown key 'patiense'\. Did you mean patience\?"),
         ("patience: 5", r"unknown key 'patience'\. There are problem, seed, run_dir, data"),
         ("problem: PARTS.OwnProblem\npatience: high", r"^patience: expected int, found high$"),
+        ("problem: PARTS.Reserved", r"^clone: an argument cannot have this name in a configuration; rename it$"),
+        ("sampler: {class_path: PARTS.ReservedOption}", r"^sampler\.values: an argument cannot have this name"),
+        ("behavior: {max_grad_norm: .inf}", r"^behavior\.max_grad_norm is inf; expected finite numbers$"),
+        ("evaluation: {scales: [0, .nan]}", r"^evaluation\.scales is \[0\.0, nan\]; expected"),
         ("problem: PARTS.OwnSampler", r"^problem: PARTS\.OwnSampler is not a subclass of Problem$"),
         ("problem: PARTS.Unfinished", r"^problem: PARTS\.Unfinished cannot be built.* does not define sampler, stages"),
         ("problem: cepdiff.runs.problem.Problem", r"^problem: .*Problem cannot be built"),

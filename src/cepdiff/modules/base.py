@@ -11,12 +11,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.graphs import CapturedSteps, make_portable
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import Noise, seed_global
 from cepdiff.networks.mlp import all_finite
 from cepdiff.precision import uncached_casts
+from cepdiff.randomness import stream_seed
 from cepdiff.types import STEP_SEEDS, Batch, Metrics
 
 
@@ -240,7 +242,8 @@ class StageModule(LightningModule, ABC):
     def _are_captured(self, block: Batch) -> bool:
         """True if the steps of this block are replays of a captured one."""
         one_gpu = self.device.type == "cuda" and self.trainer.world_size == 1
-        return self.cuda_graphs and one_gpu and STEP_SEEDS in block
+        dropout = any(isinstance(part, _DropoutNd) and part.p > 0.0 for part in self.modules())
+        return self.cuda_graphs and one_gpu and STEP_SEEDS in block and not dropout
 
     def _replay_steps(self, block: Batch, optimizer: Any, scheduler: Any) -> dict[str, Tensor]:
         """The steps of a block as replays of a captured one; returns the metrics, (T,) each."""
@@ -263,6 +266,7 @@ class StageModule(LightningModule, ABC):
             yield block, Noise(None, self.device, rank, world)
             return
         for i, seed in enumerate(seeds.tolist()):
+            seed_global(stream_seed(seed, "global", rank), self.device)
             batch = {name: values[i] for name, values in block.items() if name != STEP_SEEDS}
             yield batch, Noise(seed, self.device, rank, world)
 

@@ -28,6 +28,7 @@ from cepdiff.runs.messages import (
     readable,
     refuse_null,
     refuse_out_of_range,
+    refuse_reserved,
     refuse_unknown,
     refuse_unknown_nested,
     unresolved,
@@ -185,12 +186,14 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     settings = {**{key: parameter.annotation for key, parameter in parameters.items()}, "trainer": TrainerSettings}
     refuse_unknown(tree, ["problem", "seed", "run_dir", *components, *settings, "callbacks"], "")
     classes = {key: component_class(key, tree.get(key), base, known.cls) for key, (base, known) in components.items()}
+    refuse_reserved([*components, *settings], "")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run_dir", type=str | None, default=None)
     for key, cls in classes.items():
         base, default = components[key]
         skipped = set(getattr(base, "supplied", ())) | set(getattr(cls, "supplied", ()))
+        refuse_reserved(set(inspect.signature(cls).parameters) - skipped, f"{key}.")
         parser.add_class_arguments(cls, key, skip=skipped, instantiate=False)
         if cls is default.cls:
             parser.set_defaults({f"{key}.{name}": value for name, value in default.arguments.items()})

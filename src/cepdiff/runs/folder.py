@@ -71,14 +71,17 @@ class StageFolder:
                 f"undo the change, or delete {', '.join(map(str, stale))} to make it again"
             )
 
-    def adopt(self, other: StageFolder, record: Mapping[str, Any]) -> None:
-        """Take over another run's finished stage, if it was made from `record` and nothing is here yet."""
-        if self.path.exists() or not other.done or any(compare(other.made_from, plain_json(record))):
-            return
+    def adopt(self, other: StageFolder, record: Mapping[str, Any]) -> str:
+        """Take over another run's finished stage, if nothing is here yet; return why it cannot be, if so."""
+        if self.path.exists() or not other.done:
+            return ""
+        if differences := list(compare(other.made_from, plain_json(record))):
+            return f"not taken over from {other.run_dir}: {differences[0]}"
         aside = self.path.with_name(f".{self.name}.adopted")
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(other.path, aside, copy_function=link_or_copy)
         aside.rename(self.path)
+        return ""
 
     def finish(self, seconds: float) -> None:
         """Mark the stage as done."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+from jsonargparse import Namespace
 
 from cepdiff.errors import CepdiffError, ConfigError, nearest
 
@@ -17,6 +19,13 @@ def refuse_unknown(found: Mapping[str, Any], known: Sequence[str], where: str) -
         if key not in known:
             hint = nearest(str(key), known)
             raise ConfigError(f"unknown key '{where}{key}'.{hint or ' There are ' + (', '.join(known) or 'none')}")
+
+
+def refuse_reserved(names: Iterable[str], where: str) -> None:
+    """Raise ConfigError for a name that jsonargparse cannot hold as a key: a method of its Namespace."""
+    for name in names:
+        if hasattr(Namespace, name):
+            raise ConfigError(f"{where}{name}: an argument cannot have this name in a configuration; rename it")
 
 
 def refuse_unknown_nested(found: Mapping[str, Any], default: Mapping[str, Any], where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -76,8 +77,8 @@ class Stage(ABC):
         later = list(names)[list(names).index(self.name) + 1 :] if names else []
 
         def claim() -> bool:
-            if reuse is not None:
-                self.folder.adopt(reuse.stage(self.name), record)
+            if reuse is not None and (why := self.folder.adopt(reuse.stage(self.name), record)):
+                print(f"{self.name}: {why}", file=sys.stderr)
             self.folder.claim(record, later)
             return self.folder.done
 

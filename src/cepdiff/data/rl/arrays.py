@@ -45,6 +45,10 @@ class RawArrays:
     def __post_init__(self) -> None:
         for name, array in self.fields.items():
             dtype = np.bool_ if name in ("terminals", "timeouts") else np.float32
+            if array.dtype.kind not in "biuf":
+                raise DataError(f"{self.source}: '{name}' holds {array.dtype}; expected numbers")
+            if dtype is np.bool_ and array.dtype != np.bool_ and (strange := (array != 0) & (array != 1)).any():
+                raise DataError(f"{self.source}: '{name}' contains {array[strange][0]}; expected only 0 and 1")
             array = np.ascontiguousarray(array, dtype=dtype)
             if name not in WIDE and array.ndim == 2 and array.shape[1] == 1:
                 array = array.reshape(-1)  # (N, 1) -> (N,)

@@ -40,10 +40,17 @@ class ArrayDataModule(OfflineDataModule):
         """Nothing to download."""
 
     def load_arrays(self) -> RawArrays:
-        named: dict[str, Any] = {ALIASES.get(name, name): np.asarray(values) for name, values in self._arrays.items()}
-        for name in named:
+        named: dict[str, Any] = {}
+        for given, values in self._arrays.items():
+            name = ALIASES.get(given, given)
             if name not in (*REQUIRED, *OPTIONAL):
                 known = ", ".join((*REQUIRED, *OPTIONAL))
                 raise DataError(f"unknown array '{name}'; expected {known}.{nearest(name, (*REQUIRED, *OPTIONAL))}")
+            if name in named:
+                raise DataError(f"'{given}' is another name of '{name}', which is there too: leave one out")
+            try:
+                named[name] = np.asarray(values)
+            except ValueError as error:  # rows of different lengths
+                raise DataError(f"'{given}' is no array: {error}") from error
         check_shapes({name: array.shape for name, array in named.items()}, self.dataset)
         return RawArrays(**named, source=self.dataset).validate()

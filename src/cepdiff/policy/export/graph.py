@@ -231,7 +231,7 @@ def _named(part: object) -> Iterator[None]:
     except Exception as error:  # a user's code may raise anything
         raise ConfigError(
             f"{type(part).__name__} cannot be exported ({_cause(error)}): it must be one fixed sequence of tensor "
-            "operators, without branches, shapes or numbers that depend on a tensor's values"
+            "operators, without branches, shapes or numbers that depend on a tensor's values (x.shape[0], not len(x))"
         ) from error
 
 
