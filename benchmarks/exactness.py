@@ -29,7 +29,6 @@ from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.energy.closed_form import ClosedForm, GaussianMixture, QuadraticEnergy
 from cepdiff.energy.distances import noise_floor, sliced_wasserstein
 from cepdiff.energy.objectives import CEP, MSE, EnergyObjective, ExponentialMSE
 from cepdiff.files import write_json
@@ -38,6 +37,7 @@ from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.randomness import generator
 from cepdiff.runs.stage import quieten
 from cepdiff.types import Batch, DataSpec, EnergyLogits
+from closed_form import ClosedForm, GaussianMixture, QuadraticEnergy
 
 GRID = 25
 OBJECTIVES: dict[str, Callable[[float], EnergyObjective]] = {

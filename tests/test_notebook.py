@@ -14,8 +14,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def execute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
-    """The notebook with its outputs, run next to a copy of the configurations."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    """The notebook with its outputs, run next to a copy of the configurations and benchmarks."""
+    for folder in ("configs", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("CEPDIFF_NOTEBOOK_STEPS", "4")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own backend: figures in the notebook

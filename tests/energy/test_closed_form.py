@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from cepdiff.diffusion.schedule import CosineVP, LinearVP
-from cepdiff.energy.closed_form import ClosedForm, GaussianMixture, QuadraticEnergy, tilted
 from cepdiff.errors import ConfigError
+from closed_form import ClosedForm, GaussianMixture, QuadraticEnergy, tilted
 
 SCHEDULE = LinearVP()
 SIZES = (1, 2, 8, 32)

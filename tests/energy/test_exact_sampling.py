@@ -13,9 +13,9 @@ from cepdiff.diffusion.process import data_from_noise
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.energy.closed_form import ClosedForm, GaussianMixture, QuadraticEnergy
 from cepdiff.energy.distances import energy_distance, noise_floor
 from cepdiff.randomness import generator
+from closed_form import ClosedForm, GaussianMixture, QuadraticEnergy
 
 BETA = 2.0
 
