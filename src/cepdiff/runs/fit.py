@@ -60,14 +60,14 @@ def fit(
         processes.on_main(lambda: folder.open(config.to_yaml()))
         for each in stages:
             needed = stage not in (None, each.name)
-            there = other is not None or not needed or processes.on_main(partial(getattr, each.folder, "done"))
-            done = there and each.claim(names)
+            missing = needed and other is None and not each.done
+            done = not missing and each.claim(names)
             if needed and not done:
                 raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
             if processes.is_main:
                 print(f"{each.name}: {'finished earlier, skipped' if done else f'running{each.size}'}", file=sys.stderr)
             if not done:
-                if each is not stages[-1]:  # results of what was here before
+                if each is not stages[-1]:  # they are of the stage as it was before
                     processes.on_main(partial(folder.results.unlink, missing_ok=True))
                 each.run()
             each.load()

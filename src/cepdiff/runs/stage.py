@@ -68,6 +68,11 @@ class Stage(ABC):
         """A remark to print when it starts."""
         return ""
 
+    @property
+    def done(self) -> bool:
+        """True if the stage has finished."""
+        return self.context.processes.on_main(lambda: self.folder.done)
+
     def claim(self, names: Sequence[str] = ()) -> bool:
         """Write or check the record; True if the stage is finished, here or in the run to reuse.
 
