@@ -116,15 +116,11 @@ class Comparison:
     @cached_property
     def real(self) -> dict[str, Cell]:
         """Metrics of real data, which depend on the seed only; at the noise floor by definition."""
-        found = {run.seed: run.real for run in self.runs if run.real}
-        if not found:
-            return {}
-        known = {seed: {**real, **dict.fromkeys(self.floors, 1.0)} for seed, real in found.items()}
-        return {
-            metric: Cell({seed: real[metric] for seed, real in known.items() if metric in real}, form)
-            for metric, (_, form) in self.columns.items()
-            if any(metric in real for real in known.values())
+        known = {run.seed: {**run.real, **dict.fromkeys(self.floors, 1.0)} for run in self.runs if run.real}
+        values = {
+            metric: {seed: real[metric] for seed, real in known.items() if metric in real} for metric in self.columns
         }
+        return {metric: Cell(found, self.columns[metric][1]) for metric, found in values.items() if found}
 
     def best(self, scale: float, metric: str) -> list[str]:
         """The methods closest to the noise floor, or most accurate; none if there is nothing to compare."""

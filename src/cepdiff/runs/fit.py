@@ -57,7 +57,7 @@ def fit(
         raise ConfigError(f"there is no stage '{stage}'; stages are {', '.join(names)}")
     with ExitStack() as held:
         processes.on_main(lambda: held.enter_context(folder.locked()))
-        processes.on_main(lambda: folder.open(config.to_yaml()))
+        processes.on_main(lambda: folder.keep(config.to_yaml(), replace=False))
         for each in stages:
             needed = stage not in (None, each.name)
             missing = needed and other is None and not each.done

@@ -132,14 +132,10 @@ class RunFolder:
         if any((self.path / name).exists() for name in EARLIER):
             raise RunError(made_by_another_version(self.path))
 
-    def open(self, config: str) -> None:
-        """Write the configuration, unless there is one."""
-        if not self.config.exists():
-            self.keep(config)
-
-    def keep(self, config: str) -> None:
-        """Replace the configuration by that of the last command that fitted."""
-        write_text(self.config, config)
+    def keep(self, config: str, replace: bool = True) -> None:
+        """Write the configuration of the last command that fitted, or the first one's."""
+        if replace or not self.config.exists():
+            write_text(self.config, config)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -82,12 +82,12 @@ def readable(error: BaseException) -> str:
     option = re.search(r"Option '([^']+)' is not accepted", text)
     if option:
         return f"{where}unknown option '{option.group(1)}'"
-    foreign = re.search(r"Expected '([^']+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>", text)
-    if foreign:
-        return f"{where}{foreign.group(1)} is not a subclass of {foreign.group(2)}"
-    foreign = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text)
-    if foreign:
-        return f"{where}{foreign.group(1)} is not a subclass of {foreign.group(2)}"
+    for pattern in (
+        r"Expected '([^']+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>",
+        r"Import path (\S+) does not correspond to a subclass of (\w+)",
+    ):
+        if foreign := re.search(pattern, text):
+            return f"{where}{foreign.group(1)} is not a subclass of {foreign.group(2)}"
     given = re.search(r"(?:Given value|Got value): (.*?)(?= - Expected|\. Got value|$)", text)
     found = f", found {given.group(1)}" if given and "Namespace" not in given.group(1) else ""
     choices = re.search(r"Expected an? typing\.Literal\[(.*?)\]", text)

@@ -49,27 +49,18 @@ def judge_samples(samples: Mapping[float, Tensor], judge: Judge, head_names: Seq
         scale: [judge.measure(images[head], head, scale) for head in range(len(head_names))]
         for scale, images in samples.items()
     }
+    floor, spread = f"{judge.distance}_floor", f"{judge.distance}_floor_std"
     rows = []
     for scale, by_head in found.items():
         mean = {name: sum(metrics[name] for metrics in by_head) / len(by_head) for name in by_head[0]}
-        rows += rows_of(scale, "", mean, judge.distance)
-    for scale, by_head in found.items():
-        for name, metrics in zip(head_names, by_head, strict=True):
-            rows += rows_of(scale, name, metrics, judge.distance)
-    return rows
-
-
-def rows_of(scale: float, head: str, metrics: Mapping[str, float], distance: str) -> list[Row]:
-    """Metrics as rows; the one called `distance` has the noise floor."""
-    floor, spread = f"{distance}_floor", f"{distance}_floor_std"
-    return [
-        Row(
-            scale, name, value, head,
-            floor=metrics[floor] if name == distance else None,
-            floor_error=metrics.get(spread) if name == distance else None,
-        )
-        for name, value in metrics.items() if name not in (floor, spread)
-    ]  # fmt: skip
+        for head, metrics in [("", mean), *zip(head_names, by_head, strict=True)]:
+            floors = {"floor": metrics[floor], "floor_error": metrics.get(spread)}
+            rows += [
+                Row(scale, name, value, head, **(floors if name == judge.distance else {}))
+                for name, value in metrics.items()
+                if name not in (floor, spread)
+            ]
+    return sorted(rows, key=lambda row: bool(row.head))
 
 
 class EnergyJudge:

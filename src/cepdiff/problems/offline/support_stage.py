@@ -115,7 +115,8 @@ def draw_support(
     def draw(state_ids: Tensor) -> Tensor:
         conditions = data.normalize(buffer.states[state_ids]).to(processes.device).unsqueeze(1)  # (M, 1, S)
         noises = support_noise(seed, state_ids, num_actions, action_size).to(processes.device)
-        states = states_at_a_time(processes.device, num_actions, len(state_ids))
+        on_cpu = processes.device.type == "cpu"
+        states = max(1, CACHED_ACTIONS // num_actions) if on_cpu else len(state_ids)
         with torch.no_grad(), processes.autocast():
             drawn = [
                 sampler.sample(condition, noise)
@@ -133,11 +134,6 @@ def draw_support(
             bar.update(states * num_actions)
     processes.barrier()
     processes.on_main(finish)
-
-
-def states_at_a_time(device: torch.device, num_actions: int, num_states: int) -> int:
-    """States per sampler call: all of a chunk on a GPU, as many as fit in the cache on a CPU."""
-    return max(1, CACHED_ACTIONS // num_actions) if device.type == "cpu" else num_states
 
 
 def support_energies(
