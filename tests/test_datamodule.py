@@ -20,7 +20,7 @@ from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.support_cache import SupportCache, fill
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.modules.base import StageModule
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.types import STEP_SEEDS, Batch
 
 # The loader
@@ -330,7 +330,7 @@ class Probe(StageModule):
         super().__init__(torch.nn.Linear(2, 1), 1e-3, batch_size=4)
         self.seen: list[Tensor] = []
 
-    def loss(self, batch: Batch, noise: Noise) -> Any:
+    def loss(self, batch: Batch, noise: RandomStream) -> Any:
         self.seen.append(batch["rewards"])
         loss = self.net(batch["observations"]).mean()
         return loss, {"loss": loss.detach()}

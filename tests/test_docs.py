@@ -25,7 +25,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import MLPScore
@@ -296,7 +296,7 @@ def test_every_key_is_explained(config: str) -> None:
     assert missing == []
 
 
-class Fixed(Noise):
+class Fixed(RandomStream):
     """Noise for a loss outside a Trainer."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.energy import EnergyMLP
 from cepdiff.networks.score import ResidualUNet
 from cepdiff.policy.guided import GuidedPolicy
@@ -114,7 +114,7 @@ def test_operators_of_an_optimiser_step(name: str) -> None:
     for _ in range(2):  # the first step creates the optimiser's state
         with Operators() as seen:
             optimizer.zero_grad(set_to_none=True)
-            module.accumulate(batch, Noise(0, torch.device("cpu")), torch.autograd.backward)
+            module.accumulate(batch, RandomStream(0, torch.device("cpu")), torch.autograd.backward)
             optimizer.step()
             module.after_step()
     total = sum(seen.counts.values())

@@ -17,7 +17,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules import base, graphs
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.graphs import CapturedSteps, make_capturable, make_portable
-from cepdiff.modules.noise import Noise, NoiseTape
+from cepdiff.modules.noise import RandomStream, RandomTape
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # Operators that make the host wait for the result, or whose output shape depends on values.
@@ -94,7 +94,7 @@ def test_no_step_waits_for_the_device(name: str) -> None:
 def test_the_loss_is_one_graph(name: str) -> None:
     """`fullgraph` rejects graph breaks: no value decides what is computed."""
     module = make(name)
-    batch, tape = minibatch(module), NoiseTape(1, torch.zeros(1, dtype=torch.int64))
+    batch, tape = minibatch(module), RandomTape(1, torch.zeros(1, dtype=torch.int64))
     expected, _ = module.loss(batch, tape)
     tape.fill([3])
     tape.rewind()
@@ -162,7 +162,7 @@ def test_a_loss_whose_draws_change_is_refused() -> None:
     optimizer = torch.optim.AdamW(module.net.parameters(), lr=1e-3, fused=True)
     original, calls = module.loss, []
 
-    def loss(batch: dict[str, Tensor], noise: Noise) -> Any:
+    def loss(batch: dict[str, Tensor], noise: RandomStream) -> Any:
         calls.append(noise.uniform(1 + len(calls)))
         return original(batch, noise)
 
@@ -173,9 +173,9 @@ def test_a_loss_whose_draws_change_is_refused() -> None:
 
 def test_a_tape_gives_the_numbers_of_the_seeds() -> None:
     turn = torch.zeros(1, dtype=torch.int64)
-    tape = NoiseTape(2, turn)
+    tape = RandomTape(2, turn)
 
-    def draws(noise: Noise) -> list[Tensor]:
+    def draws(noise: RandomStream) -> list[Tensor]:
         return [noise.uniform(5), noise.normal(3, 2), noise.shared_uniform(4)]
 
     draws(tape)
@@ -183,7 +183,7 @@ def test_a_tape_gives_the_numbers_of_the_seeds() -> None:
     for step, seed in enumerate((11, 12)):
         turn.fill_(step)
         tape.rewind()
-        expected = draws(Noise(seed, torch.device("cpu")))
+        expected = draws(RandomStream(seed, torch.device("cpu")))
         assert all(torch.equal(*pair) for pair in zip(draws(tape), expected, strict=True))
 
 

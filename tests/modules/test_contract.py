@@ -29,7 +29,7 @@ from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.base import StageModule, polyak_update
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.types import Batch
 
 
@@ -60,7 +60,7 @@ def test_the_loss_falls(name: str) -> None:
     losses: list[float] = []
     original = module.loss
 
-    def loss(batch: Batch, noise: Noise) -> Any:
+    def loss(batch: Batch, noise: RandomStream) -> Any:
         value, metrics = original(batch, noise)
         losses.append(metrics.get("excess", value).item())
         return value, metrics
@@ -126,7 +126,7 @@ def test_state_is_plain_tensors_and_loads_into_a_new_module(name: str) -> None:
     fit(module, [block(module, range(2))], max_steps=2)
     fresh.load_state_dict(module.state_dict())
     batch = minibatch(module)
-    losses = [m.loss(batch, Noise(7, torch.device("cpu")))[0].item() for m in (module, fresh)]
+    losses = [m.loss(batch, RandomStream(7, torch.device("cpu")))[0].item() for m in (module, fresh)]
     assert losses[0] == losses[1]
 
 
@@ -134,7 +134,7 @@ def test_state_is_plain_tensors_and_loads_into_a_new_module(name: str) -> None:
 def test_noise_depends_on_the_seed_of_the_step_alone(name: str) -> None:
     module = make(name)
     batch = minibatch(module)
-    losses = [module.loss(batch, Noise(seed, torch.device("cpu")))[0].item() for seed in (1, 2, 1)]
+    losses = [module.loss(batch, RandomStream(seed, torch.device("cpu")))[0].item() for seed in (1, 2, 1)]
     assert losses[0] == losses[2]
     assert (losses[0] != losses[1]) == (name != "critic")  # the critic draws nothing
 

@@ -9,7 +9,7 @@ from small_modules import A, S, block, fit, weights
 from torch import Tensor, nn
 
 from cepdiff.modules.base import StageModule
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.types import Batch, Metrics
 
 
@@ -25,7 +25,7 @@ class Clone(StageModule):
             net = nn.Sequential(nn.Linear(S, 16), nn.Dropout(rate), nn.Linear(16, A))
         super().__init__(net, learning_rate=1e-2, batch_size=8, **options)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         loss = (self.net(batch["observations"]) - batch["actions"]).square().mean()
         return loss, {"loss": loss.detach()}
 

@@ -31,7 +31,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.graphs import CapturedSteps
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.modules.headed import HeadedEnergyGuidance
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.energy import ResidualEnergy
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.types import STEP_SEEDS, Batch
@@ -57,8 +57,8 @@ def headed(net: Any = HeadedMLP, **options: Any) -> HeadedEnergyGuidance:
         return HeadedEnergyGuidance(0, A, net, **{"times_per_step": 3, "learning_rate": 1e-2, **options})
 
 
-def seeded(seed: int = 3) -> Noise:
-    return Noise(seed, torch.device("cpu"))
+def seeded(seed: int = 3) -> RandomStream:
+    return RandomStream(seed, torch.device("cpu"))
 
 
 def of_labels(labels: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ class Rank(HeadedEnergyGuidance):
     barrier: threading.Barrier
     table: Shared
 
-    def from_all_ranks(self, values: Tensor, noise: Noise, axis: int = 0) -> Tensor:
+    def from_all_ranks(self, values: Tensor, noise: RandomStream, axis: int = 0) -> Tensor:
         self.table[self.rank] = values
         self.barrier.wait(timeout=30)
         gathered = torch.cat([self.table[rank] for rank in range(2)], axis)
@@ -284,7 +284,7 @@ def test_two_ranks_see_the_global_batch(kind: str, objective: EnergyObjective, a
 
     def work(rank: int) -> None:
         part = {name: values[rank::2] for name, values in batch.items()}
-        results[rank] = ranks[rank].loss(part, Noise(3, torch.device("cpu"), rank, 2))
+        results[rank] = ranks[rank].loss(part, RandomStream(3, torch.device("cpu"), rank, 2))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -397,7 +397,7 @@ def test_its_steps_can_be_captured() -> None:
             for step in range(4):
                 optimizer.zero_grad()
                 batch = {name: block[name][step] for name in module.batch_fields}
-                module.accumulate(batch, Noise(step, torch.device("cpu")), torch.autograd.backward)
+                module.accumulate(batch, RandomStream(step, torch.device("cpu")), torch.autograd.backward)
                 optimizer.step()
         weights.append(module.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

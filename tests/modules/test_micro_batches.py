@@ -14,7 +14,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules import base
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.graphs import CapturedSteps
-from cepdiff.modules.noise import Noise, NoiseTape
+from cepdiff.modules.noise import RandomStream, RandomTape
 
 SEPARABLE = (*STAGES, "behavior-options", "critic-options", "guidance-averaged", "guidance-dps")
 
@@ -62,7 +62,7 @@ def test_less_memory_is_held() -> None:
         with Largest() as seen:
             module.accumulate(
                 {key: values[0] for key, values in block(module, range(1), rows=512).items() if key != "step_seeds"},
-                Noise(0, torch.device("cpu")),
+                RandomStream(0, torch.device("cpu")),
                 torch.autograd.backward,
             )
         sizes.append(seen.size)
@@ -72,8 +72,8 @@ def test_less_memory_is_held() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_parts_of_a_rank_are_rows_of_the_global_batch(rank: int) -> None:
     device = torch.device("cpu")
-    everything = Noise(5, device).normal(12, 3)
-    parts = Noise(5, device, rank, 2).parts(3)
+    everything = RandomStream(5, device).normal(12, 3)
+    parts = RandomStream(5, device, rank, 2).parts(3)
     drawn = [part.normal(2, 3) for part in parts]
     mine = everything[rank::2]
     assert all(torch.equal(values, mine[part::3]) for part, values in enumerate(drawn))
@@ -81,12 +81,12 @@ def test_parts_of_a_rank_are_rows_of_the_global_batch(rank: int) -> None:
 
 def test_parts_of_a_tape() -> None:
     turn = torch.zeros(1, dtype=torch.int64)
-    tape = NoiseTape(1, turn)
+    tape = RandomTape(1, turn)
     for fill in (False, True):
         if fill:
             tape.fill([9])
         drawn = [(part.uniform(4), part.shared_uniform(3), part.normal(4, 2)) for part in tape.parts(2)]
-    whole = Noise(9, torch.device("cpu"))
+    whole = RandomStream(9, torch.device("cpu"))
     uniform, shared, normal = whole.uniform(8), whole.shared_uniform(3), whole.normal(8, 2)
     for part, values in enumerate(drawn):
         expected = uniform[part::2], shared, normal[part::2]

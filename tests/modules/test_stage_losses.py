@@ -19,26 +19,26 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.types import Batch, Metrics
 
 
-def seeded(seed: int = 3) -> Noise:
-    return Noise(seed, torch.device("cpu"))
+def seeded(seed: int = 3) -> RandomStream:
+    return RandomStream(seed, torch.device("cpu"))
 
 
 def test_the_behavior_loss_is_the_denoising_loss_of_its_noise() -> None:
     module = make("behavior", weighting="min_snr")
     assert isinstance(module, BehaviorDiffusion)
-    batch, noise = minibatch(module), Noise(3, torch.device("cpu"))
+    batch, noise = minibatch(module), RandomStream(3, torch.device("cpu"))
     t = module.schedule.t_min + (1 - module.schedule.t_min) * noise.uniform(8)
     eps = noise.normal(8, A)
     expected, _ = denoising_loss(
         module.net, module.schedule, batch["actions"], batch["observations"], t, eps, module.weighting
     )
-    assert module.loss(batch, Noise(3, torch.device("cpu")))[0].item() == pytest.approx(expected.item())
+    assert module.loss(batch, RandomStream(3, torch.device("cpu")))[0].item() == pytest.approx(expected.item())
 
 
 def test_the_behavior_can_be_unconditional() -> None:
@@ -63,7 +63,7 @@ def test_the_critics_target_is_the_softmax_backup_of_the_smaller_critic() -> Non
         assert target[i].item() == pytest.approx(expected, rel=1e-5)
     q = module.net(batch["observations"], batch["actions"])
     expected_loss = (q[0] - target).square().mean() + (q[1] - target).square().mean()
-    loss, _ = module.loss(batch, Noise(0, torch.device("cpu")))
+    loss, _ = module.loss(batch, RandomStream(0, torch.device("cpu")))
     assert loss.item() == pytest.approx(expected_loss.item())
     assert not target.requires_grad
 
@@ -75,7 +75,7 @@ def test_the_critic_logs_percentiles_and_entropy_at_no_further_evaluation() -> N
     calls: list[nn.Module] = []
     for net in (module.net, module.target_net):
         net.register_forward_hook(lambda net, *_: calls.append(net))
-    _, metrics = module.loss(batch, Noise(0, torch.device("cpu")))
+    _, metrics = module.loss(batch, RandomStream(0, torch.device("cpu")))
     assert calls == [module.target_net, module.net]
     q = module.net(batch["observations"], batch["actions"]).detach().flatten()
     for level in (5, 50, 95):
@@ -94,7 +94,7 @@ def test_a_critic_with_a_target_of_its_own_logs_no_entropy_of_another() -> None:
 
     module = Own(S, A, net=partial(QEnsemble, **SMALL))
     batch = minibatch(module)
-    _, metrics = module.loss(batch, Noise(0, torch.device("cpu")))
+    _, metrics = module.loss(batch, RandomStream(0, torch.device("cpu")))
     assert "bellman_entropy" not in metrics
     assert metrics["own"] == batch["rewards"].max()
     assert "q_p50" in metrics
@@ -103,12 +103,14 @@ def test_a_critic_with_a_target_of_its_own_logs_no_entropy_of_another() -> None:
 def test_the_guidance_loss_shares_one_time_among_the_actions_of_a_state() -> None:
     module = make("guidance")
     assert isinstance(module, EnergyGuidance)
-    batch, noise = minibatch(module), Noise(3, torch.device("cpu"))
+    batch, noise = minibatch(module), RandomStream(3, torch.device("cpu"))
     t = module.schedule.sample_times(noise.uniform(8, 1))
     x = perturb(module.schedule, batch["support_actions"], t, noise.normal(8, K, A))
     s = batch["observations"].unsqueeze(1).expand(8, K, S)
     expected, _ = module.objective(module.net(x, t.expand(8, K), s), batch["energies"])
-    assert module.loss(batch, Noise(3, torch.device("cpu")))[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert module.loss(batch, RandomStream(3, torch.device("cpu")))[0].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_averaged_behavior_targets_are_over_the_batch() -> None:
@@ -185,7 +187,7 @@ def test_what_the_sampler_takes_the_gradient_of() -> None:
 # The batch as the contrastive set
 
 
-class Watched(Noise):
+class Watched(RandomStream):
     """Noise that records the uniform numbers shared by all ranks."""
 
     def __init__(self) -> None:
@@ -280,8 +282,8 @@ def test_batch_guidance_has_no_condition() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_see_together_what_one_process_sees(world: int) -> None:
     cpu = torch.device("cpu")
-    alone = Noise(11, cpu)
-    ranks = [Noise(11, cpu, rank, world) for rank in range(world)]
+    alone = RandomStream(11, cpu)
+    ranks = [RandomStream(11, cpu, rank, world) for rank in range(world)]
     for draw in ("uniform", "normal", "normal"):
         whole = getattr(alone, draw)(4 * world, 3)
         for rank, noise in enumerate(ranks):
@@ -291,8 +293,8 @@ def test_ranks_see_together_what_one_process_sees(world: int) -> None:
 def test_shared_numbers_are_the_same_on_every_rank() -> None:
     """And drawing them leaves the other numbers as on one process."""
     cpu = torch.device("cpu")
-    alone = Noise(11, cpu)
-    ranks = [Noise(11, cpu, rank, 2) for rank in range(2)]
+    alone = RandomStream(11, cpu)
+    ranks = [RandomStream(11, cpu, rank, 2) for rank in range(2)]
     assert [noise.world for noise in (alone, *ranks)] == [1, 2, 2]
     shared, whole = alone.shared_uniform(5, 1), alone.normal(8, 3)
     for rank, noise in enumerate(ranks):
@@ -301,7 +303,7 @@ def test_shared_numbers_are_the_same_on_every_rank() -> None:
 
 
 def test_noise_has_the_right_distribution() -> None:
-    noise = Noise(0, torch.device("cpu"))
+    noise = RandomStream(0, torch.device("cpu"))
     uniform, normal = noise.uniform(20_000), noise.normal(20_000)
     assert 0.0 <= float(uniform.min()) < float(uniform.max()) < 1.0
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.02)
@@ -313,4 +315,4 @@ def test_noise_without_a_seed_comes_from_the_global_generator() -> None:
     torch.manual_seed(5)
     expected = torch.randn(3, 2)
     torch.manual_seed(5)
-    assert torch.equal(Noise(None, torch.device("cpu")).normal(3, 2), expected)
+    assert torch.equal(RandomStream(None, torch.device("cpu")).normal(3, 2), expected)

@@ -16,7 +16,7 @@ from cepdiff.modules.base import StageModule, frozen_copy
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.graphs import CapturedSteps
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.score import MLPScore
 from cepdiff.types import Batch, Metrics
@@ -30,7 +30,7 @@ class WithValue(SoftmaxQCritic):
         self.value_net = nn.Sequential(nn.Linear(S, 8), nn.SiLU(), nn.Linear(8, 1))
         self.frozen_net = frozen_copy(self.value_net)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         loss, metrics = super().loss(batch, noise)
         value: Tensor = self.value_net(batch["observations"]).squeeze(-1)  # (B, 1) -> (B,)
         return loss + (value - batch["rewards"]).square().mean(), {**metrics, "value": value.detach().mean()}
@@ -39,7 +39,7 @@ class WithValue(SoftmaxQCritic):
 class Forgotten(WithValue):
     """Its loss omits the value network."""
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         return SoftmaxQCritic.loss(self, batch, noise)
 
 
@@ -50,7 +50,7 @@ class WithHead(BehaviorDiffusion):
         super().__init__(S, A, net=partial(MLPScore, **SMALL), learning_rate=1e-2, **options)
         self.head = nn.Linear(S, A)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         loss, metrics = super().loss(batch, noise)
         return loss + (self.head(batch["observations"]) - batch["actions"]).square().mean(), metrics
 

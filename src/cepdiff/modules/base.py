@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.graphs import CapturedSteps, make_portable
-from cepdiff.modules.noise import Noise, seed_global
+from cepdiff.modules.noise import RandomStream, seed_global
 from cepdiff.networks.mlp import all_finite
 from cepdiff.precision import uncached_casts
 from cepdiff.randomness import stream_seed
@@ -93,10 +93,10 @@ class StageModule(LightningModule, ABC):
         self._gradients_checked = False
 
     @abstractmethod
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and metrics of one minibatch; the only method that a new stage must define."""
 
-    def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics:
+    def accumulate(self, batch: Batch, noise: RandomStream, backward: Callable[[Tensor], None]) -> Metrics:
         """Add up a minibatch's gradients, `micro_batch_size` rows at a time; return the mean or maximum of each metric.
 
         The loss must be a mean over independent rows; if it is not, see `check_micro_batch`.
@@ -153,7 +153,7 @@ class StageModule(LightningModule, ABC):
         if self.ema_net is not None and self.ema_decay is not None:
             polyak_update(self.ema_net, self.net, 1.0 - self.ema_decay)
 
-    def from_all_ranks(self, values: Tensor, noise: Noise, axis: int = 0) -> Tensor:
+    def from_all_ranks(self, values: Tensor, noise: RandomStream, axis: int = 0) -> Tensor:
         """`values` of all ranks, concatenated along `axis`, with gradients.
 
         For losses over the global batch, which are then equal on all ranks: each rank's gradient is the sum over the
@@ -259,16 +259,16 @@ class StageModule(LightningModule, ABC):
 
         return self._captured.run(block, count)
 
-    def _minibatches(self, block: Batch) -> Iterator[tuple[Batch, Noise]]:
+    def _minibatches(self, block: Batch) -> Iterator[tuple[Batch, RandomStream]]:
         rank, world = self.global_rank, self.trainer.world_size
         seeds = block.get(STEP_SEEDS)
         if seeds is None:
-            yield block, Noise(None, self.device, rank, world)
+            yield block, RandomStream(None, self.device, rank, world)
             return
         for i, seed in enumerate(seeds.tolist()):
             seed_global(stream_seed(seed, "global", rank), self.device)
             batch = {name: values[i] for name, values in block.items() if name != STEP_SEEDS}
-            yield batch, Noise(seed, self.device, rank, world)
+            yield batch, RandomStream(seed, self.device, rank, world)
 
     def _on_all_ranks(self, metrics: dict[str, Tensor], first_step: int) -> None:
         """`check_block`, raised on every rank if it is raised on one, so that no rank waits for another."""

@@ -11,7 +11,7 @@ from cepdiff.diffusion.losses import denoising_loss, find_weighting
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.errors import ConfigError
 from cepdiff.modules.base import StageModule
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.score import ResidualUNet
 from cepdiff.types import Batch, Metrics
 
@@ -59,7 +59,7 @@ class BehaviorDiffusion(StageModule):
         self.average_targets = average_targets
         self.check_micro_batch(contrasted=average_targets)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         x0 = batch[self.batch_fields[-1]]  # (B, A)
         t = self.schedule.sample_times(noise.uniform(len(x0)))
         eps = noise.normal(*x0.shape)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cepdiff.energy.bellman import bellman_target, softmax_entropy, softmax_value
 from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.base import StageModule, frozen_copy, polyak_update
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.types import Batch, Metrics
 
@@ -87,7 +87,7 @@ class SoftmaxQCritic(StageModule):
         target = bellman_target(batch["rewards"], batch["terminals"], softmax_value(next_q, beta_q), self.discount)
         return target, {"bellman_entropy": softmax_entropy(next_q, beta_q).mean()}
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         target, metrics = self.target(batch)
         q = self.net(batch["observations"], batch["actions"])  # (num_critics, B)
         loss = (q - target).square().mean(-1).sum()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cepdiff.errors import ConfigError
-from cepdiff.modules.noise import Noise, NoiseTape
+from cepdiff.modules.noise import RandomStream, RandomTape
 from cepdiff.types import STEP_SEEDS, Batch, Metrics
 
 WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and memory is laid out
@@ -28,7 +28,7 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 class Trained(Protocol):
     """The part of a stage's module that a step needs."""
 
-    def accumulate(self, batch: Batch, noise: Noise, backward: Callable[[Tensor], None]) -> Metrics: ...
+    def accumulate(self, batch: Batch, noise: RandomStream, backward: Callable[[Tensor], None]) -> Metrics: ...
     def check_gradients(self) -> None: ...
     def clip(self) -> None: ...
     def after_step(self) -> None: ...
@@ -83,7 +83,7 @@ class CapturedSteps:
         some = next(iter(self._fields.values()))
         self._num_steps = len(some)
         self._turn = torch.zeros(1, dtype=torch.int64, device=some.device)
-        self._noise = NoiseTape(self._num_steps, self._turn)
+        self._noise = RandomTape(self._num_steps, self._turn)
         self._names: list[str] = []
         self._history = torch.empty(0)
         make_capturable(optimizer, some.device)

@@ -14,7 +14,7 @@ from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.energy.objectives import CEP, EnergyObjective, effective_sample_size, mean_where
 from cepdiff.errors import ConfigError
 from cepdiff.modules.base import StageModule
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.precision import float32_products
 from cepdiff.types import Batch, Metrics
@@ -61,7 +61,7 @@ class EnergyGuidance(StageModule):
         self.average_targets = average_targets
         self.time_exponent = time_exponent
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         actions, energies = batch["support_actions"], batch["energies"]  # (B, K, A), (B, K)
         uniform = noise.uniform(len(actions), 1)  # one time per state, for its K actions
         condition = batch["observations"].unsqueeze(1) if "observations" in batch else None
@@ -143,7 +143,7 @@ class BatchEnergyGuidance(EnergyGuidance):
         self.times_per_step = times_per_step
         self.check_micro_batch(contrasted=True)
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         x0 = batch["samples"]  # (B, A) of this rank
         sources, energies = self.from_all_ranks(x0, noise), self.from_all_ranks(batch["energies"], noise)
         logits, origins = self.logits_at_times(x0, sources, noise)
@@ -153,7 +153,7 @@ class BatchEnergyGuidance(EnergyGuidance):
             targets = self.from_all_ranks(average(targets, origins), noise, axis=1)
         return self.with_label_ess(self.objective.loss(logits, targets), energies)
 
-    def logits_at_times(self, x0: Tensor, sources: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
+    def logits_at_times(self, x0: Tensor, sources: Tensor, noise: RandomStream) -> tuple[Tensor, Tensor | None]:
         """`noised_logits` (T, B) of this rank's `x0` (B, A) at the T times of a step, which all ranks share."""
         parts = torch.arange(self.times_per_step, device=x0.device).unsqueeze(-1)  # (T, 1)
         uniform = (parts + noise.shared_uniform(self.times_per_step, 1)) / self.times_per_step

@@ -11,7 +11,7 @@ from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.energy.objectives import EnergyObjective
 from cepdiff.errors import ConfigError
 from cepdiff.modules.guidance import BatchEnergyGuidance
-from cepdiff.modules.noise import Noise
+from cepdiff.modules.noise import RandomStream
 from cepdiff.precision import float32_products
 from cepdiff.types import Batch, Metrics
 
@@ -72,7 +72,7 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
         super().on_fit_start()
         self._checked = False
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         x0 = batch["samples"]  # (B, A) of this rank
         sources, energies = self.from_all_ranks(x0, noise), self.from_all_ranks(batch["energies"], noise)
         if energies.ndim != 2:

@@ -9,7 +9,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.randomness import generator
 
 
-class Noise:
+class RandomStream:
     """The random numbers of one optimiser step, drawn for the global batch and cut for this rank.
 
     Two processes together therefore see the numbers of a single one. Without a seed (a plain DataLoader's batch) they
@@ -23,10 +23,10 @@ class Noise:
         self._rank = rank
         self.world = world  # number of processes that share the global batch
 
-    def parts(self, count: int) -> list[Noise]:
+    def parts(self, count: int) -> list[RandomStream]:
         """The same numbers for `count` equal parts of this rank's batch: part p has rows p, p + count, ..."""
         seed, rank, world = self._seed, self._rank, self.world
-        return [Noise(seed, self._device, rank + world * part, world * count) for part in range(count)]
+        return [RandomStream(seed, self._device, rank + world * part, world * count) for part in range(count)]
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers (B, ...) of this rank."""
@@ -53,12 +53,12 @@ def seed_global(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
-class NoiseTape(Noise):
+class RandomTape(RandomStream):
     """The random numbers of a block of steps in fixed memory, for a step that reads them at its `turn`.
 
-    The first step's calls tell what to draw; from then on `fill` draws it for a whole block, with the numbers of
-    `Noise` for each seed. For one process only. `num_steps` are those of the longest block; `turn` (1,) int64 is the
-    number of the step within the block.
+    The first step's calls tell what to draw; from then on `fill` draws it for a whole block, with the numbers of a
+    `RandomStream` for each seed. For one process only. `num_steps` are those of the longest block; `turn` (1,) int64 is
+    the number of the step within the block.
     """
 
     def __init__(self, num_steps: int, turn: Tensor) -> None:
@@ -74,7 +74,7 @@ class NoiseTape(Noise):
         self._complete = bool(self._drawn)
         self._next = 0
 
-    def parts(self, count: int) -> list[Noise]:
+    def parts(self, count: int) -> list[RandomStream]:
         return [_TapePart(self, part, count) for part in range(count)]
 
     def fill(self, seeds: list[int]) -> None:
@@ -97,10 +97,10 @@ class NoiseTape(Noise):
         return numbers.index_select(0, self._turn).squeeze(0)  # (T, ...) -> (...)
 
 
-class _TapePart(Noise):
-    """A part of `Noise.parts`, read from a tape: each part begins with the first number again."""
+class _TapePart(RandomStream):
+    """A part of `RandomStream.parts`, read from a tape: each part begins with the first number again."""
 
-    def __init__(self, tape: NoiseTape, part: int, count: int) -> None:
+    def __init__(self, tape: RandomTape, part: int, count: int) -> None:
         super().__init__(None, tape._device, part, count)
         self._tape = tape
         self._begun = False
