@@ -297,7 +297,7 @@ def test_an_edited_problem_is_named_by_its_class(here: Path, capsys: pytest.Capt
     assert "my_distil.py, class Distilled, changed" in capsys.readouterr().err
 
 
-# review: results of another state, and classes that would not be kept
+# results of an earlier state, and classes that would not be kept
 
 
 HELPED = """

@@ -242,8 +242,9 @@ class StageModule(LightningModule, ABC):
     def _are_captured(self, block: Batch) -> bool:
         """True if the steps of this block are replays of a captured one."""
         one_gpu = self.device.type == "cuda" and self.trainer.world_size == 1
-        dropout = any(isinstance(part, _DropoutNd) and part.p > 0.0 for part in self.modules())
-        return self.cuda_graphs and one_gpu and STEP_SEEDS in block and not dropout
+        if not (self.cuda_graphs and one_gpu and STEP_SEEDS in block):
+            return False
+        return not any(isinstance(part, _DropoutNd) and part.p > 0.0 for part in self.modules())
 
     def _replay_steps(self, block: Batch, optimizer: Any, scheduler: Any) -> dict[str, Tensor]:
         """The steps of a block as replays of a captured one; returns the metrics, (T,) each."""

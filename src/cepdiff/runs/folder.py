@@ -62,12 +62,12 @@ class StageFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.record_file, {"format": FORMAT, "done": False, "made_from": record})
             return
-        differences = list(compare(found, plain_json(record)))
-        if differences:
+        changes = differences(found, record)
+        if changes:
             stale = [self.run_dir / name for name in (self.name, *later) if (self.run_dir / name).exists()]
             raise RunError(
-                f"{self.path} was made from something else: {'; '.join(differences[:4])}"
-                f"{f' (and {len(differences) - 4} more)' if len(differences) > 4 else ''}. Choose another --run_dir, "
+                f"{self.path} was made from something else: {'; '.join(changes[:4])}"
+                f"{f' (and {len(changes) - 4} more)' if len(changes) > 4 else ''}. Choose another --run_dir, "
                 f"undo the change, or delete {', '.join(map(str, stale))} to make it again"
             )
 
@@ -75,8 +75,8 @@ class StageFolder:
         """Take over another run's finished stage, if nothing is here yet; return why it cannot be, if so."""
         if self.path.exists() or not other.done:
             return ""
-        if differences := list(compare(other.made_from, plain_json(record))):
-            return f"not taken over from {other.run_dir}: {differences[0]}"
+        if changes := differences(other.made_from, record):
+            return f"not taken over from {other.run_dir}: {changes[0]}"
         aside = self.path.with_name(f".{self.name}.adopted")
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(other.path, aside, copy_function=link_or_copy)
@@ -186,9 +186,9 @@ def record_hash(record: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def plain_json(record: Mapping[str, Any]) -> Any:
-    """The record as JSON gives it back."""
-    return json.loads(json.dumps(record))
+def differences(found: Any, record: Mapping[str, Any]) -> list[str]:
+    """`compare` for a record that was read from a file and one that was not written yet."""
+    return list(compare(found, json.loads(json.dumps(record))))
 
 
 def compare(found: Any, wanted: Any, where: str = "") -> Iterator[str]:

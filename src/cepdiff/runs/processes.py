@@ -81,6 +81,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def shows_progress(self) -> bool:
+        """True on the process that draws progress bars, if there are any."""
+        return self.is_main and self.settings.progress_bar
+
+    @property
     def device(self) -> torch.device:
         """This process's device."""
         return self._fabric.device

@@ -13,7 +13,7 @@ from zipfile import is_zipfile
 from cepdiff import __version__
 from cepdiff.errors import RunError
 from cepdiff.files import write_json
-from cepdiff.runs.folder import FORMAT, compare, plain_json
+from cepdiff.runs.folder import FORMAT, differences
 from cepdiff.tables import Table, finite, number
 
 
@@ -175,4 +175,4 @@ def are_finished(path: Path, made_from: Mapping[str, Any], files: Iterable[Path]
     """True if `path` has the results of just this record, and all `files` are there and whole."""
     if not path.is_file() or not all(is_zipfile(file) if file.suffix == ".npz" else file.exists() for file in files):
         return False
-    return not any(compare(Results.read(path).made_from, plain_json(made_from)))
+    return not differences(Results.read(path).made_from, made_from)

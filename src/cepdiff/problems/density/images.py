@@ -221,9 +221,8 @@ class ImageDensity(DensityProblem):
         processes, heads, count = self.run.processes, self.data.num_heads, self.settings.num_samples
         rows = torch.arange(processes.rank, heads * count, processes.world)
         batches = self.policy().batches(rows // count, rows % count, scale, self.seed, self.settings.batch_size)
-        shown = processes.settings.progress_bar and processes.is_main
         images = []
-        with progress(len(rows), f"scale {scale:g}", "image", enabled=shown) as bar:
+        with progress(len(rows), f"scale {scale:g}", "image", enabled=processes.shows_progress) as bar:
             for batch in batches:
                 images.append(batch)
                 bar.update(len(batch))

@@ -67,8 +67,7 @@ def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes)
     if evaluation.environment is None:
         raise RunError("there is no environment to evaluate in")
     total = len(evaluation.scales) * evaluation.episodes
-    shown = processes.is_main and processes.settings.progress_bar
-    with progress(-(-total // processes.world), "evaluation", "episode", enabled=shown) as bar:
+    with progress(-(-total // processes.world), "evaluation", "episode", enabled=processes.shows_progress) as bar:
         return evaluate(
             run_by(policy, evaluation.engine),
             evaluation.environment,

@@ -128,8 +128,7 @@ def draw_support(
     cache = SupportCache(folder.path, len(buffer.states))
     started = time.monotonic()
     mine = sum(len(cache.chunk_ids(chunk)) for chunk in cache.pending(processes.rank, processes.world))
-    shown = processes.is_main and processes.settings.progress_bar
-    with progress(mine * num_actions, "support", "action", enabled=shown) as bar:
+    with progress(mine * num_actions, "support", "action", enabled=processes.shows_progress) as bar:
         for states in fill(cache, draw, rank=processes.rank, world=processes.world):
             bar.update(states * num_actions)
     processes.barrier()
@@ -149,8 +148,7 @@ def support_energies(
     processes.on_main(lay_out)
     energies = np.load(path, mmap_mode="r+")
     spans = range(0, shape[0], cache.chunk_size)[processes.rank :: processes.world]
-    shown = processes.is_main and processes.settings.progress_bar
-    with progress(len(spans) * cache.chunk_size, "energies", "state", enabled=shown) as bar:
+    with progress(len(spans) * cache.chunk_size, "energies", "state", enabled=processes.shows_progress) as bar:
         for start in spans:
             span = slice(start, start + cache.chunk_size)
             states = data.normalize(data.buffer.states[cache.state_ids[span]]).to(processes.device)
