@@ -46,8 +46,8 @@ class ScaleEvidence:
         inside_support: share inside the support, see `energy.support_distance.inside_support`.
         distance: to the nearest support action.
         nearest_value: Q of the support action nearest to each guided action.
-        penalized_value: `nearest_value` minus the critic's slope times the distance in excess of that among the support
-            actions: about the lowest value that a critic of this slope allows there.
+        penalized_value: `nearest_value` minus the critic's slope times the distance: the lowest value that a critic of
+            this slope allows there, given its values at the support actions; never above `nearest_value`.
         twin_gap: largest minus smallest critic at the guided actions.
     """
 
@@ -220,7 +220,6 @@ def scale_evidence(
     values = critic.sampling_net(sample.states, actions)  # (num_critics, M)
     q = critic.q_value(sample.states, actions)
     distance, nearest = pairwise_distance(actions.unsqueeze(1), sample.support).squeeze(1).min(-1)
-    usual = leave_one_out_distance(sample.support).mean(-1)
     q_nearest = q_support.gather(-1, nearest.unsqueeze(-1)).squeeze(-1)  # (M, K) -> (M,)
     return ScaleEvidence(
         guidance_scale=scale,
@@ -229,7 +228,7 @@ def scale_evidence(
         inside_support=float(inside_support(actions.unsqueeze(1), sample.support, threshold).float().mean()),
         distance=float(distance.mean()),
         nearest_value=float(q_nearest.mean()),
-        penalized_value=float((q_nearest - slope * (distance - usual)).mean()),
+        penalized_value=float((q_nearest - slope * distance).mean()),
         twin_gap=float((values.amax(0) - values.amin(0)).mean()),
     )
 
@@ -238,7 +237,7 @@ def choose_scale(evidence: Sequence[ScaleEvidence]) -> float:
     """The offline choice: the scale with the highest `penalized_value`, the smallest among equals.
 
     The critic's value of guided actions keeps growing with the scale as long as its errors do. It is therefore used at
-    support actions only, and an action beyond them gets the lowest value that the critic's slope allows.
+    support actions only, and an action away from them gets the lowest value that the critic's slope allows.
     """
     return max(evidence, key=lambda e: (e.penalized_value, -e.guidance_scale)).guidance_scale
 
