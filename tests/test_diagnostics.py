@@ -220,7 +220,7 @@ def test_evidence_by_closed_form(found: Diagnostics) -> None:
         assert e.twin_gap == pytest.approx(0.25, abs=1e-4)
         assert e.nearest_value <= e.value + 0.5 * SPREAD * SLOPE
         assert e.penalized_value == pytest.approx(e.nearest_value - SLOPE * e.distance, abs=1e-3)
-        assert e.penalized_value < min(e.value, e.nearest_value)  # a lower bound of a critic that is linear in the action
+        assert e.penalized_value < min(e.value, e.nearest_value)  # a lower bound, as the critic is linear in the action
     shares = [e.inside_support for e in found.scales]
     assert all(after < before + 0.01 for before, after in itertools.pairwise(shares))
     assert shares[SCALES.index(4.0)] < 0.4
