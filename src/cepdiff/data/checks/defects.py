@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cepdiff.data.checks.findings import Episodes, Finding, env_id_of, episodes_of, horizon_of, info, warning
 from cepdiff.data.checks.maze_defects import maze_findings
-from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
+from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows, layout_notes
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
 from cepdiff.data.rl.tasks import Task, task_for_env
 
@@ -29,6 +29,7 @@ def findings_of(
     task = task or (task_for_env(env_id) if env_id else None)
     episodes = episodes_of(raw)
     found = [
+        *_layout(raw),
         *_ends(raw, episodes),
         *_lengths(raw, episodes, horizon_of(raw, task)),
         *_successors(raw, episodes),
@@ -43,6 +44,14 @@ def findings_of(
         advice = "name it with --data.env_id, or train without scores: --evaluation.episodes 0"
         found.append(warning("environment", "the environment is unknown", advice))
     return found
+
+
+def _layout(raw: RawArrays) -> Iterator[Finding]:
+    """Yield the choices that the reader of another layout made."""
+    if "observation_keys" in raw.metadata:
+        yield info("layout", f"observations are, in this order: {raw.metadata['observation_keys']}")
+    for note in layout_notes(raw):
+        yield warning("layout", note)
 
 
 def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, info, references_of
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
+from cepdiff.data.rl.parts import part_names
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
 
@@ -71,8 +72,9 @@ def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None
     TransitionBuffer.from_arrays(raw)  # raises for actions out of bounds, which findings_of only counts
     task = TASKS.get(dataset)
     found = findings_of(raw, task)
-    if not dataset.startswith(MINARI_PREFIX):
-        found += file_findings(resolve(dataset, dataset_dir, allow_download=False))
+    for name in part_names(dataset):
+        if not name.startswith(MINARI_PREFIX):
+            found += file_findings(resolve(name, dataset_dir, allow_download=False))
     if plot is not None:
         from cepdiff.data.checks.plots import plot_data
 
@@ -84,7 +86,9 @@ def file_findings(path: Path) -> list[Finding]:
     """Return findings that only the file shows: float64 arrays and missing checksums."""
     import h5py
 
-    found = []
+    found: list[Finding] = []
+    if path.suffix == ".npz":
+        return found  # zip archives have checksums
     with h5py.File(path, "r") as file:
         stored = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
         wide = [name for name, item in stored.items() if item.dtype == np.float64]

@@ -19,6 +19,8 @@ OPTIONAL = ("next_observations",)
 WIDE = ("observations", "actions", "next_observations")  # (N, size); the others are (N,)
 # Large arrays are processed in blocks, so that temporaries stay small.
 BLOCK_ROWS = 65536
+# In the metadata: choices of the reader of another layout, one a line.
+NOTES = "layout_notes"
 
 
 @dataclass
@@ -99,6 +101,11 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
         raise DataError(
             f"{source}: 'next_observations' has shape {shapes['next_observations']}, but 'observations' {expected}"
         )
+
+
+def layout_notes(raw: RawArrays) -> list[str]:
+    """The choices that the reader of another layout made."""
+    return str(raw.metadata.get(NOTES, "")).splitlines()
 
 
 def blocks(rows: int) -> Iterator[slice]:

@@ -155,11 +155,17 @@ def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -
     if max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}; expected at least 1, or null for all rows")
     order = torch.randperm(buffer.num_episodes, generator=generator(seed, "episodes"))
-    totals = (buffer.episode_ends - buffer.episode_starts)[order].cumsum(0)
-    count = int((totals - max_rows).abs().argmin()) + 1  # the total nearest to max_rows
-    chosen = torch.zeros(buffer.num_episodes, dtype=torch.bool)
-    chosen[order[:count]] = True
+    chosen = leading_episodes(order, buffer.episode_ends - buffer.episode_starts, max_rows)
     return torch.nonzero(chosen[buffer.episode_index]).squeeze(-1)
+
+
+def leading_episodes(order: Tensor, lengths: Tensor, rows: float) -> Tensor:
+    """Mask (E,) of the first episodes in `order` whose `lengths` (E,) add up to about `rows`; at least one."""
+    totals = lengths[order].cumsum(0)
+    count = int((totals - rows).abs().argmin()) + 1  # the total nearest to `rows`
+    chosen = torch.zeros(len(lengths), dtype=torch.bool)
+    chosen[order[:count]] = True
+    return chosen
 
 
 def action_bounds(raw: RawArrays, action_low: Bounds = None, action_high: Bounds = None) -> tuple[FloatArray, ...]:
