@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 from collections.abc import Callable
@@ -217,6 +218,14 @@ def test_a_compressed_file_is_named_as_such(make_demos: MakeDemos, tmp_path: Pat
     packed.write_bytes(gzip.compress(make_demos().read_bytes()))
     with pytest.raises(DataError, match=r"is compressed with gzip; unpack it first: gunzip .*demos.hdf5.gz"):
         load_dataset(str(packed))
+
+
+def test_a_locked_file_is_named_as_such(make_demos: MakeDemos) -> None:
+    path = make_demos()
+    with path.open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="is locked, because a program has it open for writing"):
+            load_dataset(str(path))
 
 
 @pytest.mark.parametrize("layout", ["robomimic", "ogbench"])

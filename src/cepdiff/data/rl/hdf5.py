@@ -110,6 +110,8 @@ def open_file(path: Path) -> Iterator[h5py.File]:
             yield file
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read it") from error
+    except BlockingIOError as error:
+        raise DataError(f"{path}: is locked, because a program has it open for writing; wait, or end it") from error
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py, for damaged bytes
         raise torn(path, error) from error
 
