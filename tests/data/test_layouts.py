@@ -72,7 +72,7 @@ def test_robomimic(make_demos: MakeDemos) -> None:
     found = {(f.level, f.message) for f in findings_of(raw) if f.name == "layout"}
     assert found == {
         ("info", "observations are, in this order: a_vel, b_pos"),
-        ("warning", "1 demonstrations end with done = 1 and reward 0: read as timeouts"),
+        ("warning", "1 of 2 demonstrations end with done = 1 and reward 0: these ends are read as timeouts"),
     }
 
 
@@ -80,7 +80,7 @@ def test_dense_rewards_do_not_show_success(make_demos: MakeDemos) -> None:
     raw = load_dataset(str(make_demos({"demo_0": demo(0, [0.1, 0.3], [0, 1]), "demo_1": demo(9, [0.2], [1])})))
     assert raw.terminals.tolist() == [False, True, True]
     assert not raw.timeouts.any()
-    assert "read as terminals: wrong values if some were only cut" in raw.metadata[NOTES]
+    assert "read as terminals: values are wrong if some were only cut" in raw.metadata[NOTES]
 
 
 def test_a_demonstration_without_done_is_cut(make_demos: MakeDemos) -> None:
@@ -94,7 +94,7 @@ def test_a_demonstration_without_done_is_cut(make_demos: MakeDemos) -> None:
 def test_images_are_left_out_aloud(make_demos: MakeDemos) -> None:
     raw = load_dataset(str(make_demos(**{"obs/view": np.zeros((3, 4, 4, 3), np.uint8)})))
     assert raw.observations.shape == (5, 3)
-    assert "the images view are left out" in raw.metadata[NOTES]
+    assert "the observations leave out view: only vectors are read" in raw.metadata[NOTES]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,7 @@ def test_only_gym_environments_are_named(
         ({"obs/b_pos": np.zeros(2)}, r"'/data/demo_2/obs/b_pos' has shape \(2,\); expected \(3, size\)"),
         ({"obs/a_vel": None, "obs/b_pos": None}, "'/data/demo_2/obs' holds nothing.*dataset_states_to_obs"),
         ({"obs/b_pos": np.array([b"a", b"b", b"c"])}, "expected numbers"),
+        ({"rewards": h5py.Empty("f4")}, "'/data/demo_2/rewards' is empty; expected numbers"),
         ({"env_args": "[]"}, "'env_args' of 'data' is no JSON object"),
     ],
 )

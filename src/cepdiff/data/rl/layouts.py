@@ -62,35 +62,39 @@ def is_robomimic(path: Path) -> bool:
 def read_robomimic(path: Path) -> RawArrays:
     """Read the demonstrations below `data` in numeric order, each one episode.
 
-    Observations are the vectors in `obs`, concatenated by name; images are left out. A `done` is a terminal, as in
-    robomimic's own algorithms. But its scripts may also set it at the end of any demonstration: with sparse rewards, a
-    demonstration whose last step is `done` and not rewarded has been cut, so this is a timeout.
+    Observations are the vectors in `obs`, concatenated by name; images are left out.
     """
     with open_file(path) as file:
         group = file["data"]
         names = sorted((name for name in group if isinstance(group[name], h5py.Group)), key=lambda n: (len(n), n))
         if not names:
             raise DataError(f"{path}: 'data' has no demonstrations (demo_0, demo_1, ...)")
-        keys, images = _observation_keys(group[names[0]], path)
+        keys, others = _observation_keys(group[names[0]], path)
         demos = [_demonstration(group[name], keys, path) for name in names]
         _check_widths(names, demos, path)
         metadata = _environment(group.attrs.get("env_args"), path)
     rows = {name: np.concatenate([demo[name] for demo in demos]) for name in demos[0] if all(name in d for d in demos)}
-    done = rows.pop("dones")
-    ends = np.zeros_like(done)
-    ends[np.cumsum([len(demo["dones"]) for demo in demos]) - 1] = True
-    sparse = bool(np.isin(rows["rewards"], (0, 1)).all())
-    cut = done & ends & (rows["rewards"] == 0) if sparse else np.zeros_like(done)
-    notes = []
-    if images:
-        notes.append(f"the images {', '.join(images)} are left out of the observations")
-    if cut.any():
-        notes.append(f"{int(cut.sum()):,} demonstrations end with done = 1 and reward 0: read as timeouts")
-    elif not sparse and done[ends].all():
-        notes.append("all demonstrations end with done = 1, read as terminals: wrong values if some were only cut")
-    terminals = done & ~cut
+    ends = np.zeros(len(rows["rewards"]), dtype=np.bool_)
+    ends[np.cumsum([len(demo["rewards"]) for demo in demos]) - 1] = True
+    terminals, notes = _terminals(rows.pop("dones"), ends, rows["rewards"])
+    if others:
+        notes.append(f"the observations leave out {', '.join(others)}: only vectors are read")
     arrays = {**rows, "terminals": terminals, "timeouts": ends & ~terminals}
     return _raw(arrays, path, notes, metadata | {"observation_keys": ", ".join(keys)})
+
+
+def _terminals(dones: BoolArray, ends: BoolArray, rewards: Array) -> tuple[BoolArray, list[str]]:
+    """Terminals (N,), and notes on how robomimic's `dones` are read; `ends` are the demonstrations' last rows.
+
+    In robomimic's algorithms `dones` stop bootstrapping. But its scripts may also set them at the end of any
+    demonstration: with sparse rewards, one whose last step is done but not rewarded has been cut.
+    """
+    if np.isin(rewards, (0, 1)).all():
+        cut = dones & ends & (rewards == 0)
+        count = f"{int(cut.sum()):,} of {int(ends.sum()):,} demonstrations end with done = 1 and reward 0"
+        return dones & ~cut, [f"{count}: these ends are read as timeouts"] if cut.any() else []
+    unclear = "all demonstrations end with done = 1, read as terminals: values are wrong if some were only cut"
+    return dones, [unclear] if dones[ends].all() else []
 
 
 def _raw(
@@ -102,9 +106,10 @@ def _raw(
 
 
 def _observation_keys(demo: h5py.Group, path: Path) -> tuple[list[str], list[str]]:
-    """Names in `obs` of (vectors, images), sorted."""
+    """Names in `obs` of (vectors, images and other arrays), sorted."""
     group = demo.get("obs")
-    arrays = {name: item for name, item in group.items() if isinstance(item, h5py.Dataset)} if group else {}
+    items = group.items() if isinstance(group, h5py.Group) else ()
+    arrays = {name: item for name, item in items if isinstance(item, h5py.Dataset)}
     vectors = sorted(name for name, item in arrays.items() if item.ndim in (1, 2))
     if not vectors:
         found = f"only images ({', '.join(sorted(arrays))})" if arrays else "nothing"
@@ -150,8 +155,9 @@ def _dataset(demo: h5py.Group, name: str, path: Path) -> h5py.Dataset:
     item = demo.get(name)
     if not isinstance(item, h5py.Dataset):
         raise DataError(f"{path}: the array '{demo.name}/{name}' is missing; found {', '.join(sorted(demo))}")
-    if item.dtype.kind not in "biuf":
-        raise DataError(f"{path}: '{demo.name}/{name}' has type {item.dtype}; expected numbers")
+    if item.shape is None or item.dtype.kind not in "biuf":
+        found = "is empty" if item.shape is None else f"has type {item.dtype}"
+        raise DataError(f"{path}: '{demo.name}/{name}' {found}; expected numbers")
     return item
 
 
