@@ -21,7 +21,6 @@ from cepdiff.data.rl.hdf5 import open_file, read_arrays, read_flags
 from cepdiff.errors import DataError
 
 Array = npt.NDArray[Any]
-_GZIP = b"\x1f\x8b"
 _GYM = 2  # robomimic's type of environments made by gym
 _OGBENCH = ("observations", "actions", "terminals", "masks")
 _OGBENCH_ADVICE = (
@@ -37,20 +36,9 @@ def read_file(path: Path, *, infos: bool = False, horizon: int | None = None) ->
     """
     if path.suffix == ".npz":
         return read_npz(path)
-    if is_gzip(path):
-        raise DataError(f"{path}: is compressed with gzip; unpack it first: gunzip {path}")
     if is_robomimic(path):
         return read_robomimic(path)
     return read_arrays(path, infos=infos, horizon=horizon)
-
-
-def is_gzip(path: Path) -> bool:
-    """True for a file that starts like gzip."""
-    try:
-        with path.open("rb") as file:
-            return file.read(2) == _GZIP
-    except OSError:  # whoever opens it says why
-        return False
 
 
 def is_robomimic(path: Path) -> bool:
