@@ -14,8 +14,9 @@ from cepdiff.errors import DataError
 def numbers(values: Any, name: str) -> Tensor:
     """Return `values` as float32; tensors stay on their device. Raises DataError if they are no numbers."""
     if isinstance(values, Tensor):
-        if values.is_complex() or values.layout != torch.strided:
-            raise DataError(f"{name} are a tensor of {values.dtype} ({values.layout}); expected dense real numbers")
+        if values.is_complex() or values.is_quantized or values.is_meta or values.layout != torch.strided:
+            kind = f"{values.dtype}, {values.layout}, on {values.device}"
+            raise DataError(f"{name} are a tensor of {kind}; expected dense real numbers")
         return values.to(torch.float32)
     if isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], dict):
         raise DataError(f"{name} are a pair (observation, info), as reset() returns it; pass the observation only")

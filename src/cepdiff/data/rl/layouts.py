@@ -34,10 +34,11 @@ def read_file(path: Path, *, infos: bool = False, horizon: int | None = None) ->
 
     Raises `DataError` if the file is missing or damaged, or if its arrays cannot be used.
     """
-    if path.suffix == ".npz":
-        return read_npz(path)
-    if is_robomimic(path):
-        return read_robomimic(path)
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which is refused by row
+        if path.suffix == ".npz":
+            return read_npz(path)
+        if is_robomimic(path):
+            return read_robomimic(path)
     return read_arrays(path, infos=infos, horizon=horizon)
 
 
@@ -124,7 +125,7 @@ def _demonstration(demo: h5py.Group, keys: list[str], path: Path) -> dict[str, A
 
 def _check_widths(names: list[str], demos: list[dict[str, Array]], path: Path) -> None:
     for name, demo in zip(names, demos, strict=True):
-        for field in ("actions", "observations"):
+        for field in demo.keys() & demos[0].keys():
             found, expected = demo[field].shape, demos[0][field].shape
             if found[1:] != expected[1:]:
                 raise DataError(f"{path}: '{field}' of {name} have shape {found}, but those of {names[0]} {expected}")
@@ -203,8 +204,8 @@ _NAMES = {*REQUIRED, *OPTIONAL, "masks", "valids"}
 def _stored(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file whose names are known."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: _numbers(file[name], name, path) for name in file.files if name in _NAMES}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: _numbers(archive[name], name, path) for name in archive.files if name in _NAMES}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
@@ -220,7 +221,9 @@ def _numbers(array: Array, name: str, path: Path) -> Array:
 
 def _flags(stored: dict[str, Any], name: str, path: Path) -> BoolArray:
     array = stored[name]
-    if array.size == 0 or not np.isin(array, (0, 1)).all() or array.shape[:1] != stored["observations"].shape[:1]:
-        raise DataError(f"{path}: '{name}' has shape {array.shape}; expected 0 or 1 in each of the rows")
+    rows = stored["observations"].shape[:1]
+    if array.shape not in (rows, (*rows, 1)) or not np.isin(array, (0, 1)).all():
+        found = f"values from {array.min()} to {array.max()}" if array.size else "no values"
+        raise DataError(f"{path}: '{name}' has shape {array.shape} and {found}; expected only 0 and 1, of shape {rows}")
     flags: BoolArray = array.reshape(-1) != 0  # (N, 1) -> (N,)
     return flags
