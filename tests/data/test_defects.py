@@ -9,10 +9,10 @@ import pytest
 
 from cepdiff.data.checks import defects
 from cepdiff.data.checks.defects import findings_of, repeated_rows
-from cepdiff.data.checks.findings import episodes_of
 from cepdiff.data.rl import arrays
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.data.rl.tasks import find_task
 
 MakeRaw = Callable[..., RawArrays]
@@ -43,7 +43,10 @@ def test_episodes_are_those_of_the_buffer(make_raw: MakeRaw) -> None:
         returns, complete = buffer.episode_returns()
         assert episodes.starts.tolist() == buffer.episode_starts.tolist()
         assert (episodes.starts + episodes.lengths).tolist() == buffer.episode_ends.tolist()
-        assert (episodes.returns.tolist(), episodes.complete.tolist()) == (returns.tolist(), complete.tolist())
+        assert (episodes.returns(raw.rewards).tolist(), episodes.complete.tolist()) == (
+            returns.tolist(),
+            complete.tolist(),
+        )
     assert not make_raw().timeouts[9]
 
 

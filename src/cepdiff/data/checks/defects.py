@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.checks.findings import Episodes, Finding, env_id_of, episodes_of, horizon_of, info, warning
+from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, info, warning
 from cepdiff.data.checks.maze_defects import maze_findings
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
+from cepdiff.data.rl.episodes import Episodes, episodes_of
 from cepdiff.data.rl.tasks import Task, task_for_env
 
 # If more than this fraction of the rows inside episodes is odd, the whole array is shifted.
@@ -50,7 +51,9 @@ def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     terminals, timeouts = int(raw.terminals.sum()), int(raw.timeouts.sum())
     yield info("rows", f"{rows:,} rows in {count:,} episodes, {complete:,} complete")
     counts = f"{terminals:,} terminals, {timeouts:,} timeouts"
-    yield info("ends", counts, "both end an episode; only terminals stop bootstrapping")
+    if episodes.chained and episodes.breaks.any():
+        counts += f", {int(episodes.breaks.sum()):,} breaks in the chain of next observations"
+    yield info("ends", counts, "each ends an episode; only terminals stop bootstrapping")
     if "timeouts_from_horizon" in raw.metadata:
         cut = f"episodes are cut after {raw.metadata['timeouts_from_horizon']:,} steps, the task's limit"
         yield info("timeouts", "the file has no array 'timeouts'", cut)
@@ -96,11 +99,9 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
         return
     following, own = raw.next_observations, raw.observations
     follows, repeats = equal_rows(following[:-1], own[1:]), equal_rows(following, own)
-    inside = ~episodes.ends[:-1]
-    strange = inside & ~follows
-    if strange.any():
-        yield _strange_successors(raw, strange, repeats, int(inside.sum()))
-    limits = cut[:-1]
+    if episodes.breaks.any():
+        yield _strange_successors(raw, episodes, repeats)
+    limits = cut[:-1] & ~episodes.breaks[:-1]
     taken = int((limits & follows).sum())
     if taken:
         message = f"{taken:,} of {limits.sum():,} time limits have the following row's observation as their next one"
@@ -113,9 +114,10 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     yield from _last_successor(raw, bool(repeats[-1]))
 
 
-def _strange_successors(raw: RawArrays, strange: BoolArray, repeats: BoolArray, inside: int) -> Finding:
+def _strange_successors(raw: RawArrays, episodes: Episodes, repeats: BoolArray) -> Finding:
     assert raw.next_observations is not None
-    count = int(strange.sum())
+    strange = episodes.breaks[:-1]
+    count, inside = int(strange.sum()), int((~(raw.terminals | raw.timeouts))[:-1].sum())
     stays = int((strange & repeats[:-1]).sum())
     ahead = int((strange[:-1] & equal_rows(raw.next_observations[:-2], raw.observations[2:])).sum())
     kinds = [f"{stays:,} repeat their own observation"] * bool(stays)
@@ -124,10 +126,16 @@ def _strange_successors(raw: RawArrays, strange: BoolArray, repeats: BoolArray, 
         f"{count:,} of {inside:,} rows inside episodes have a next observation that differs from the following row"
         f"{': ' * bool(kinds)}{', '.join(kinds)}"
     )
-    if max(stays, ahead) > _MOST * inside:
-        handling = "used as recorded, which is wrong here: remove 'next_observations' to use the next row instead"
-        return warning("successors", f"{message}: the array is shifted by one row", handling)
-    return warning("successors", message, "each row keeps its own next observation")
+    if episodes.chained:
+        handling = "an episode ends at each, and counts as complete; each row keeps its own next observation"
+        return warning("successors", message, handling)
+    shifted = max(stays, ahead) > _MOST * inside
+    reason = "the array is shifted by one row" if shifted else "rows are not in time order, or in other units there"
+    handling = (
+        "used as recorded; only flags end episodes, and the reward rule return_range refuses them. Remove "
+        "'next_observations' if the rows are in time order: the next row is used then"
+    )
+    return warning("successors", f"{message}: {reason}", handling)
 
 
 def _last_successor(raw: RawArrays, repeats: bool) -> Iterator[Finding]:

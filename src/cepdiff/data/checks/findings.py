@@ -1,16 +1,11 @@
-"""The findings of a check, and the episodes and facts they are based on."""
+"""The findings of a check, and the facts they are based on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from cepdiff.data.rl.arrays import BoolArray, RawArrays
-from cepdiff.data.rl.buffer import IntArray
+from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.tasks import Task, horizon_for_env, references_for_env
 
 
@@ -26,29 +21,6 @@ class Finding:
 
 info = partial(Finding, "info")
 warning = partial(Finding, "warning")
-
-
-class Episodes(NamedTuple):
-    """N rows in E episodes: ends (N,) marks last rows; starts and lengths (E,) in rows; undiscounted returns (E,) in
-    float64; complete (E,) is True for episodes ended by a terminal or a time limit."""
-
-    ends: BoolArray
-    starts: IntArray
-    lengths: IntArray
-    returns: npt.NDArray[np.float64]
-    complete: BoolArray
-
-
-def episodes_of(raw: RawArrays) -> Episodes:
-    """Split rows into episodes as `TransitionBuffer` does: at `terminals | timeouts` and the last row."""
-    ends = raw.terminals | raw.timeouts
-    last_complete = bool(ends[-1])
-    ends[-1] = True
-    stops = np.flatnonzero(ends) + 1
-    starts = np.concatenate(([0], stops[:-1]))
-    complete = np.ones(len(stops), dtype=np.bool_)
-    complete[-1] = last_complete
-    return Episodes(ends, starts, stops - starts, np.add.reduceat(raw.rewards.astype(np.float64), starts), complete)
 
 
 def env_id_of(raw: RawArrays, task: Task | None) -> str | None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cepdiff.data.checks.findings import Episodes, Finding, info, warning
+from cepdiff.data.checks.findings import Finding, info, warning
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, first_rows
+from cepdiff.data.rl.episodes import Episodes
 from cepdiff.data.rl.tasks import Task
 
 

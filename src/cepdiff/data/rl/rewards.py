@@ -13,7 +13,7 @@ def apply_rule(rule: str, buffer: TransitionBuffer) -> Tensor:
     """Scaled rewards (N,) in float32.
 
     - "return_range": r * 1000 / (max return - min return) over the complete episodes (or all episodes if fewer than
-      two are complete). Raises `DataError` if all returns are equal.
+      two are complete). Raises `DataError` if all returns are equal up to rounding, or if the buffer is not `chained`.
     - "minus_one": r - 1.
     - "none": r.
 
@@ -29,6 +29,12 @@ def apply_rule(rule: str, buffer: TransitionBuffer) -> Tensor:
 
 
 def _range_factor(buffer: TransitionBuffer) -> float:
+    if not buffer.chained:
+        raise DataError(
+            "the reward rule 'return_range' needs episodes, but most next observations are not the following row's: "
+            "rows are not in time order, or 'next_observations' are shifted or in other units. Sort the rows, remove "
+            "'next_observations' if they are in order, or use --data.reward_rule none"
+        )
     returns, complete = buffer.episode_returns()
     if int(complete.sum()) >= 2:
         returns = returns[complete]
