@@ -8,7 +8,7 @@ import pytest
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, select_episodes
 from cepdiff.data.rl.episodes import episodes_of
-from cepdiff.data.rl.rewards import apply_rule
+from cepdiff.data.rl.rewards import scaling_of
 from cepdiff.errors import DataError
 
 LENGTHS = (200, 120, 200, 40, 200)  # 200 is the time limit, the others end in a terminal
@@ -41,7 +41,7 @@ def without_limits(raw: RawArrays) -> RawArrays:
 
 
 def factor(buffer: TransitionBuffer) -> float:
-    return float((apply_rule("return_range", buffer) / buffer.rewards).mean())
+    return float((scaling_of("return_range", buffer).apply(buffer.rewards) / buffer.rewards).mean())
 
 
 def test_rows_of_time_limits_that_were_dropped() -> None:
@@ -82,5 +82,5 @@ def test_next_observations_that_are_no_chain(kind: str) -> None:
     assert np.array_equal(np.flatnonzero(episodes.ends[:-1]), np.flatnonzero(ends[:-1]))
     assert not buffer.chained
     with pytest.raises(DataError, match=r"not in time order.*--data.reward_rule none"):
-        apply_rule("return_range", buffer)
-    assert len(apply_rule("none", buffer)) == len(raw)
+        scaling_of("return_range", buffer).apply(buffer.rewards)
+    assert len(scaling_of("none", buffer).apply(buffer.rewards)) == len(raw)

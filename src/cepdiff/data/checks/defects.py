@@ -7,31 +7,37 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, info, warning
+from cepdiff.data.checks.findings import Finding, info, warning
 from cepdiff.data.checks.maze_defects import maze_findings
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
 from cepdiff.data.rl.episodes import Episodes, episodes_of
-from cepdiff.data.rl.tasks import Task, task_for_env
+from cepdiff.data.rl.settings import env_id_of, horizon_of, task_of
+from cepdiff.data.rl.tasks import Task
 
 # If more than this fraction of the rows inside episodes is odd, the whole array is shifted.
 _MOST = 0.5
 
 
 def findings_of(
-    raw: RawArrays, task: Task | None = None, action_low: Bounds = None, action_high: Bounds = None
+    raw: RawArrays,
+    task: Task | None = None,
+    env_id: str | None = None,
+    action_low: Bounds = None,
+    action_high: Bounds = None,
 ) -> list[Finding]:
     """Return the findings about a dataset, grouped by subject.
 
-    Without `task`, it is looked up by the environment. Bounds are as for `TransitionBuffer.from_arrays`. Uses a few
-    numbers of memory per row; a million rows take seconds.
+    `env_id` is the user's environment; without `task`, it is looked up by the environment. Bounds are as for
+    `TransitionBuffer.from_arrays`. Uses a few numbers of memory per row; a million rows take seconds.
     """
-    env_id = env_id_of(raw, task)
-    task = task or (task_for_env(env_id) if env_id else None)
+    named = env_id_of(env_id, task, raw.metadata)
+    horizon = horizon_of(env_id, task, raw.metadata)
+    task = task_of(env_id, task, raw.metadata)
     episodes = episodes_of(raw)
     found = [
         *_ends(raw, episodes),
-        *_lengths(raw, episodes, horizon_of(raw, task)),
+        *_lengths(raw, episodes, horizon),
         *_successors(raw, episodes),
         *_duplicates(raw),
         *_actions(raw, *action_bounds(raw, action_low, action_high)),
@@ -40,7 +46,7 @@ def findings_of(
     ]
     if task is not None and task.max_move is not None:
         found += maze_findings(raw, task, episodes)
-    if env_id is None:
+    if named is None:
         advice = "name it with --data.env_id, or train without scores: --evaluation.episodes 0"
         found.append(warning("environment", "the environment is unknown", advice))
     return found

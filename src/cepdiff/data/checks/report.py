@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from cepdiff.data.checks.defects import findings_of
-from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, info, references_of
+from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
+from cepdiff.data.rl.settings import env_id_of, horizon_of, references_of
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
 
@@ -32,10 +33,10 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
     same = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
     spread = raw.observations.max(axis=0) - raw.observations.min(axis=0)
     statistics = {"mean": float(returns.mean()), "p90": float(np.quantile(returns, 0.9)), "max": float(returns.max())}
-    references = references_of(raw, task)
+    references = references_of(None, task, raw.metadata)
     return {
         "source": raw.source,
-        "env_id": env_id_of(raw, task),
+        "env_id": env_id_of(None, task, raw.metadata),
         "rows": len(buffer),
         "observation_size": buffer.states.shape[1],
         "action_size": buffer.actions.shape[1],
@@ -44,7 +45,7 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
         "terminals": int(raw.terminals.sum()),
         "timeouts": int(raw.timeouts.sum()),
         "episode_length": {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())},
-        "horizon": horizon_of(raw, task),
+        "horizon": horizon_of(None, task, raw.metadata),
         "returns": statistics,
         "normalized_returns": references
         and {name: normalized_score(value, *references) for name, value in statistics.items()},
