@@ -236,3 +236,20 @@ def test_one_row(make_raw: MakeRaw) -> None:
     one.next_observations = one.observations + 1
     assert set(warnings(one)) == {"ends", "observations", "actions"}
     assert findings_of(one, find_task("antmaze-umaze-v2"))
+
+
+def test_time_limits_stored_as_terminals(make_raw: MakeRaw) -> None:
+    def ends(*rows: int, **others: object) -> RawArrays:
+        return make_raw(terminals=np.isin(np.arange(10), rows), timeouts=np.zeros(10, bool), **others)
+
+    message = warnings(ends(4, 9, metadata=NOTES))["terminals"]
+    assert message.startswith("2 of 2 terminals are after exactly 5 steps, without any timeout")
+    horizon = {**NOTES, "horizon": 3}
+    assert warnings(ends(2, 3, 6, metadata=horizon))["terminals"].startswith(
+        "2 of 3 terminals are after exactly 3 steps"
+    )
+    assert "terminals" not in warnings(ends(2, 3, 6, metadata=NOTES))  # ends at different times
+    assert "terminals" not in warnings(ends(*range(10), metadata=NOTES))  # one step each: a bandit
+    flagged = ends(4, 9, metadata=NOTES)
+    flagged.timeouts[2] = True
+    assert "terminals" not in warnings(flagged)

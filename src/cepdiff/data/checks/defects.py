@@ -17,6 +17,8 @@ from cepdiff.data.rl.tasks import Task
 
 # If more than this fraction of the rows inside episodes is odd, the whole array is shifted.
 _MOST = 0.5
+# With this fraction of the terminals after the same number of steps, they are a time limit.
+_NEARLY_ALL = 0.9
 
 
 def findings_of(
@@ -38,6 +40,7 @@ def findings_of(
     found = [
         *_ends(raw, episodes),
         *_lengths(raw, episodes, horizon),
+        *_limits_as_terminals(raw, episodes, horizon),
         *_successors(raw, episodes),
         *_duplicates(raw),
         *_actions(raw, *action_bounds(raw, action_low, action_high)),
@@ -93,6 +96,23 @@ def _lengths(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterato
     if early:
         message = f"{early:,} timeouts are earlier than the limit of {horizon} steps (D4RL issue 162)"
         yield info("timeouts", message, "they end the episode, but the state after them still has a value")
+
+
+def _limits_as_terminals(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterator[Finding]:
+    """Find time limits stored as terminals: no timeouts, and terminals at the limit, or all after the same time."""
+    lengths = episodes.lengths[raw.terminals[episodes.starts + episodes.lengths - 1]]
+    if raw.timeouts.any() or len(lengths) < 2 or lengths.max() == 1:  # one-step episodes end by themselves
+        return
+    at_limit = 0 if horizon is None else int((lengths == horizon).sum())
+    limit = horizon if at_limit > 1 else int(lengths.max())
+    count = int((lengths == limit).sum())
+    if at_limit > 1 or count >= _NEARLY_ALL * len(lengths):
+        message = f"{count:,} of {len(lengths):,} terminals are after exactly {limit:,} steps, without any timeout"
+        handling = (
+            "used as recorded: values are wrong if this is a time limit, as bootstrapping stops there; move these "
+            "flags to 'timeouts'"
+        )
+        yield warning("terminals", f"{message}: time limits are stored as terminals", handling)
 
 
 def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
+from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.data.rl.settings import env_id_of, horizon_of, references_of
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
@@ -29,7 +30,6 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
     returns, complete = (tensor.numpy() for tensor in buffer.episode_returns())
     lengths = (buffer.episode_ends - buffer.episode_starts).numpy()
     follows = buffer.episode_index[1:] == buffer.episode_index[:-1]
-    jumps = follows & (buffer.next_index[:-1] >= len(buffer))
     same = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
     spread = raw.observations.max(axis=0) - raw.observations.min(axis=0)
     statistics = {"mean": float(returns.mean()), "p90": float(np.quantile(returns, 0.9)), "max": float(returns.max())}
@@ -56,7 +56,7 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
         "rows_beyond_bounds": len(beyond),
         "has_next_observations": raw.next_observations is not None,
         "unknown_successors": len(buffer) - len(buffer.transitions),
-        "successor_jumps": int(jumps.sum()),
+        "successor_jumps": int(episodes_of(raw).breaks.sum()),
         "duplicate_rows": int((same & follows.numpy()).sum()),
         "constant_observations": np.flatnonzero(spread == 0).tolist(),
         "content_hash": buffer.content_hash,
