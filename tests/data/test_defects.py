@@ -14,6 +14,7 @@ from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.data.rl.tasks import find_task
+from cepdiff.errors import DataError
 
 MakeRaw = Callable[..., RawArrays]
 NOTES = {"env_id": "X-v0"}  # not a task's environment, so it causes no findings
@@ -253,3 +254,18 @@ def test_time_limits_stored_as_terminals(make_raw: MakeRaw) -> None:
     flagged = ends(4, 9, metadata=NOTES)
     flagged.timeouts[2] = True
     assert "terminals" not in warnings(flagged)
+
+
+def test_actions_that_are_choices(make_raw: MakeRaw) -> None:
+    choices = np.arange(10)[:, None] % 3 - 1.0
+    message = warnings(make_raw(actions=choices.astype(np.float32), metadata=NOTES))["actions"]
+    assert message.startswith("all entries are one of 3 whole numbers from -1 to 1: these seem to be discrete")
+    with pytest.raises(DataError, match="'actions' has type int64: discrete actions cannot be trained on"):
+        make_raw(actions=choices.astype(np.int64))
+
+
+@pytest.mark.parametrize(("cells", "level"), [(0.5, "info"), (1.0, "warning")])
+def test_goals_that_were_left_out(make_raw: MakeRaw, cells: float, level: str) -> None:
+    (found,) = (f for f in findings_of(make_raw(metadata={**NOTES, "goal_range": cells})) if f.name == "goals")
+    assert found.level == level
+    assert "left out of the observations" in found.message + found.handling

@@ -10,7 +10,7 @@ import torch
 
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.data.rl.rewards import scaling_of
+from cepdiff.data.rl.rewards import scaling_of, usable_scaling
 from cepdiff.errors import ConfigError, DataError
 
 Make = Callable[..., RawArrays]
@@ -53,3 +53,13 @@ def test_returns_that_are_equal_up_to_rounding(make_raw: Make) -> None:
     rewards[0] += 1e-4
     buffer = TransitionBuffer.from_arrays(make_raw(rewards=rewards))
     assert scaling_of("return_range", buffer).factor == pytest.approx(1e7, rel=0.01)
+
+
+def test_a_buffer_without_a_transition(make_raw: Make) -> None:
+    buffer = TransitionBuffer.from_arrays(make_raw(terminals=np.zeros(10, bool), timeouts=np.ones(10, bool)))
+    with pytest.raises(DataError, match="no transition: none of the 10 rows is terminal or has a known next state"):
+        usable_scaling("none", buffer)
+    one = TransitionBuffer.from_arrays(make_raw(terminals=np.zeros(10, bool), timeouts=np.zeros(10, bool)))
+    assert usable_scaling("none", one).factor == 1
+    with pytest.raises(DataError, match=r"there is only one, with 45; use --data.reward_rule none"):
+        usable_scaling("return_range", one)

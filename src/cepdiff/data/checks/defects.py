@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cepdiff.data.checks.findings import Finding, info, warning
-from cepdiff.data.checks.maze_defects import maze_findings
+from cepdiff.data.checks.maze_defects import goal_findings, maze_findings
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
 from cepdiff.data.rl.episodes import Episodes, episodes_of
@@ -17,6 +17,8 @@ from cepdiff.data.rl.tasks import Task
 
 # If more than this fraction of the rows inside episodes is odd, the whole array is shifted.
 _MOST = 0.5
+# More different values of the actions are no discrete choices.
+_FEW = 64
 # With this fraction of the terminals after the same number of steps, they are a time limit.
 _NEARLY_ALL = 0.9
 
@@ -44,8 +46,10 @@ def findings_of(
         *_successors(raw, episodes),
         *_duplicates(raw),
         *_actions(raw, *action_bounds(raw, action_low, action_high)),
+        *_whole_numbers(raw),
         *_constants(raw),
         *_rewards(raw, episodes),
+        *goal_findings(raw),
     ]
     if task is not None and task.max_move is not None:
         found += maze_findings(raw, task, episodes)
@@ -232,6 +236,18 @@ def _actions(raw: RawArrays, low: FloatArray, high: FloatArray) -> Iterator[Find
         share = entries / raw.actions.size
         message = f"{share:.2%} of the action entries are at or beyond a bound, in {rows:,} rows"
         yield info("actions", message, "kept; rounding errors beyond a bound are clipped, as are the policy's samples")
+
+
+def _whole_numbers(raw: RawArrays) -> Iterator[Finding]:
+    values: set[float] = set()
+    for part in blocks(len(raw)):
+        values.update(np.unique(raw.actions[part]).tolist())
+        if len(values) > _FEW or not all(value.is_integer() for value in values):
+            return
+    if len(values) > 1:
+        span = f"{len(values)} whole numbers from {min(values):g} to {max(values):g}"
+        message = f"all entries are one of {span}: these seem to be discrete actions"
+        yield warning("actions", message, "trained as real vectors: the policy will choose numbers in between")
 
 
 def _constants(raw: RawArrays) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
 from cepdiff.data.rl.episodes import episodes_of
-from cepdiff.data.rl.settings import env_id_of, horizon_of, references_of
+from cepdiff.data.rl.rewards import usable_scaling
+from cepdiff.data.rl.settings import env_id_of, horizon_of, references_of, settings_of
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
 
@@ -69,9 +70,11 @@ def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None
     Raises `CepdiffError` if it cannot be used for training.
     """
     raw = load_dataset(dataset, dataset_dir, allow_download=False)
-    TransitionBuffer.from_arrays(raw)  # raises for actions out of bounds, which findings_of only counts
     task = TASKS.get(dataset)
-    found = findings_of(raw, task)
+    settings = settings_of(None, task, raw.metadata)
+    # As `fit` does: raises for actions out of bounds, which findings_of only counts, and if no stage can use the rows.
+    scaling = usable_scaling(settings.reward_rule, TransitionBuffer.from_arrays(raw))
+    found = [*findings_of(raw, task), info("reward rule", f"{scaling}, {settings.origin}")]
     if not dataset.startswith(MINARI_PREFIX):
         found += file_findings(resolve(dataset, dataset_dir, allow_download=False))
     if plot is not None:

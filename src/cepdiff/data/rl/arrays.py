@@ -45,8 +45,7 @@ class RawArrays:
     def __post_init__(self) -> None:
         for name, array in self.fields.items():
             dtype = np.bool_ if name in ("terminals", "timeouts") else np.float32
-            if array.dtype.kind not in "biuf":
-                raise DataError(f"{self.source}: '{name}' holds {array.dtype}; expected numbers")
+            check_type(name, array.dtype, self.source)
             if dtype is np.bool_ and array.dtype != np.bool_ and (strange := (array != 0) & (array != 1)).any():
                 raise DataError(f"{self.source}: '{name}' contains {array[strange][0]}; expected only 0 and 1")
             array = np.ascontiguousarray(array, dtype=dtype)
@@ -71,6 +70,17 @@ class RawArrays:
             if array.dtype != np.bool_:
                 _check_finite(name, array, self.source)
         return self
+
+
+def check_type(name: str, dtype: np.dtype[Any], source: str) -> None:
+    """Raise `DataError` for an array of no numbers, or for discrete actions."""
+    if dtype.kind not in "biuf":
+        raise DataError(f"{source}: '{name}' has type {dtype}; expected numbers")
+    if name == "actions" and dtype.kind != "f":
+        raise DataError(
+            f"{source}: 'actions' has type {dtype}: discrete actions cannot be trained on, as policies here are "
+            "densities of real vectors; store them as float32 if they are real numbers"
+        )
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:

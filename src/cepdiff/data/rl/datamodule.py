@@ -16,7 +16,7 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.data.rl.rewards import Scaling, scaling_of
+from cepdiff.data.rl.rewards import Scaling, usable_scaling
 from cepdiff.data.rl.settings import Settings, settings_of
 from cepdiff.data.rl.source import load_dataset, resolve
 from cepdiff.data.rl.support_cache import SupportCache
@@ -131,7 +131,7 @@ class OfflineDataModule(StageDataModule):
 
     def rewards(self) -> Tensor:
         """Return the scaled rewards (N,)."""
-        self.scaling = scaling_of(self.reward_rule or self.settings.reward_rule, self.buffer)
+        self.scaling = usable_scaling(self.reward_rule or self.settings.reward_rule, self.buffer)
         return self.scaling.apply(self.buffer.rewards)
 
     def notes(self) -> list[str]:

@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, WIDE, BoolArray, FloatArray, RawArrays, check_shapes
+from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, WIDE, BoolArray, FloatArray, RawArrays, check_shapes, check_type
 from cepdiff.data.rl.metadata import Unreadable, checked_metadata, plain
+from cepdiff.data.rl.storage import check_stored, refuse_compressed, refuse_foreign
 from cepdiff.errors import DataError
 from cepdiff.files import path_aside
 
@@ -101,13 +102,16 @@ def new_file(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """Open an existing file. Raises `DataError` if it is missing, not HDF5, or found damaged while open."""
+    """Open an existing file. Raises `DataError` if it is missing, not HDF5, has data in other files, or is found
+    damaged while open."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected an HDF5 file")
     try:
+        refuse_compressed(path)
         with h5py.File(path, "r") as file:
+            refuse_foreign(file, path)
             yield file
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read it") from error
@@ -128,9 +132,10 @@ def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -
     if not timeouts_required and "terminals" in shapes:
         shapes.setdefault("timeouts", shapes["terminals"])
     check_shapes(shapes, str(path))
-    for name in (*REQUIRED, *OPTIONAL):
-        if name in datasets and datasets[name].dtype.kind not in "fiub":
-            raise DataError(f"{path}: '{name}' has type {datasets[name].dtype}; expected numbers")
+    rows = {name: datasets[name] for name in (*REQUIRED, *OPTIONAL) if name in datasets}
+    for name, item in rows.items():
+        check_type(name, item.dtype, str(path))
+    check_stored(rows, path)
     return datasets
 
 
@@ -178,6 +183,7 @@ def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]
     for name, item in arrays.items():
         if not item.shape or item.shape[0] != rows:
             raise DataError(f"{path}: 'infos/{name}' has shape {item.shape}, but 'observations' has {rows} rows")
+    check_stored(arrays, path)
     return {name: item[()] for name, item in arrays.items()}
 
 

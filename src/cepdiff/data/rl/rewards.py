@@ -37,6 +37,19 @@ class Scaling:
         return {"reward_rule": self.rule, "reward_factor": f"{self.factor:.6g}"}
 
 
+def usable_scaling(rule: str, buffer: TransitionBuffer) -> Scaling:
+    """`scaling_of`, for a buffer that all stages can train on: this is what `cepdiff data check` and `fit` both ask.
+
+    Raises `DataError` if no row is terminal or has a known successor.
+    """
+    if not len(buffer.transitions):
+        raise DataError(
+            f"no transition: none of the {len(buffer):,} rows is terminal or has a known next state, as each is the "
+            "last of its episode; add 'next_observations', or correct 'timeouts'"
+        )
+    return scaling_of(rule, buffer)
+
+
 def scaling_of(rule: str, buffer: TransitionBuffer) -> Scaling:
     """The numbers of a rule:
 
@@ -72,9 +85,10 @@ def _return_range(buffer: TransitionBuffer) -> Scaling:
         kind = "episodes, of which fewer than two are complete"
     spread = float(returns.max() - returns.min())
     if spread <= _ROUNDING * float(absolute.max()):
+        found = f"all {len(returns):,} have" if len(returns) > 1 else "there is only one, with"
         raise DataError(
-            f"the reward rule 'return_range' needs episodes with different returns, but all {len(returns)} "
-            f"have {float(returns[0]):g}; use --data.reward_rule none"
+            f"the reward rule 'return_range' needs episodes with different returns, but {found} {float(returns[0]):g}; "
+            "use --data.reward_rule none"
         )
     factor = 1000 / spread
     return Scaling("return_range", factor, basis=f"x {factor:.4g} over {len(returns):,} {kind}; range {spread:.5g}")
