@@ -17,6 +17,7 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.minari.convert import convert
 from cepdiff.data.rl.arrays import NOTES
 from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.settings import settings_of
 from cepdiff.data.rl.source import load_dataset
 from cepdiff.errors import DataError
 
@@ -164,6 +165,7 @@ def test_ogbench(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert raw.terminals.tolist() == [False, False, False, False, True, False]
     assert raw.timeouts.tolist() == [False, False, True, False, False, True]
     assert TransitionBuffer.from_arrays(raw).next_index.tolist() == [1, 2, -1, 4, 4, -1]
+    assert settings_of(None, None, raw.metadata).reward_rule == "none"
     assert any(f.level == "warning" and "there are no rewards: they are -masks" in f.message for f in findings_of(raw))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cepdiff.data.checks.findings import episodes_of
+from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.parts import part_names
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve

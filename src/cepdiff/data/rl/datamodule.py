@@ -16,7 +16,8 @@ from cepdiff.data.checks.findings import Finding
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.parts import Choice, check_fraction, part_names, some_episodes
-from cepdiff.data.rl.rewards import apply_rule
+from cepdiff.data.rl.rewards import Scaling, usable_scaling
+from cepdiff.data.rl.settings import Settings, settings_of
 from cepdiff.data.rl.source import load_dataset, resolve, short_name
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
@@ -37,7 +38,7 @@ class OfflineDataModule(StageDataModule):
         env_kwargs: keyword arguments of the environment.
         dataset_dir: dataset folder; default: $D4RL_DATASET_DIR or ~/.d4rl/datasets.
         reward_rule: "return_range" (r * 1000 / (max return - min return)), "minus_one" (r - 1) or "none"; default:
-            the task's, else "return_range".
+            by the environment, else "return_range".
         normalize_observations: standardise observations by the buffer's mean and standard deviation.
         action_low: lower bound of the actions (a number or A of them); default: from the file's metadata, else -1.
         action_high: upper bound of the actions; default: from the file's metadata, else +1.
@@ -75,6 +76,7 @@ class OfflineDataModule(StageDataModule):
         self.action_low, self.action_high = action_low, action_high
         self.metadata: dict[str, Any] = {}  # of the file; set by setup()
         self.findings: list[Finding] = []  # as in `cepdiff data check`; set by setup()
+        self.scaling: Scaling | None = None  # applied by rewards(); None if a subclass does not
         self._buffer: TransitionBuffer | None = None
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
@@ -84,6 +86,11 @@ class OfflineDataModule(StageDataModule):
     def task(self) -> Task | None:
         """The registered task, or None for other datasets."""
         return TASKS.get(self.dataset)
+
+    @property
+    def settings(self) -> Settings:
+        """Reward rule, K, guidance scales and episodes, by the environment; once the data are loaded."""
+        return settings_of(self.env_id, self.task, self.metadata)
 
     @property
     def dataset_name(self) -> str:
@@ -126,7 +133,7 @@ class OfflineDataModule(StageDataModule):
             raw, finding = some_episodes(raw, self.fraction, self.choose, self.seed)
             chosen = [finding]
         self.metadata = raw.metadata
-        self.findings = [*chosen, *findings_of(raw, self.task, self.action_low, self.action_high)]
+        self.findings = [*chosen, *findings_of(raw, self.task, self.env_id, self.action_low, self.action_high)]
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
 
     def load_arrays(self) -> RawArrays:
@@ -135,8 +142,15 @@ class OfflineDataModule(StageDataModule):
 
     def rewards(self) -> Tensor:
         """Return the scaled rewards (N,)."""
-        rule = self.reward_rule or (self.task.reward_rule if self.task else "return_range")
-        return apply_rule(rule, self.buffer)
+        self.scaling = usable_scaling(self.reward_rule or self.settings.reward_rule, self.buffer)
+        return self.scaling.apply(self.buffer.rewards)
+
+    def notes(self) -> list[str]:
+        """Lines to read before training: the warnings, and the reward rule with its factor and origin."""
+        origin = "given as data.reward_rule" if self.reward_rule else self.settings.origin
+        rewards = f"those of {type(self).__name__}" if self.scaling is None else f"{self.scaling}, {origin}"
+        warnings = [f"warning: {found.name}: {found.message}" for found in self.findings if found.level == "warning"]
+        return [*warnings, f"rewards: {rewards}"]
 
     def with_support(self, support: SupportCache, energies: Tensor | None = None) -> OfflineDataModule:
         """Return a copy (sharing the buffer) with support actions and, if given, their energies (M, K).

@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.rl.arrays import NOTES, OPTIONAL, REQUIRED, BoolArray, RawArrays, check_shapes
+from cepdiff.data.rl.arrays import NOTES, OPTIONAL, REQUIRED, BoolArray, RawArrays, check_shapes, check_type
 from cepdiff.data.rl.hdf5 import open_file, read_arrays, read_flags
+from cepdiff.data.rl.storage import check_stored
 from cepdiff.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -144,9 +145,10 @@ def _dataset(demo: h5py.Group, name: str, path: Path) -> h5py.Dataset:
     item = demo.get(name)
     if not isinstance(item, h5py.Dataset):
         raise DataError(f"{path}: the array '{demo.name}/{name}' is missing; found {', '.join(sorted(demo))}")
-    if item.shape is None or item.dtype.kind not in "biuf":
-        found = "is empty" if item.shape is None else f"has type {item.dtype}"
-        raise DataError(f"{path}: '{demo.name}/{name}' {found}; expected numbers")
+    if item.shape is None:
+        raise DataError(f"{path}: '{demo.name}/{name}' is empty; expected numbers")
+    check_type(name, item.dtype, f"{path}, {demo.name}")
+    check_stored({f"{demo.name}/{name}": item}, path)
     return item
 
 
@@ -187,15 +189,16 @@ def read_npz(path: Path) -> RawArrays:
     goes_on, ends = _flags(stored, "masks", path), _flags(stored, "terminals", path)
     if "valids" in stored:
         ends = ~_flags(stored, "valids", path)
-    notes = []
+    notes, facts = [], {}
     if "rewards" not in stored:
         stored["rewards"] = (~goes_on).astype(np.float32) - 1
         notes.append("there are no rewards: they are -masks, which is -1 in each step until the task succeeds")
+        facts = {"reward_rule": "none"}  # one unit a step by construction, and returns are often equal
     if (goes_on != ends).all():
         notes.append("masks are 0 at the end of each trajectory and only there: wrong values if some were only cut")
     arrays = {name: stored[name] for name in ("observations", "actions", "rewards", *OPTIONAL) if name in stored}
     arrays |= {"terminals": ~goes_on, "timeouts": ends & goes_on}
-    return _raw(arrays, path, notes)
+    return _raw(arrays, path, notes, facts)
 
 
 _NAMES = {*REQUIRED, *OPTIONAL, "masks", "valids"}
@@ -205,18 +208,15 @@ def _stored(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file whose names are known."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: _numbers(archive[name], name, path) for name in archive.files if name in _NAMES}
+            arrays = {name: archive[name] for name in archive.files if name in _NAMES}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not an .npz archive of arrays, or truncated ({reason})") from error
-
-
-def _numbers(array: Array, name: str, path: Path) -> Array:
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: '{name}' has type {array.dtype}; expected numbers")
-    return array
+    for name, array in arrays.items():
+        check_type(name, array.dtype, str(path))
+    return arrays
 
 
 def _flags(stored: dict[str, Any], name: str, path: Path) -> BoolArray:

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from cepdiff.data.checks.findings import Finding, episodes_of, info
+from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import NOTES, RawArrays, layout_notes
 from cepdiff.data.rl.buffer import action_bounds, leading_episodes
+from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 
@@ -92,9 +93,9 @@ def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) ->
     They are drawn at random, or are the best by undiscounted return (of equal ones, the first). At least one.
     """
     episodes = episodes_of(raw)
-    count = len(episodes.lengths)
+    count, returns = len(episodes.lengths), episodes.returns(raw.rewards)
     if choose == "best":
-        order = torch.from_numpy(np.argsort(-episodes.returns, kind="stable"))
+        order = torch.from_numpy(np.argsort(-returns, kind="stable"))
         how = "the best by return"
     else:
         order = torch.randperm(count, generator=generator(seed, "fraction"))
@@ -106,6 +107,6 @@ def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) ->
         **{name: array[rows] for name, array in raw.fields.items()},
         infos={name: array[rows] for name, array in raw.infos.items()},
     )
-    worst, best = episodes.returns[chosen].min(), episodes.returns[chosen].max()
+    worst, best = returns[chosen].min(), returns[chosen].max()
     number = f"{int(chosen.sum()):,} of {count:,} episodes, {len(part):,} of {len(raw):,} rows"
     return part, info("fraction", f"{number}, {how}; returns {worst:.6g} to {best:.6g}")
