@@ -92,6 +92,14 @@ def test_a_demonstration_without_done_is_cut(make_demos: MakeDemos) -> None:
     assert TransitionBuffer.from_arrays(raw).next_index.tolist() == [1, -1, 3, -1]
 
 
+def test_next_observations_that_repeat_their_own_are_not_used(make_demos: MakeDemos) -> None:
+    arrays = demo(0, [0, 0], [0, 0])
+    repeated = {f"next_{name}": values for name, values in arrays.items() if name.startswith("obs/")}
+    raw = load_dataset(str(make_demos({"demo_0": arrays | repeated})))
+    assert raw.next_observations is None
+    assert "'next_obs' only repeat 'obs'" in raw.metadata[NOTES]
+
+
 def test_images_are_left_out_aloud(make_demos: MakeDemos) -> None:
     raw = load_dataset(str(make_demos(**{"obs/view": np.zeros((3, 4, 4, 3), np.uint8)})))
     assert raw.observations.shape == (5, 3)

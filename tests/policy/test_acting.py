@@ -205,7 +205,6 @@ def test_read_only_observations_are_not_warned_about(recwarn: pytest.WarningsRec
         (torch.zeros(S, dtype=torch.complex64), "complex64"),
         (torch.zeros(2, S).to_sparse(), "sparse"),
         (torch.zeros(S, device="meta"), "on meta"),
-        (torch.quantize_per_tensor(torch.zeros(S), 1.0, 0, torch.qint8), "qint8"),
         ([], r"shape \(1, 0\)"),
         (np.full(S, 1e300), "NaN or infinite"),
         (torch.full((S,), 1e300, dtype=torch.float64), "NaN or infinite"),

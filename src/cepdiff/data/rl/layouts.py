@@ -67,6 +67,9 @@ def read_robomimic(path: Path) -> RawArrays:
     ends = np.zeros(len(rows["rewards"]), dtype=np.bool_)
     ends[np.cumsum([len(demo["rewards"]) for demo in demos]) - 1] = True
     terminals, notes = _terminals(rows.pop("dones"), ends, rows["rewards"])
+    if np.array_equal(rows.get("next_observations", ()), rows["observations"]):
+        del rows["next_observations"]
+        notes.append("'next_obs' only repeat 'obs': the following row's observation is used instead")
     if others:
         notes.append(f"the observations leave out {', '.join(others)}: only vectors are read")
     arrays = {**rows, "terminals": terminals, "timeouts": ends & ~terminals}
