@@ -80,8 +80,9 @@ def test_check_says_how_each_finding_is_handled(
     assert shown[place + 1].strip().startswith("-> read as float32")
     assert shown[-1] == "usable"
     found = json.loads(out(capsys, "check", path, "--json"))
-    assert {"level": "warning", "name": "environment"}.items() <= found[-3].items()
-    assert "--data.env_id" in found[-3]["handling"]
+    (environment,) = (finding for finding in found if finding["name"] == "environment")
+    assert environment["level"] == "warning"
+    assert "--data.env_id" in environment["handling"]
 
 
 def test_check_draws(make_buffer: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:

@@ -395,7 +395,8 @@ def test_rows_changed_under_the_group_of_episodes_are_refused(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("source", "target", "error", "message"),
     [
-        ("a.hdf5", "b.hdf5", ConfigError, "both files"),
+        ("a.hdf5", "a.hdf5", DataError, "already exists"),
+        ("a.hdf5,a.hdf5", "minari:test/a-v0", ConfigError, "not one file in D4RL's layout"),
         ("minari:a/a-v0", "minari:test/a-v0", ConfigError, "both Minari datasets; one of them must be a .hdf5 file"),
         ("minari:test/a-v0", "a.csv", ConfigError, "expected a .hdf5 or .h5 file"),
         ("a.hdf5", "minari:test/a", DataError, "not a Minari id"),

@@ -9,11 +9,12 @@ import pytest
 
 from cepdiff.data.checks import defects
 from cepdiff.data.checks.defects import findings_of, repeated_rows
-from cepdiff.data.checks.findings import episodes_of
 from cepdiff.data.rl import arrays
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.data.rl.tasks import find_task
+from cepdiff.errors import DataError
 
 MakeRaw = Callable[..., RawArrays]
 NOTES = {"env_id": "X-v0"}  # not a task's environment, so it causes no findings
@@ -43,7 +44,10 @@ def test_episodes_are_those_of_the_buffer(make_raw: MakeRaw) -> None:
         returns, complete = buffer.episode_returns()
         assert episodes.starts.tolist() == buffer.episode_starts.tolist()
         assert (episodes.starts + episodes.lengths).tolist() == buffer.episode_ends.tolist()
-        assert (episodes.returns.tolist(), episodes.complete.tolist()) == (returns.tolist(), complete.tolist())
+        assert (episodes.returns(raw.rewards).tolist(), episodes.complete.tolist()) == (
+            returns.tolist(),
+            complete.tolist(),
+        )
     assert not make_raw().timeouts[9]
 
 
@@ -233,3 +237,35 @@ def test_one_row(make_raw: MakeRaw) -> None:
     one.next_observations = one.observations + 1
     assert set(warnings(one)) == {"ends", "observations", "actions"}
     assert findings_of(one, find_task("antmaze-umaze-v2"))
+
+
+def test_time_limits_stored_as_terminals(make_raw: MakeRaw) -> None:
+    def ends(*rows: int, **others: object) -> RawArrays:
+        return make_raw(terminals=np.isin(np.arange(10), rows), timeouts=np.zeros(10, bool), **others)
+
+    message = warnings(ends(4, 9, metadata=NOTES))["terminals"]
+    assert message.startswith("2 of 2 terminals are after exactly 5 steps, without any timeout")
+    horizon = {**NOTES, "horizon": 3}
+    assert warnings(ends(2, 3, 6, metadata=horizon))["terminals"].startswith(
+        "2 of 3 terminals are after exactly 3 steps"
+    )
+    assert "terminals" not in warnings(ends(2, 3, 6, metadata=NOTES))  # ends at different times
+    assert "terminals" not in warnings(ends(*range(10), metadata=NOTES))  # one step each: a bandit
+    flagged = ends(4, 9, metadata=NOTES)
+    flagged.timeouts[2] = True
+    assert "terminals" not in warnings(flagged)
+
+
+def test_actions_that_are_choices(make_raw: MakeRaw) -> None:
+    choices = np.arange(10)[:, None] % 3 - 1.0
+    message = warnings(make_raw(actions=choices.astype(np.float32), metadata=NOTES))["actions"]
+    assert message.startswith("all entries are one of 3 whole numbers from -1 to 1: these seem to be discrete")
+    with pytest.raises(DataError, match="'actions' has type int64: discrete actions cannot be trained on"):
+        make_raw(actions=choices.astype(np.int64))
+
+
+@pytest.mark.parametrize(("cells", "level"), [(0.5, "info"), (1.0, "warning")])
+def test_goals_that_were_left_out(make_raw: MakeRaw, cells: float, level: str) -> None:
+    (found,) = (f for f in findings_of(make_raw(metadata={**NOTES, "goal_range": cells})) if f.name == "goals")
+    assert found.level == level
+    assert "left out of the observations" in found.message + found.handling

@@ -12,7 +12,7 @@ from small_policy import HIGH, LOW, SPEC, A, S, make, normal
 
 from cepdiff.diffusion.guidance import predicted_data_logits
 from cepdiff.diffusion.sampling import sample_guided
-from cepdiff.errors import CepdiffError, DataError, RunError
+from cepdiff.errors import CepdiffError, DataError, DivergenceError, RunError
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
@@ -138,12 +138,89 @@ def test_observations_that_are_not_finite_are_refused(value: float) -> None:
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"noise": torch.zeros(2, A + 1)}, "noise"),
         ({"noise": torch.zeros(3, A)}, "noise"),
+        ({"noise": torch.tensor(0.0)}, "noise"),
+        ({"guidance_scale": "1"}, "guidance_scale"),
+        ({"guidance_scale": None}, "guidance_scale"),
     ],
-    ids=["scale of another batch", "negative scale", "scale NaN", "noise of another size", "noise of another batch"],
+    ids=[
+        "scale of another batch",
+        "negative scale",
+        "scale NaN",
+        "noise of another size",
+        "noise of another batch",
+        "one noise",
+        "text",
+        "None",
+    ],
 )
 def test_other_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(CepdiffError, match=named):
         make().act(normal(2, S), **arguments)
+
+
+VALUES = [[1.0, 2.0, 3.0], [0.0, -1.0, 4.0]]
+LAYOUTS = {
+    "lists": VALUES,
+    "tuples": tuple(map(tuple, VALUES)),
+    "list of arrays": [np.array(row) for row in VALUES],
+    "list of tensors": [torch.tensor(row) for row in VALUES],
+    "big-endian": np.array(VALUES, ">f8"),
+    "float16": np.array(VALUES, np.float16),
+    "long double": np.array(VALUES, np.longdouble),
+    "int8": np.array(VALUES, np.int8),
+    "negative strides": np.array([row[::-1] for row in VALUES])[:, ::-1],
+    "columns first": np.asfortranarray(VALUES),
+    "float16 tensor": torch.tensor(VALUES, dtype=torch.float16),
+    "integer tensor": torch.tensor(VALUES, dtype=torch.int64),
+    "tensor with a gradient": torch.tensor(VALUES, requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_observations_of_any_layout(layout: str, recwarn: pytest.WarningsRecorder) -> None:
+    observations: Any = LAYOUTS[layout]
+    expected = make().act(torch.tensor(VALUES), noise=normal(2, A))
+    actions = make().act(observations, noise=normal(2, A).numpy())
+    assert isinstance(actions, torch.Tensor if isinstance(observations, torch.Tensor) else np.ndarray)
+    assert torch.equal(torch.as_tensor(actions), expected)
+    assert not recwarn.list
+
+
+def test_read_only_observations_are_not_warned_about(recwarn: pytest.WarningsRecorder) -> None:
+    observations = np.array(VALUES, np.float32)
+    observations.flags.writeable = False
+    assert make().act(observations).shape == (2, A)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("observations", "message"),
+    [
+        ((np.zeros(S), {}), r"pair \(observation, info\), as reset\(\) returns it; pass the observation only"),
+        ([[1.0, 2.0, 3.0], [1.0]], "no array of numbers"),
+        (None, "NoneType of type object"),
+        ({"observation": np.zeros(S)}, "dict of type object"),
+        (["a", "b", "c"], "list of type <U1"),
+        (np.zeros(S, complex), "ndarray of type complex128"),
+        (torch.zeros(S, dtype=torch.complex64), "complex64"),
+        (torch.zeros(2, S).to_sparse(), "sparse"),
+        (torch.zeros(S, device="meta"), "on meta"),
+        ([], r"shape \(1, 0\)"),
+        (np.full(S, 1e300), "NaN or infinite"),
+        (torch.full((S,), 1e300, dtype=torch.float64), "NaN or infinite"),
+    ],
+)
+def test_observations_that_are_no_numbers_are_refused(observations: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        make().act(observations)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_action_that_is_not_finite_is_refused() -> None:
+    observations = np.zeros((3, S))
+    observations[1] = 3e38  # infinite once standardised
+    with pytest.raises(DivergenceError, match=r"NaN or infinite action at guidance scale 2.*far outside the data"):
+        make().act(observations, guidance_scale=torch.tensor([0.0, 2.0, 1.0]))
 
 
 def test_acting_under_inference_mode() -> None:

@@ -15,7 +15,7 @@ from cepdiff.data.rl.tasks import FAMILIES, TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
 from cepdiff.tables import Table
 
-_WHAT = "a task, a file, the name of a file in the dataset folder, or minari:ID"
+_WHAT = "a task, a file, the name of a file in the dataset folder, or minari:ID; several, separated by commas, are one"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -85,13 +85,15 @@ def info(args: argparse.Namespace) -> int:
 
 def download(args: argparse.Namespace) -> int:
     """Download a missing file and print its path."""
+    from cepdiff.data.rl.parts import part_names
     from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 
-    if args.dataset.startswith(MINARI_PREFIX):
-        place = load_dataset(args.dataset, args.dataset_dir).source
-    else:
-        place = str(resolve(args.dataset, args.dataset_dir, allow_download=True))
-    print(json.dumps({"file": place}) if args.json else place)
+    for name in part_names(args.dataset):
+        if name.startswith(MINARI_PREFIX):
+            place = load_dataset(name, args.dataset_dir).source
+        else:
+            place = str(resolve(name, args.dataset_dir, allow_download=True))
+        print(json.dumps({"file": place}) if args.json else place)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`cepdiff data convert`: lossless conversion between D4RL's layout and Minari."""
+"""`cepdiff data convert`: lossless conversion between D4RL's layout and Minari, and from other layouts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ its own ($D4RL_DATASET_DIR or ~/.d4rl/datasets; $MINARI_DATASETS_PATH or ~/.mina
 examples:
   cepdiff data convert reacher-replay minari:mine/reacher-v0
   cepdiff data convert minari:mujoco/hopper/medium-v0 hopper-medium.hdf5
+  cepdiff data convert low_dim_v15.hdf5 lift.hdf5                  from robomimic's layout
+  cepdiff data convert medium.hdf5,expert.hdf5 medium-expert.hdf5  several files in one
 """
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add `convert` to the commands of `cepdiff data`; `shared` has --dataset_dir and --json."""
-    text, raw = "convert between D4RL's HDF5 layout and Minari, without loss", argparse.RawDescriptionHelpFormatter
+    text, raw = (
+        "convert between D4RL's HDF5 layout and Minari, without loss, or from others",
+        argparse.RawDescriptionHelpFormatter,
+    )
     parser = commands.add_parser(
         "convert", help=text, description=text, epilog=_EPILOG, formatter_class=raw, parents=[shared]
     )

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cepdiff.errors import DataError
+from cepdiff.policy.checks import require_finite_actions, require_finite_observations
+from cepdiff.policy.inputs import numbers
 from cepdiff.policy.recipe import Recipe, load_sampler
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.types import DataSpec
@@ -80,23 +82,23 @@ class GuidedPolicy:
 
         `guidance_scale` is one number or one per row (B,), at least 0; 0 is the behavior policy. `noise`
         (B, `noise_size`) makes the result deterministic, else it is drawn from `generator` (torch's global one if
-        None). NumPy arrays give arrays, tensors give tensors on the policy's device.
+        None). Arrays of any number type and lists give arrays, tensors give tensors on the policy's device.
 
         Raises:
-            DataError: observations of another size, or not finite.
+            DataError: observations of another size, or no finite numbers.
+            DivergenceError: an action is NaN, because an observation is far outside the data or a network diverged.
             RunError: a scale other than 0 if the policy has no energy network.
         """
-        is_array = isinstance(observations, np.ndarray)
-        batch = torch.as_tensor(observations)
+        is_array = not isinstance(observations, Tensor)
+        batch = numbers(observations, "observations")
         single = batch.ndim == 1
         batch = batch.unsqueeze(0) if single else batch  # (S,) -> (1, S)
         size = self.spec.observation_size
         if batch.ndim != 2 or batch.shape[-1] != size:
             raise DataError(f"observations of shape {tuple(batch.shape)}; expected (B, {size}) or ({size},)")
         rows = len(batch)
-        if not bool(batch.isfinite().all()):
-            raise DataError("observations hold NaN or infinite values")
-        scale = torch.as_tensor(guidance_scale, dtype=torch.float32, device=self.device)
+        require_finite_observations(batch)
+        scale = numbers(guidance_scale, "guidance_scale").to(self.device)
         if scale.shape not in ((), (rows,)):
             raise DataError(f"guidance_scale of shape {tuple(scale.shape)}; expected one number or ({rows},)")
         if not bool(((scale >= 0) & scale.isfinite()).all()):
@@ -106,10 +108,12 @@ class GuidedPolicy:
         if noise is None:
             device = generator.device if generator else self.device
             noise = torch.randn(rows, self.noise_size, generator=generator, device=device)
-        elif noise.numel() != rows * self.noise_size or noise.shape[-1] != self.noise_size:
+        noise = numbers(noise, "noise").to(self.device)
+        if noise.numel() != rows * self.noise_size or noise.shape[-1:] != (self.noise_size,):
             raise DataError(f"noise of shape {tuple(noise.shape)}; expected ({rows}, {self.noise_size})")
-        noise = noise.to(self.device, torch.float32).reshape(rows, self.noise_size)
+        noise = noise.reshape(rows, self.noise_size)
         actions = self.in_bounds(self.sampler.sample(self.condition(batch), noise, scale))
+        require_finite_actions(actions, scale)
         actions = actions.squeeze(0) if single else actions
         return cast(Array, actions.cpu().numpy() if is_array else actions)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.errors import DataError, SimulationError
 from cepdiff.randomness import stream_seed
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, make_env
@@ -81,8 +82,7 @@ class _Replay:
 
     def __init__(self, env: Env, raw: RawArrays, states: _States, family: Family | None) -> None:
         self.env, self.raw, self.states, self.family = env, raw, states, family
-        ends = raw.terminals | raw.timeouts
-        ends[-1] = True
+        ends = episodes_of(raw).ends
         self.goes_on = ~ends
         self.episode: Rows = np.cumsum(ends) - ends
         self.has_successor = np.ones(len(raw), np.bool_) if raw.next_observations is not None else self.goes_on

@@ -7,42 +7,65 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.checks.findings import Episodes, Finding, env_id_of, episodes_of, horizon_of, info, warning
-from cepdiff.data.checks.maze_defects import maze_findings
-from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows
+from cepdiff.data.checks.findings import Finding, info, warning
+from cepdiff.data.checks.maze_defects import goal_findings, maze_findings
+from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows, layout_notes
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
-from cepdiff.data.rl.tasks import Task, task_for_env
+from cepdiff.data.rl.episodes import Episodes, episodes_of
+from cepdiff.data.rl.settings import env_id_of, horizon_of, task_of
+from cepdiff.data.rl.tasks import Task
 
 # If more than this fraction of the rows inside episodes is odd, the whole array is shifted.
 _MOST = 0.5
+# More different values of the actions are no discrete choices.
+_FEW = 64
+# With this fraction of the terminals after the same number of steps, they are a time limit.
+_NEARLY_ALL = 0.9
 
 
 def findings_of(
-    raw: RawArrays, task: Task | None = None, action_low: Bounds = None, action_high: Bounds = None
+    raw: RawArrays,
+    task: Task | None = None,
+    env_id: str | None = None,
+    action_low: Bounds = None,
+    action_high: Bounds = None,
 ) -> list[Finding]:
     """Return the findings about a dataset, grouped by subject.
 
-    Without `task`, it is looked up by the environment. Bounds are as for `TransitionBuffer.from_arrays`. Uses a few
-    numbers of memory per row; a million rows take seconds.
+    `env_id` is the user's environment; without `task`, it is looked up by the environment. Bounds are as for
+    `TransitionBuffer.from_arrays`. Uses a few numbers of memory per row; a million rows take seconds.
     """
-    env_id = env_id_of(raw, task)
-    task = task or (task_for_env(env_id) if env_id else None)
+    named = env_id_of(env_id, task, raw.metadata)
+    horizon = horizon_of(env_id, task, raw.metadata)
+    task = task_of(env_id, task, raw.metadata)
     episodes = episodes_of(raw)
     found = [
+        *_layout(raw),
         *_ends(raw, episodes),
-        *_lengths(raw, episodes, horizon_of(raw, task)),
+        *_lengths(raw, episodes, horizon),
+        *_limits_as_terminals(raw, episodes, horizon),
         *_successors(raw, episodes),
         *_duplicates(raw),
         *_actions(raw, *action_bounds(raw, action_low, action_high)),
+        *_whole_numbers(raw),
         *_constants(raw),
         *_rewards(raw, episodes),
+        *goal_findings(raw),
     ]
     if task is not None and task.max_move is not None:
         found += maze_findings(raw, task, episodes)
-    if env_id is None:
+    if named is None:
         advice = "name it with --data.env_id, or train without scores: --evaluation.episodes 0"
         found.append(warning("environment", "the environment is unknown", advice))
     return found
+
+
+def _layout(raw: RawArrays) -> Iterator[Finding]:
+    """Yield the choices that the reader of another layout made."""
+    if "observation_keys" in raw.metadata:
+        yield info("layout", f"observations are, in this order: {raw.metadata['observation_keys']}")
+    for note in layout_notes(raw):
+        yield warning("layout", note)
 
 
 def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
@@ -50,7 +73,9 @@ def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     terminals, timeouts = int(raw.terminals.sum()), int(raw.timeouts.sum())
     yield info("rows", f"{rows:,} rows in {count:,} episodes, {complete:,} complete")
     counts = f"{terminals:,} terminals, {timeouts:,} timeouts"
-    yield info("ends", counts, "both end an episode; only terminals stop bootstrapping")
+    if episodes.chained and episodes.breaks.any():
+        counts += f", {int(episodes.breaks.sum()):,} breaks in the chain of next observations"
+    yield info("ends", counts, "each ends an episode; only terminals stop bootstrapping")
     if "timeouts_from_horizon" in raw.metadata:
         cut = f"episodes are cut after {raw.metadata['timeouts_from_horizon']:,} steps, the task's limit"
         yield info("timeouts", "the file has no array 'timeouts'", cut)
@@ -86,6 +111,23 @@ def _lengths(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterato
         yield info("timeouts", message, "they end the episode, but the state after them still has a value")
 
 
+def _limits_as_terminals(raw: RawArrays, episodes: Episodes, horizon: int | None) -> Iterator[Finding]:
+    """Find time limits stored as terminals: no timeouts, and terminals at the limit, or all after the same time."""
+    lengths = episodes.lengths[raw.terminals[episodes.starts + episodes.lengths - 1]]
+    if raw.timeouts.any() or len(lengths) < 2 or lengths.max() == 1:  # one-step episodes end by themselves
+        return
+    at_limit = 0 if horizon is None else int((lengths == horizon).sum())
+    limit = horizon if at_limit > 1 else int(lengths.max())
+    count = int((lengths == limit).sum())
+    if at_limit > 1 or count >= _NEARLY_ALL * len(lengths):
+        message = f"{count:,} of {len(lengths):,} terminals are after exactly {limit:,} steps, without any timeout"
+        handling = (
+            "used as recorded: values are wrong if this is a time limit, as bootstrapping stops there; move these "
+            "flags to 'timeouts'"
+        )
+        yield warning("terminals", f"{message}: time limits are stored as terminals", handling)
+
+
 def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     cut = episodes.ends & ~raw.terminals
     if raw.next_observations is None:
@@ -96,11 +138,9 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
         return
     following, own = raw.next_observations, raw.observations
     follows, repeats = equal_rows(following[:-1], own[1:]), equal_rows(following, own)
-    inside = ~episodes.ends[:-1]
-    strange = inside & ~follows
-    if strange.any():
-        yield _strange_successors(raw, strange, repeats, int(inside.sum()))
-    limits = cut[:-1]
+    if episodes.breaks.any():
+        yield _strange_successors(raw, episodes, repeats)
+    limits = cut[:-1] & ~episodes.breaks[:-1]
     taken = int((limits & follows).sum())
     if taken:
         message = f"{taken:,} of {limits.sum():,} time limits have the following row's observation as their next one"
@@ -113,9 +153,10 @@ def _successors(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     yield from _last_successor(raw, bool(repeats[-1]))
 
 
-def _strange_successors(raw: RawArrays, strange: BoolArray, repeats: BoolArray, inside: int) -> Finding:
+def _strange_successors(raw: RawArrays, episodes: Episodes, repeats: BoolArray) -> Finding:
     assert raw.next_observations is not None
-    count = int(strange.sum())
+    strange = episodes.breaks[:-1]
+    count, inside = int(strange.sum()), int((~(raw.terminals | raw.timeouts))[:-1].sum())
     stays = int((strange & repeats[:-1]).sum())
     ahead = int((strange[:-1] & equal_rows(raw.next_observations[:-2], raw.observations[2:])).sum())
     kinds = [f"{stays:,} repeat their own observation"] * bool(stays)
@@ -124,10 +165,16 @@ def _strange_successors(raw: RawArrays, strange: BoolArray, repeats: BoolArray, 
         f"{count:,} of {inside:,} rows inside episodes have a next observation that differs from the following row"
         f"{': ' * bool(kinds)}{', '.join(kinds)}"
     )
-    if max(stays, ahead) > _MOST * inside:
-        handling = "used as recorded, which is wrong here: remove 'next_observations' to use the next row instead"
-        return warning("successors", f"{message}: the array is shifted by one row", handling)
-    return warning("successors", message, "each row keeps its own next observation")
+    if episodes.chained:
+        handling = "an episode ends at each, and counts as complete; each row keeps its own next observation"
+        return warning("successors", message, handling)
+    shifted = max(stays, ahead) > _MOST * inside
+    reason = "the array is shifted by one row" if shifted else "rows are not in time order, or in other units there"
+    handling = (
+        "used as recorded; only flags end episodes, and the reward rule return_range refuses them. Remove "
+        "'next_observations' if the rows are in time order: the next row is used then"
+    )
+    return warning("successors", f"{message}: {reason}", handling)
 
 
 def _last_successor(raw: RawArrays, repeats: bool) -> Iterator[Finding]:
@@ -198,6 +245,18 @@ def _actions(raw: RawArrays, low: FloatArray, high: FloatArray) -> Iterator[Find
         share = entries / raw.actions.size
         message = f"{share:.2%} of the action entries are at or beyond a bound, in {rows:,} rows"
         yield info("actions", message, "kept; rounding errors beyond a bound are clipped, as are the policy's samples")
+
+
+def _whole_numbers(raw: RawArrays) -> Iterator[Finding]:
+    values: set[float] = set()
+    for part in blocks(len(raw)):
+        values.update(np.unique(raw.actions[part]).tolist())
+        if len(values) > _FEW or not all(value.is_integer() for value in values):
+            return
+    if len(values) > 1:
+        span = f"{len(values)} whole numbers from {min(values):g} to {max(values):g}"
+        message = f"all entries are one of {span}: these seem to be discrete actions"
+        yield warning("actions", message, "trained as real vectors: the policy will choose numbers in between")
 
 
 def _constants(raw: RawArrays) -> Iterator[Finding]:

@@ -6,9 +6,26 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cepdiff.data.checks.findings import Episodes, Finding, info, warning
+from cepdiff.data.checks.findings import Finding, info, warning
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, first_rows
+from cepdiff.data.rl.episodes import Episodes
 from cepdiff.data.rl.tasks import Task
+
+# In cells: gymnasium-robotics moves one goal by up to a quarter of a cell to each side.
+_ONE_GOAL = 0.51
+
+
+def goal_findings(raw: RawArrays) -> Iterator[Finding]:
+    """Yield a finding about the goals that a goal-conditioned Minari dataset has besides its observations."""
+    cells = raw.metadata.get("goal_range")
+    if cells is None:
+        return
+    if cells <= _ONE_GOAL:
+        yield info("goals", "'desired_goal' is one place in all episodes", "left out of the observations, as in D4RL")
+        return
+    message = f"'desired_goal' differs by up to {cells:.1f} cells, but is left out of the observations, as in D4RL"
+    handling = "rewards depend on a goal that the critic does not see: it learns the value of being near any of them"
+    yield warning("goals", message, handling)
 
 
 def maze_findings(raw: RawArrays, task: Task, episodes: Episodes) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.checks.findings import episodes_of, horizon_of, references_of
 from cepdiff.data.rl.arrays import FloatArray, RawArrays, blocks
+from cepdiff.data.rl.episodes import episodes_of
+from cepdiff.data.rl.settings import horizon_of, references_of
 from cepdiff.data.rl.tasks import Task
 from cepdiff.figures import new_figure, save_figure
 
@@ -30,9 +31,9 @@ def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
     """Write a PNG to `path`: histograms of returns and episode lengths, and a heat map with one row per action."""
     figure = new_figure(11, 3.4)
     left, middle, right = figure.subplots(1, 3)
-    episodes, horizon = episodes_of(raw), horizon_of(raw, task)
-    references = dict(zip(("score 0", "score 100"), references_of(raw, task) or (), strict=False))
-    _histogram(left, episodes.returns, "return", references)
+    episodes, horizon = episodes_of(raw), horizon_of(None, task, raw.metadata)
+    references = dict(zip(("score 0", "score 100"), references_of(None, task, raw.metadata) or (), strict=False))
+    _histogram(left, episodes.returns(raw.rewards), "return", references)
     _histogram(middle, episodes.lengths, "length in steps", {} if horizon is None else {"limit": horizon})
     shares, edges = action_histogram(raw.actions)
     dimensions = np.arange(len(shares) + 1) - 0.5

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from cepdiff.data.checks.defects import findings_of
-from cepdiff.data.checks.findings import Finding, env_id_of, horizon_of, info, references_of
+from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
+from cepdiff.data.rl.episodes import episodes_of
+from cepdiff.data.rl.parts import part_names
+from cepdiff.data.rl.rewards import usable_scaling
+from cepdiff.data.rl.settings import env_id_of, horizon_of, references_of, settings_of
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
 from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
 
@@ -28,14 +32,13 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
     returns, complete = (tensor.numpy() for tensor in buffer.episode_returns())
     lengths = (buffer.episode_ends - buffer.episode_starts).numpy()
     follows = buffer.episode_index[1:] == buffer.episode_index[:-1]
-    jumps = follows & (buffer.next_index[:-1] >= len(buffer))
     same = equal_rows(raw.observations[1:], raw.observations[:-1]) & equal_rows(raw.actions[1:], raw.actions[:-1])
     spread = raw.observations.max(axis=0) - raw.observations.min(axis=0)
     statistics = {"mean": float(returns.mean()), "p90": float(np.quantile(returns, 0.9)), "max": float(returns.max())}
-    references = references_of(raw, task)
+    references = references_of(None, task, raw.metadata)
     return {
         "source": raw.source,
-        "env_id": env_id_of(raw, task),
+        "env_id": env_id_of(None, task, raw.metadata),
         "rows": len(buffer),
         "observation_size": buffer.states.shape[1],
         "action_size": buffer.actions.shape[1],
@@ -44,7 +47,7 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
         "terminals": int(raw.terminals.sum()),
         "timeouts": int(raw.timeouts.sum()),
         "episode_length": {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())},
-        "horizon": horizon_of(raw, task),
+        "horizon": horizon_of(None, task, raw.metadata),
         "returns": statistics,
         "normalized_returns": references
         and {name: normalized_score(value, *references) for name, value in statistics.items()},
@@ -55,7 +58,7 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
         "rows_beyond_bounds": len(beyond),
         "has_next_observations": raw.next_observations is not None,
         "unknown_successors": len(buffer) - len(buffer.transitions),
-        "successor_jumps": int(jumps.sum()),
+        "successor_jumps": int(episodes_of(raw).breaks.sum()),
         "duplicate_rows": int((same & follows.numpy()).sum()),
         "constant_observations": np.flatnonzero(spread == 0).tolist(),
         "content_hash": buffer.content_hash,
@@ -68,11 +71,14 @@ def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None
     Raises `CepdiffError` if it cannot be used for training.
     """
     raw = load_dataset(dataset, dataset_dir, allow_download=False)
-    TransitionBuffer.from_arrays(raw)  # raises for actions out of bounds, which findings_of only counts
     task = TASKS.get(dataset)
-    found = findings_of(raw, task)
-    if not dataset.startswith(MINARI_PREFIX):
-        found += file_findings(resolve(dataset, dataset_dir, allow_download=False))
+    settings = settings_of(None, task, raw.metadata)
+    # As `fit` does: raises for actions out of bounds, which findings_of only counts, and if no stage can use the rows.
+    scaling = usable_scaling(settings.reward_rule, TransitionBuffer.from_arrays(raw))
+    found = [*findings_of(raw, task), info("reward rule", f"{scaling}, {settings.origin}")]
+    for name in part_names(dataset):
+        if not name.startswith(MINARI_PREFIX):
+            found += file_findings(resolve(name, dataset_dir, allow_download=False))
     if plot is not None:
         from cepdiff.data.checks.plots import plot_data
 
@@ -84,7 +90,9 @@ def file_findings(path: Path) -> list[Finding]:
     """Return findings that only the file shows: float64 arrays and missing checksums."""
     import h5py
 
-    found = []
+    found: list[Finding] = []
+    if path.suffix == ".npz":
+        return found  # zip archives have checksums
     with h5py.File(path, "r") as file:
         stored = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
         wide = [name for name, item in stored.items() if item.dtype == np.float64]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,29 +36,23 @@ from cepdiff.data.minari.read import (
 )
 from cepdiff.data.minari.write import OWN_METADATA, Environment, bare_environment, check_minari_target, write_minari
 from cepdiff.data.rl.arrays import BLOCK_ROWS
-from cepdiff.data.rl.hdf5 import COMPRESSION, new_file, open_file, read_header, stored_metadata, write_metadata
+from cepdiff.data.rl.conversion import Conversion, bytes_of, check_target, check_unnamed, convert_files
+from cepdiff.data.rl.hdf5 import (
+    COMPRESSION,
+    new_file,
+    open_file,
+    read_header,
+    stored_metadata,
+    write_metadata,
+)
+from cepdiff.data.rl.layouts import is_robomimic
+from cepdiff.data.rl.parts import part_names
 from cepdiff.data.rl.source import MINARI_PREFIX, resolve
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, DataError
 
-_SUFFIXES = (".hdf5", ".h5")
 # (env_id, env_kwargs, module to import first) -> the environment; None if it is not installed.
 DescribeEnvironment = Callable[[str, Mapping[str, Any], str | None], Environment | None]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """Paths, rows, episodes and sizes in bytes of a conversion; `env_id` as the target names it. `env_installed`:
-    Minari can make the environment from the dataset."""
-
-    source: str
-    target: str
-    rows: int
-    episodes: int
-    source_bytes: int
-    target_bytes: int
-    env_id: str | None = None
-    env_installed: bool = False
 
 
 def convert(
@@ -74,28 +67,29 @@ def convert(
     compress: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Conversion:
-    """Convert `source` (a task, a file or `minari:ID`) to `target` (`minari:ID` or, if the source is Minari's, a file).
+    """Convert `source` (a task, a file or `minari:ID`) to `target` (`minari:ID` or a file in D4RL's layout).
 
     `dataset_dir` is the folder of tasks and files and the root of Minari's datasets; by default each has its own.
     `env_id` and `env_kwargs` are for sources that do not name their environment. The target appears only when
     complete. Raises `ConfigError` for a pair that cannot be converted, or if the source names another environment;
     `DataError` like the readers, or if the target exists (unless `overwrite`) or cannot be written.
     """
-    from_minari, to_minari = source.startswith(MINARI_PREFIX), target.startswith(MINARI_PREFIX)
-    if from_minari == to_minari:
-        raise ConfigError(
-            "source and target are both Minari datasets; one of them must be a .hdf5 file"
-            if from_minari
-            else f"source and target are both files; one of them must start with '{MINARI_PREFIX}'"
-        )
+    several = len(part_names(source)) > 1
+    from_minari, to_minari = source.startswith(MINARI_PREFIX) and not several, target.startswith(MINARI_PREFIX)
+    if from_minari and to_minari:
+        raise ConfigError("source and target are both Minari datasets; one of them must be a .hdf5 file")
+    given = {"env_id": env_id, "env_kwargs": None if env_kwargs is None else dict(env_kwargs)}
+    if not (from_minari or to_minari):
+        return convert_files(source, Path(target).expanduser(), dataset_dir, given, overwrite, compress)
     if from_minari:
-        given = {"env_id": env_id, "env_kwargs": None if env_kwargs is None else dict(env_kwargs)}
         return _to_file(source, Path(target).expanduser(), dataset_dir, given, overwrite, compress, progress)
     dataset_id = target.removeprefix(MINARI_PREFIX)
     import_minari()
     with minari_root(dataset_dir):
         check_minari_target(dataset_id, overwrite)  # before downloading gigabytes
-    path = resolve(source, dataset_dir)
+    path = source if several else resolve(source, dataset_dir)
+    if isinstance(path, str) or path.suffix == ".npz" or is_robomimic(path):
+        raise ConfigError(f"{source} is not one file in D4RL's layout: convert it to a .hdf5 file first")
     facts, module = _facts(source, path, env_id, env_kwargs)
     known = {**facts, **read_header(path)[1]}
     found = environment = None
@@ -107,7 +101,14 @@ def convert(
         path, dataset_id, dataset_dir, facts=facts, environment=environment, overwrite=overwrite, progress=progress
     )
     return Conversion(
-        str(path), str(folder), rows, episodes, _size(path), _size(folder), known.get("env_id"), found is not None
+        str(path),
+        str(folder),
+        rows,
+        episodes,
+        bytes_of(path),
+        bytes_of(folder),
+        known.get("env_id"),
+        found is not None,
     )
 
 
@@ -130,17 +131,11 @@ def _facts(
     if env_kwargs is not None:
         facts["env_kwargs"] = dict(env_kwargs)
     _, stored = read_header(path)
-    _check_unnamed(source, stored.get("env_id"), env_id, env_kwargs)
+    check_unnamed(source, stored.get("env_id"), env_id, env_kwargs)
     if "env_id" in stored:  # its arguments are for this environment
         facts.pop("env_kwargs", None)
     module = task.env_module if task is not None and {**facts, **stored}["env_id"] == task.env_id else None
     return {k: v for k, v in facts.items() if v is not None and k not in stored}, module
-
-
-def _check_unnamed(source: str, named: Any, env_id: str | None, env_kwargs: Mapping[str, Any] | None) -> None:
-    """Raise `ConfigError` if an environment is given for a source that already names one."""
-    if named is not None and (env_kwargs is not None or env_id not in (None, named)):
-        raise ConfigError(f"{source} already names its environment '{named}': remove --env_id and --env_kwargs")
 
 
 def _to_file(
@@ -152,12 +147,7 @@ def _to_file(
     compress: bool,
     progress: Progress,
 ) -> Conversion:
-    if path.suffix not in _SUFFIXES:
-        raise ConfigError(f"the target is {path}; expected a {' or '.join(_SUFFIXES)} file or {MINARI_PREFIX}ID")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected a file")
-    if path.exists() and not overwrite:
-        raise DataError(f"{path}: already exists; choose another name, or add --overwrite")
+    check_target(path, overwrite)
     with open_minari(source.removeprefix(MINARI_PREFIX), root) as dataset, new_file(path) as file:
         writer = _FileWriter(file, dataset, source, compress, progress)
         writer.write()
@@ -166,11 +156,13 @@ def _to_file(
             _copy_rest(folder / LAYOUT_FILE, file)
         derived = minari_metadata(dataset) if mark is None else {}
         named = {**derived, **stored_metadata(file)}.get("env_id")
-        _check_unnamed(source, named, **given)
+        check_unnamed(source, named, **given)
         write_metadata(file, {**(given if named is None else {}), **derived})
         episodes = len(writer.lengths)
     _, metadata = read_header(path)
-    return Conversion(source, str(path), writer.done, episodes, _size(folder), _size(path), metadata.get("env_id"))
+    return Conversion(
+        source, str(path), writer.done, episodes, bytes_of(folder), bytes_of(path), metadata.get("env_id")
+    )
 
 
 def _copy_rest(layout_file: Path, file: h5py.File) -> None:
@@ -326,8 +318,3 @@ class _FileWriter:
             own = {k: v for k, v in flat(attributes) if k not in ("id", "total_steps")}
             if own:
                 group.create_group(f"episodes/{number}").attrs.update(own)
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.arrays import RawArrays, check_type
 from cepdiff.data.rl.hdf5 import open_file, stored_metadata
+from cepdiff.data.rl.storage import refuse_foreign
 from cepdiff.errors import DataError, MissingExtraError, nearest
 
 # Key in metadata.json for the `LayoutMark` of a dataset converted from D4RL's layout.
@@ -24,6 +26,9 @@ LAYOUT_FILE = "d4rl_layout.hdf5"
 # 29 = position (2) and the rest of the ant (27), 4 = position and velocity of the ball.
 VECTOR_PARTS = {"AntMaze": ("achieved_goal", "observation"), "PointMaze": ("observation",)}
 
+# The part that is left out, and the width of a cell: goals are at cells' centres, moved by up to a quarter of a cell.
+_GOAL = "desired_goal"
+_CELLS = {"AntMaze": 4.0, "PointMaze": 1.0}
 _ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _READ_ERRORS = (OSError, ValueError, KeyError, AssertionError, ImportError, RuntimeError, IndexError, TypeError)
 
@@ -82,7 +87,11 @@ def open_minari(dataset_id: str, root: str | Path | None = None, *, allow_downlo
     with minari_root(root):
         _ensure_local(minari, dataset_id, allow_download)
         try:
-            yield minari.load_dataset(dataset_id)
+            dataset = minari.load_dataset(dataset_id)
+            for path in sorted(Path(dataset.storage.data_path).glob("*.hdf5")):
+                with h5py.File(path, "r") as file:
+                    refuse_foreign(file, path)
+            yield dataset
         except _READ_ERRORS as error:
             raise DataError(f"minari:{dataset_id}: cannot be read ({reason(error)})") from error
 
@@ -223,7 +232,10 @@ def _ensure_local(minari: Any, dataset_id: str, allow_download: bool) -> None:
 def _check_vector(source: str, kind: str, space: Any) -> None:
     shape = getattr(space, "shape", None)
     if type(space).__name__ != "Box" or shape is None or len(shape) != 1:
-        raise DataError(f"{source}: the {kind} space is {space}, expected a Box with one axis")
+        reason = ": discrete actions cannot be trained on" if "Discrete" in type(space).__name__ else ""
+        raise DataError(f"{source}: the {kind} space is {space}, expected a Box with one axis{reason}")
+    if kind == "action":
+        check_type("actions", space.dtype, source)
 
 
 def _allocate(dataset: Any, parts: tuple[str, ...], source: str) -> RawArrays:
@@ -245,6 +257,7 @@ def _allocate(dataset: Any, parts: tuple[str, ...], source: str) -> RawArrays:
 def _fill(raw: RawArrays, dataset: Any, parts: tuple[str, ...]) -> None:
     assert raw.next_observations is not None
     start = 0
+    goals: list[Array] = []  # lowest and highest of each episode
     for episode in dataset.iterate_episodes():
         stop = start + len(episode.rewards)
         if stop == start:
@@ -254,9 +267,13 @@ def _fill(raw: RawArrays, dataset: Any, parts: tuple[str, ...]) -> None:
         raw.actions[rows], raw.rewards[rows] = episode.actions, episode.rewards
         raw.terminals[rows], raw.timeouts[rows] = episode.terminations, episode.truncations
         raw.timeouts[stop - 1] |= not raw.terminals[stop - 1]
+        if parts and _GOAL in episode.observations and _GOAL not in parts:
+            goals += [episode.observations[_GOAL].min(axis=0), episode.observations[_GOAL].max(axis=0)]
         start = stop
     if start != len(raw):
         raise ValueError(f"its episodes have {start} steps, its metadata say {len(raw)}")
+    if goals:
+        raw.metadata["goal_range"] = float(np.ptp(goals, axis=0).max()) / _CELLS[dataset.env_spec.id.split("_")[0]]
 
 
 def _infos(dataset: Any, parts: tuple[str, ...], rows: int) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cepdiff.data.rl.metadata import checked_metadata
 from cepdiff.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]
@@ -19,6 +20,8 @@ OPTIONAL = ("next_observations",)
 WIDE = ("observations", "actions", "next_observations")  # (N, size); the others are (N,)
 # Large arrays are processed in blocks, so that temporaries stay small.
 BLOCK_ROWS = 65536
+# In the metadata: choices of the reader of another layout, one a line.
+NOTES = "layout_notes"
 
 
 @dataclass
@@ -26,10 +29,9 @@ class RawArrays:
     """D4RL's arrays: observations (N, S), actions (N, A) in the environment's units, rewards (N,), terminals
     and timeouts (N,), and next_observations (N, S) if the source has them.
 
-    `metadata` has plain values; this package reads `env_id`, `env_kwargs`, `horizon`, `action_low`, `action_high`,
-    `reference_min` and `reference_max`. `infos` are optional further arrays with N rows (`qpos`, `qvel`) of any type.
-    `source` names the dataset in messages. Arrays are converted to float32 or bool, and from (N, 1) to (N,), without
-    a copy if possible.
+    `metadata` has plain values, see `checked_metadata`. `infos` are optional further arrays with N rows (`qpos`,
+    `qvel`) of any type. `source` names the dataset in messages. Arrays are converted to float32 or bool, and from
+    (N, 1) to (N,), without a copy if possible.
     """
 
     observations: FloatArray
@@ -45,8 +47,7 @@ class RawArrays:
     def __post_init__(self) -> None:
         for name, array in self.fields.items():
             dtype = np.bool_ if name in ("terminals", "timeouts") else np.float32
-            if array.dtype.kind not in "biuf":
-                raise DataError(f"{self.source}: '{name}' holds {array.dtype}; expected numbers")
+            check_type(name, array.dtype, self.source)
             if dtype is np.bool_ and array.dtype != np.bool_ and (strange := (array != 0) & (array != 1)).any():
                 raise DataError(f"{self.source}: '{name}' contains {array[strange][0]}; expected only 0 and 1")
             array = np.ascontiguousarray(array, dtype=dtype)
@@ -64,12 +65,24 @@ class RawArrays:
         return {name: array for name, array in arrays.items() if array is not None}
 
     def validate(self) -> RawArrays:
-        """Return self. Raises `DataError` like `check_shapes`, or if a row is NaN or infinite."""
+        """Return self. Raises `DataError` like `check_shapes` and `checked_metadata`, or if a row is not finite."""
         check_shapes({name: array.shape for name, array in self.fields.items()}, self.source)
+        self.metadata = checked_metadata(self.metadata, self.source)
         for name, array in self.fields.items():
             if array.dtype != np.bool_:
                 _check_finite(name, array, self.source)
         return self
+
+
+def check_type(name: str, dtype: np.dtype[Any], source: str) -> None:
+    """Raise `DataError` for an array of no numbers, or for discrete actions."""
+    if dtype.kind not in "biuf":
+        raise DataError(f"{source}: '{name}' has type {dtype}; expected numbers")
+    if name == "actions" and dtype.kind != "f":
+        raise DataError(
+            f"{source}: 'actions' has type {dtype}: discrete actions cannot be trained on, as policies here are "
+            "densities of real vectors; store them as float32 if they are real numbers"
+        )
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -101,6 +114,11 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
         )
 
 
+def layout_notes(raw: RawArrays) -> list[str]:
+    """The choices that the reader of another layout made."""
+    return str(raw.metadata.get(NOTES, "")).splitlines()
+
+
 def blocks(rows: int) -> Iterator[slice]:
     """Slices that cover `rows` rows."""
     return (slice(i, min(i + BLOCK_ROWS, rows)) for i in range(0, rows, BLOCK_ROWS))
@@ -120,4 +138,7 @@ def first_rows(bad: npt.NDArray[np.int64]) -> str:
 def _check_finite(name: str, array: FloatArray, source: str) -> None:
     bad = rows_where(len(array), lambda part: ~np.isfinite(array[part]).reshape(part.stop - part.start, -1).all(axis=1))
     if len(bad):
-        raise DataError(f"{source}: '{name}' is NaN or infinite in {first_rows(bad)}; remove these rows")
+        raise DataError(
+            f"{source}: '{name}' is NaN or infinite in {first_rows(bad)}; set 'timeouts' of the row before each, so "
+            "that its episode ends there, then remove these rows: else a false transition spans the gap"
+        )

@@ -2,7 +2,8 @@
 
 "An episode ends here" and "do not bootstrap here" are two different things:
 
-- An episode ends at `terminals | timeouts` and at the last row. Returns are summed over these episodes.
+- An episode ends where `episodes_of` says: at `terminals | timeouts`, at a break in the chain of next observations,
+  and at the last row. Returns are summed over these episodes.
 - Only `terminals` stop bootstrapping. A time limit ends an episode, but the state after it still has a value.
 
 A row's successor s' is an index into `states`, -1 if unknown:
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows, rows_where
+from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 from cepdiff.types import DataSpec
@@ -45,7 +47,8 @@ class TransitionBuffer:
     states (U, S): the observations of the N rows, then the next observations that are not the following row's.
     next_index (N,): row of s' in `states`, -1 if unknown. actions (N, A) in [-1, 1]. rewards (N,), raw. terminals,
     timeouts (N,). episode_index (N,): episode of each row. episode_starts, episode_ends (E,): first row and one past
-    the last. content_hash: of the data and the bounds.
+    the last. episode_complete (E,): False for an episode that the end of the data cut. content_hash: of the data and
+    the bounds. chained: False if next observations show that episodes without flags cannot be told.
     """
 
     states: Tensor
@@ -57,9 +60,11 @@ class TransitionBuffer:
     episode_index: Tensor
     episode_starts: Tensor
     episode_ends: Tensor
+    episode_complete: Tensor
     content_hash: str
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    chained: bool = True
 
     @classmethod
     def from_arrays(cls, raw: RawArrays, action_low: Bounds = None, action_high: Bounds = None) -> TransitionBuffer:
@@ -76,11 +81,9 @@ class TransitionBuffer:
                 f"(found {found_low:g} to {found_high:g}); set the environment's bounds with "
                 "--data.action_low and --data.action_high"
             )
-        ends = raw.terminals | raw.timeouts
-        ends[-1] = True
-        episode_ends = np.flatnonzero(ends) + 1
-        lengths = np.diff(episode_ends, prepend=0)
-        states, next_index = _successors(raw, ends)
+        episodes = episodes_of(raw)
+        states, next_index = _successors(raw, episodes.ends)
+        numbers = np.arange(len(episodes.starts), dtype=np.int64)
         return cls(
             states=torch.from_numpy(states),
             next_index=torch.from_numpy(next_index),
@@ -88,12 +91,14 @@ class TransitionBuffer:
             rewards=torch.from_numpy(raw.rewards),
             terminals=torch.from_numpy(raw.terminals),
             timeouts=torch.from_numpy(raw.timeouts),
-            episode_index=torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)),
-            episode_starts=torch.from_numpy(episode_ends - lengths),
-            episode_ends=torch.from_numpy(episode_ends),
+            episode_index=torch.from_numpy(np.repeat(numbers, episodes.lengths)),
+            episode_starts=torch.from_numpy(episodes.starts),
+            episode_ends=torch.from_numpy(episodes.starts + episodes.lengths),
+            episode_complete=torch.from_numpy(episodes.complete),
             content_hash=_content_hash(raw, low, high),
             action_low=tuple(low.tolist()),
             action_high=tuple(high.tolist()),
+            chained=episodes.chained,
         )
 
     def __len__(self) -> int:
@@ -115,11 +120,10 @@ class TransitionBuffer:
         return torch.nonzero(self.next_index >= 0).squeeze(-1)
 
     def episode_returns(self) -> tuple[Tensor, Tensor]:
-        """Undiscounted returns (E,) in float64, and a mask (E,) of episodes ended by a terminal or a time limit."""
+        """Undiscounted returns (E,) in float64, and a mask (E,) of complete episodes."""
         sums = torch.zeros(self.num_episodes, dtype=torch.float64)
         sums.index_add_(0, self.episode_index, self.rewards.double())
-        last = self.episode_ends - 1
-        return sums, self.terminals[last] | self.timeouts[last]
+        return sums, self.episode_complete
 
     def spec(self, normalize: bool = False) -> DataSpec:
         """Sizes and action bounds; with `normalize`, also mean and standard deviation of the N observations.
@@ -155,11 +159,17 @@ def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -
     if max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}; expected at least 1, or null for all rows")
     order = torch.randperm(buffer.num_episodes, generator=generator(seed, "episodes"))
-    totals = (buffer.episode_ends - buffer.episode_starts)[order].cumsum(0)
-    count = int((totals - max_rows).abs().argmin()) + 1  # the total nearest to max_rows
-    chosen = torch.zeros(buffer.num_episodes, dtype=torch.bool)
-    chosen[order[:count]] = True
+    chosen = leading_episodes(order, buffer.episode_ends - buffer.episode_starts, max_rows)
     return torch.nonzero(chosen[buffer.episode_index]).squeeze(-1)
+
+
+def leading_episodes(order: Tensor, lengths: Tensor, rows: float) -> Tensor:
+    """Mask (E,) of the first episodes in `order` whose `lengths` (E,) add up to about `rows`; at least one."""
+    totals = lengths[order].cumsum(0)
+    count = int((totals - rows).abs().argmin()) + 1  # the total nearest to `rows`
+    chosen = torch.zeros(len(lengths), dtype=torch.bool)
+    chosen[order[:count]] = True
+    return chosen
 
 
 def action_bounds(raw: RawArrays, action_low: Bounds = None, action_high: Bounds = None) -> tuple[FloatArray, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,10 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.data.rl.rewards import apply_rule
-from cepdiff.data.rl.source import load_dataset, resolve
+from cepdiff.data.rl.parts import Choice, check_fraction, part_names, some_episodes
+from cepdiff.data.rl.rewards import Scaling, usable_scaling
+from cepdiff.data.rl.settings import Settings, settings_of
+from cepdiff.data.rl.source import load_dataset, resolve, short_name
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError
@@ -30,18 +31,21 @@ class OfflineDataModule(StageDataModule):
     To serve other data, subclass and override `load_buffer` or `rewards`.
 
     Args:
-        dataset: a D4RL task ("hopper-medium-v2"), a path to an HDF5 file in D4RL's layout, the name of a file in
-            `dataset_dir`, or "minari:" and a Minari dataset id.
+        dataset: a D4RL task ("hopper-medium-v2"), a path to a file in D4RL's, robomimic's or OGBench's layout, the
+            name of a file in `dataset_dir`, or "minari:" and a Minari dataset id; several, separated by commas, are
+            parts of one dataset.
         env_id: Gymnasium id of the environment to evaluate in; default: from the task or the file's metadata.
         env_kwargs: keyword arguments of the environment.
         dataset_dir: dataset folder; default: $D4RL_DATASET_DIR or ~/.d4rl/datasets.
         reward_rule: "return_range" (r * 1000 / (max return - min return)), "minus_one" (r - 1) or "none"; default:
-            the task's, else "return_range".
+            by the environment, else "return_range".
         normalize_observations: standardise observations by the buffer's mean and standard deviation.
         action_low: lower bound of the actions (a number or A of them); default: from the file's metadata, else -1.
         action_high: upper bound of the actions; default: from the file's metadata, else +1.
+        fraction: of the rows to train on, in whole episodes; 1 is all.
+        choose: these episodes: "random" (by the seed) or "best" (the highest returns).
         block_size: minibatches per `training_step`.
-        seed: of the row order.
+        seed: of the row order, and of random episodes.
     """
 
     problem = "cepdiff.problems.offline.problem.OfflineRL"
@@ -56,10 +60,14 @@ class OfflineDataModule(StageDataModule):
         normalize_observations: bool = False,
         action_low: float | list[float] | None = None,
         action_high: float | list[float] | None = None,
+        fraction: float = 1.0,
+        choose: Choice = "random",
         block_size: int = 50,
         seed: int = 0,
     ) -> None:
         super().__init__(block_size, seed)
+        check_fraction(fraction, choose)
+        self.fraction, self.choose = fraction, choose
         self.dataset = dataset
         self.env_id, self.env_kwargs = env_id, env_kwargs
         self.dataset_dir = dataset_dir
@@ -68,6 +76,7 @@ class OfflineDataModule(StageDataModule):
         self.action_low, self.action_high = action_low, action_high
         self.metadata: dict[str, Any] = {}  # of the file; set by setup()
         self.findings: list[Finding] = []  # as in `cepdiff data check`; set by setup()
+        self.scaling: Scaling | None = None  # applied by rewards(); None if a subclass does not
         self._buffer: TransitionBuffer | None = None
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
@@ -79,10 +88,13 @@ class OfflineDataModule(StageDataModule):
         return TASKS.get(self.dataset)
 
     @property
+    def settings(self) -> Settings:
+        """Reward rule, K, guidance scales and episodes, by the environment; once the data are loaded."""
+        return settings_of(self.env_id, self.task, self.metadata)
+
+    @property
     def dataset_name(self) -> str:
-        if self.dataset.startswith("minari:"):
-            return self.dataset.removeprefix("minari:").replace("/", "-")
-        return self.dataset if self.task else Path(self.dataset).stem
+        return "+".join(map(short_name, part_names(self.dataset)))
 
     @property
     def buffer(self) -> TransitionBuffer:
@@ -102,8 +114,11 @@ class OfflineDataModule(StageDataModule):
     def prepare_data(self) -> None:
         """Download a missing file; Lightning calls this on one process per node."""
         own_data = type(self).load_buffer is not OfflineDataModule.load_buffer
-        if not own_data and not self.dataset.startswith("minari:"):
-            resolve(self.dataset, self.dataset_dir, allow_download=True)
+        if own_data and self.fraction != 1:
+            raise ConfigError(f"data.fraction: {type(self).__name__} loads its own buffer, so all of it is used")
+        for name in () if own_data else part_names(self.dataset):
+            if not name.startswith("minari:"):
+                resolve(name, self.dataset_dir, allow_download=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the buffer and its rewards; only once."""
@@ -113,9 +128,12 @@ class OfflineDataModule(StageDataModule):
 
     def load_buffer(self) -> TransitionBuffer:
         """Read and validate the dataset. Override it to serve other data."""
-        raw = self.load_arrays()
+        raw, chosen = self.load_arrays(), []
+        if self.fraction != 1:
+            raw, finding = some_episodes(raw, self.fraction, self.choose, self.seed)
+            chosen = [finding]
         self.metadata = raw.metadata
-        self.findings = findings_of(raw, self.task, self.action_low, self.action_high)
+        self.findings = [*chosen, *findings_of(raw, self.task, self.env_id, self.action_low, self.action_high)]
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
 
     def load_arrays(self) -> RawArrays:
@@ -124,8 +142,15 @@ class OfflineDataModule(StageDataModule):
 
     def rewards(self) -> Tensor:
         """Return the scaled rewards (N,)."""
-        rule = self.reward_rule or (self.task.reward_rule if self.task else "return_range")
-        return apply_rule(rule, self.buffer)
+        self.scaling = usable_scaling(self.reward_rule or self.settings.reward_rule, self.buffer)
+        return self.scaling.apply(self.buffer.rewards)
+
+    def notes(self) -> list[str]:
+        """Lines to read before training: the warnings, and the reward rule with its factor and origin."""
+        origin = "given as data.reward_rule" if self.reward_rule else self.settings.origin
+        rewards = f"those of {type(self).__name__}" if self.scaling is None else f"{self.scaling}, {origin}"
+        warnings = [f"warning: {found.name}: {found.message}" for found in self.findings if found.level == "warning"]
+        return [*warnings, f"rewards: {rewards}"]
 
     def with_support(self, support: SupportCache, energies: Tensor | None = None) -> OfflineDataModule:
         """Return a copy (sharing the buffer) with support actions and, if given, their energies (M, K).

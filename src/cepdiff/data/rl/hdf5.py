@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, WIDE, BoolArray, FloatArray, RawArrays, check_shapes
+from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, WIDE, BoolArray, FloatArray, RawArrays, check_shapes, check_type
+from cepdiff.data.rl.metadata import Unreadable, checked_metadata, plain
+from cepdiff.data.rl.storage import check_stored, refuse_compressed, refuse_foreign
 from cepdiff.errors import DataError
 from cepdiff.files import path_aside
 
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-# Longer arrays in the metadata are network weights.
-_MAX_METADATA_VALUES = 256
+_MAX_METADATA_BYTES = 65536
 
 
 def read_header(path: str | Path) -> tuple[int, dict[str, Any]]:
@@ -100,16 +102,21 @@ def new_file(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
-    """Open an existing file. Raises `DataError` if it is missing, not HDF5, or found damaged while open."""
+    """Open an existing file. Raises `DataError` if it is missing, not HDF5, has data in other files, or is found
+    damaged while open."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected an HDF5 file")
     try:
+        refuse_compressed(path)
         with h5py.File(path, "r") as file:
+            refuse_foreign(file, path)
             yield file
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read it") from error
+    except BlockingIOError as error:
+        raise DataError(f"{path}: is locked, because a program has it open for writing; wait, or end it") from error
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py, for damaged bytes
         raise torn(path, error) from error
 
@@ -127,9 +134,10 @@ def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -
     if not timeouts_required and "terminals" in shapes:
         shapes.setdefault("timeouts", shapes["terminals"])
     check_shapes(shapes, str(path))
-    for name in (*REQUIRED, *OPTIONAL):
-        if name in datasets and datasets[name].dtype.kind not in "fiub":
-            raise DataError(f"{path}: '{name}' has type {datasets[name].dtype}; expected numbers")
+    rows = {name: datasets[name] for name in (*REQUIRED, *OPTIONAL) if name in datasets}
+    for name, item in rows.items():
+        check_type(name, item.dtype, str(path))
+    check_stored(rows, path)
     return datasets
 
 
@@ -177,40 +185,40 @@ def _infos(file: h5py.File, rows: int, path: Path) -> dict[str, npt.NDArray[Any]
     for name, item in arrays.items():
         if not item.shape or item.shape[0] != rows:
             raise DataError(f"{path}: 'infos/{name}' has shape {item.shape}, but 'observations' has {rows} rows")
+    check_stored(arrays, path)
     return {name: item[()] for name, item in arrays.items()}
 
 
 def stored_metadata(file: h5py.File) -> dict[str, Any]:
     """Read attributes and `metadata/` of a file as plain values, without network weights.
 
-    Raises `DataError` unless `env_id` is text and `env_kwargs` a JSON object.
+    Raises `DataError` as `checked_metadata`.
     """
-    found: dict[str, Any] = dict(file.attrs)
+    found = _attributes(file)
     group = file.get("metadata")
     if isinstance(group, h5py.Group):
-        found.update(group.attrs)
-        for name, item in group.items():
-            if isinstance(item, h5py.Dataset) and (item.size or 0) <= _MAX_METADATA_VALUES:
-                found[name] = item[()]
-    plain = {name: _plain(value) for name, value in found.items()}
-    if isinstance(plain.get("env_kwargs"), str):
-        with suppress(ValueError):
-            plain["env_kwargs"] = json.loads(plain["env_kwargs"])
-    facts = {name: value for name, value in plain.items() if value is not None}
-    for name, kind, expected in (("env_id", str, "text"), ("env_kwargs", dict, "a JSON object")):
-        if not isinstance(facts.get(name, kind()), kind):
-            raise DataError(f"{file.filename}: metadata '{name}' is {facts[name]!r}; expected {expected}")
-    return facts
+        found |= _attributes(group)
+        for name in group:
+            found[name] = _value(partial(_small, group, name))
+    return checked_metadata(found, file.filename)
 
 
-def _plain(value: Any) -> Any:
-    """Convert to a Python number, string or tuple; None for anything else."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, np.ndarray):
-        if value.ndim != 1 or value.size > _MAX_METADATA_VALUES:
-            return _plain(value[()]) if value.ndim == 0 else None
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, (str, bool, int, float)) else None
+def _attributes(item: Any) -> dict[str, Any]:
+    return {name: _value(partial(item.attrs.__getitem__, name)) for name in item.attrs}
+
+
+def _small(group: h5py.Group, name: str) -> Any:
+    """A dataset's value, if it is small: larger ones are network weights."""
+    item = group[name]
+    if not isinstance(item, h5py.Dataset) or (item.size or 0) * item.dtype.itemsize > _MAX_METADATA_BYTES:
+        return Unreadable()
+    return item[()]
+
+
+def _value(read: Callable[[], Any]) -> Any:
+    """A plain value; None for HDF5's empty one."""
+    try:
+        value = read()
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # h5py, for types that it does not know
+        return Unreadable()
+    return None if isinstance(value, h5py.Empty) else plain(value)

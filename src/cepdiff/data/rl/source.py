@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 
 from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.parts import joined, part_names
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
 
 MINARI_PREFIX = "minari:"
-_SUFFIXES = (".hdf5", ".h5")
+_SUFFIXES = (".hdf5", ".h5", ".npz")
 
 
 def dataset_folder(dataset_dir: str | Path | None = None) -> Path:
@@ -43,11 +44,18 @@ def resolve(dataset: str, dataset_dir: str | Path | None = None, *, allow_downlo
             return candidate
     files = sorted(f.name for f in home.iterdir() if f.suffix in _SUFFIXES) if home.is_dir() else []
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected an HDF5 file")
+        raise DataError(f"{path}: is a folder; expected an HDF5 or .npz file")
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
         raise DataError(f"{path}: no such file, here or in {home}.{nearest(path.name, files)}")
     known = [*TASKS, *(Path(name).stem for name in files)]
     raise ConfigError(f"unknown dataset '{dataset}': not a task, a file or in {home}.{nearest(dataset, known)}")
+
+
+def short_name(dataset: str) -> str:
+    """A dataset's name for tables and folders."""
+    if dataset.startswith(MINARI_PREFIX):
+        return dataset.removeprefix(MINARI_PREFIX).replace("/", "-")
+    return dataset if dataset in TASKS else Path(dataset).stem
 
 
 def load_dataset(
@@ -55,18 +63,22 @@ def load_dataset(
 ) -> RawArrays:
     """Load the arrays of `minari:ID` or of any dataset that `resolve` finds, optionally with its `infos`.
 
-    `dataset_dir` is the dataset folder, or Minari's root. For tasks, the environment is added to metadata without one,
-    and files without timeouts are cut at the horizon.
+    Several names, separated by commas, are parts of one dataset. `dataset_dir` is the dataset folder, or Minari's
+    root. For tasks, the environment is added to metadata without one, and files without timeouts are cut at the
+    horizon.
     """
+    if len(names := part_names(dataset)) > 1:
+        parts = (load_dataset(name, dataset_dir, allow_download=allow_download, infos=infos) for name in names)
+        return joined(list(parts))
     if dataset.startswith(MINARI_PREFIX):
         from cepdiff.data.minari.read import read_minari
 
         return read_minari(dataset.removeprefix(MINARI_PREFIX), dataset_dir, allow_download=allow_download, infos=infos)
-    from cepdiff.data.rl.hdf5 import read_arrays
+    from cepdiff.data.rl.layouts import read_file
 
     path = resolve(dataset, dataset_dir, allow_download=allow_download)
     task = TASKS.get(dataset)
-    raw = read_arrays(path, infos=infos, horizon=task.horizon if task else None)
+    raw = read_file(path, infos=infos, horizon=task.horizon if task else None)
     if task is not None:
         raw.metadata.setdefault("env_id", task.env_id)
     return raw

@@ -62,20 +62,26 @@ def find_task(name: str) -> Task:
 
 
 def task_for_env(env_id: str) -> Task | None:
-    """Return the task with its own environment `env_id` (mazes and kitchens); None for other environments."""
-    return TASKS.get(env_id.removeprefix("cepdiff/")) if env_id.startswith("cepdiff/") else None
+    """Return the task of an environment of its own: D4RL's ids, and `cepdiff/...` of mazes and kitchens; else None."""
+    task = TASKS.get(env_id.rpartition(":")[2].removeprefix("cepdiff/"))
+    return task if task is not None and task.url is not None else None
 
 
 def references_for_env(env_id: str) -> tuple[float, float] | None:
-    """(reference_min, reference_max) of a Gymnasium environment; None if unknown."""
-    entry = ENV_REFERENCE.get(env_id)
+    """(reference_min, reference_max) of an environment, Gymnasium's or D4RL's; None if unknown."""
+    entry = _reference_entry(env_id)
     return None if entry is None else entry[:2]
 
 
 def horizon_for_env(env_id: str) -> int | None:
-    """Episode limit of a Gymnasium environment in steps; None if unknown."""
-    entry = ENV_REFERENCE.get(env_id)
+    """Episode limit of an environment in steps, Gymnasium's or D4RL's; None if unknown."""
+    entry = _reference_entry(env_id)
     return None if entry is None else entry[2]
+
+
+def _reference_entry(env_id: str) -> tuple[float, float, int] | None:
+    task = task_for_env(env_id)
+    return ENV_REFERENCE.get(env_id if task is None else task.env_id)
 
 
 def normalized_score(episode_return: float, reference_min: float, reference_max: float) -> float:

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.tasks import references_for_env
+from cepdiff.data.rl.settings import Settings, references_of
 from cepdiff.errors import ConfigError
 from cepdiff.rollout.environment import check_reference, choose_environment, classic_environment
 from cepdiff.rollout.envs import EnvSpec, check_spaces, make_env
 from cepdiff.rollout.scores import Reference
 
-# For datasets that the registry does not know: the recipe's scales and number of episodes.
-DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0)
-DEFAULT_EPISODES = 10
+DEFAULT_EPISODES = Settings.evaluation_episodes
 
 
 @dataclass
@@ -23,8 +21,8 @@ class EvaluationSettings:
     """Rollouts in the environment.
 
     Args:
-        scales: guidance scales; null is the task's own list.
-        episodes: per scale; null is the task's own number, 0 never opens an environment.
+        scales: guidance scales; null is the environment's own list.
+        episodes: per scale; null is the environment's own number, 0 never opens an environment.
         every_n_steps: also evaluate every this many steps of the behavior and guidance stages; null only at the end.
         seed: of the episodes' starts and noise; null is the run's seed.
         max_envs: environments stepped side by side on a process.
@@ -74,14 +72,13 @@ def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: i
     Raises:
         SimulationError: no environment is known, it cannot be made, or its spaces are not the buffer's.
     """
-    task = data.task
-    scales = settings.scales or list(task.evaluation_scales if task else DEFAULT_SCALES)
+    scales = settings.scales or list(data.settings.evaluation_scales)
     episodes = settings.episodes
     if episodes is None:
-        episodes = task.evaluation_episodes if task else DEFAULT_EPISODES
+        episodes = data.settings.evaluation_episodes
     seed = seed if settings.seed is None else settings.seed
     environment = environment_of(data, settings.backend) if episodes else None
-    reference = reference_of(data, environment)
+    reference = reference_of(data)
     if environment is not None:
         with closing(make_env(environment)) as env:
             check_spaces(env, data.spec)
@@ -103,11 +100,7 @@ def environment_of(data: OfflineDataModule, backend: str = "gymnasium") -> EnvSp
     return classic_environment(data.dataset)
 
 
-def reference_of(data: OfflineDataModule, environment: EnvSpec | None) -> Reference | None:
-    """Reference returns: the task's, else the environment's (D4RL), else the file's own."""
-    if data.task is not None:
-        return Reference(data.task.reference_min, data.task.reference_max)
-    known = references_for_env(environment.env_id) if environment is not None else None
-    if known is None and {"reference_min", "reference_max"} <= data.metadata.keys():
-        known = float(data.metadata["reference_min"]), float(data.metadata["reference_max"])
+def reference_of(data: OfflineDataModule) -> Reference | None:
+    """Reference returns by the environment, else the file's own."""
+    known = references_of(data.env_id, data.task, data.metadata)
     return None if known is None else Reference(*known)

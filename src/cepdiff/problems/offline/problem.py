@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -89,6 +90,8 @@ class OfflineRL(GuidedProblem):
             run, self.prior, data, stages.support,
             lambda: {**self.record("solver"), "behavior_checkpoint": run.weights_hash("behavior")},
         )  # fmt: skip
+        if run.processes.is_main:
+            print("\n".join(data.notes()), file=sys.stderr)
 
     @classmethod
     def check(cls, sections: Mapping[str, Any]) -> None:
@@ -107,8 +110,9 @@ class OfflineRL(GuidedProblem):
 
     def critic_record(self) -> dict[str, Any]:
         """The reward rule concerns the critic only."""
-        rule = getattr(self.data, "reward_rule", None)
-        return {**self.record("critic"), "reward_rule": rule, "support": self.support.hash}
+        scaling = self.data.scaling
+        rule = {"reward_rule": self.data.reward_rule} if scaling is None else scaling.record
+        return {**self.record("critic"), **rule, "support": self.support.hash}
 
     def guidance_record(self) -> dict[str, Any]:
         """With the critic whose energies it learns."""

@@ -23,7 +23,6 @@ from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Stage
 
-DEFAULT_SUPPORT_ACTIONS = 16
 # Actions sampled at a time on a CPU: activations of this many rows stay in a core's cache, which is twice as fast.
 CACHED_ACTIONS = 2048
 
@@ -33,7 +32,7 @@ class SupportSettings:
     """Drawing of support actions.
 
     Args:
-        num_actions: K, at least 2; null is the task's own number (16, AntMaze 32).
+        num_actions: K, at least 2; null is 16, or 32 for AntMaze.
         max_rows: about how many rows to draw for, in whole episodes; null draws for all.
         chunk_size: states drawn at a time.
     """
@@ -64,8 +63,7 @@ class SupportStage(Stage):
         settings: SupportSettings,
         made_from: Callable[[], Mapping[str, Any]],
     ) -> None:
-        task = data.task
-        count = settings.num_actions or (task.num_support_actions if task else DEFAULT_SUPPORT_ACTIONS)
+        count = settings.num_actions or data.settings.num_support_actions
         drawn = {"num_actions": count, "max_rows": settings.max_rows}
         super().__init__(run, "support", lambda: {**made_from(), **drawn})
         self.sampler = sampler

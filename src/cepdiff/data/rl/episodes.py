@@ -1,0 +1,71 @@
+"""Where episodes end: the one home of this question, for training and for checks.
+
+An episode ends at `terminals | timeouts`, at a break in the chain of next observations, and at the last row. A break is
+a row inside an episode whose next observation is not the following row's: D4RL's `qlearning_dataset`, for instance,
+drops the rows of time limits with their flags. If most rows break the chain (shuffled rows, next observations in other
+units, a shifted array), it says nothing about episodes, and the flags alone count.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cepdiff.data.rl.arrays import BoolArray, RawArrays, blocks
+
+# Relative to a dimension's largest entry: rounding, of float64 to float32 for instance, is no break.
+_ROUNDING = 1e-6
+# With more breaks than this fraction of the rows inside episodes, next observations are no chain.
+_MOST = 0.5
+
+
+class Episodes(NamedTuple):
+    """N rows in E episodes.
+
+    ends (N,) marks last rows; starts and lengths (E,) in rows; complete (E,) is True for episodes that the end of the
+    data did not cut. breaks (N,) marks breaks in the chain of next observations, which only end episodes if `chained`:
+    False means that episodes without flags cannot be told.
+    """
+
+    ends: BoolArray
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    complete: BoolArray
+    breaks: BoolArray
+    chained: bool
+
+    def returns(self, rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Undiscounted sums (E,) of rewards (N,)."""
+        sums: npt.NDArray[np.float64] = np.add.reduceat(rewards.astype(np.float64), self.starts)
+        return sums
+
+
+def episodes_of(raw: RawArrays) -> Episodes:
+    """Split the rows into episodes."""
+    ends = raw.terminals | raw.timeouts
+    ends[-1] = True
+    inside = ~ends
+    breaks = np.zeros(len(raw), dtype=np.bool_)
+    if raw.next_observations is not None:
+        breaks[:-1] = inside[:-1] & ~_follows(raw)
+    chained = int(breaks.sum()) <= _MOST * int(inside.sum())
+    if chained:
+        ends |= breaks
+    stops = np.flatnonzero(ends) + 1
+    starts = np.concatenate(([0], stops[:-1]))
+    complete = np.ones(len(stops), dtype=np.bool_)
+    complete[-1] = raw.terminals[-1] | raw.timeouts[-1]
+    return Episodes(ends, starts, stops - starts, complete, breaks, chained)
+
+
+def _follows(raw: RawArrays) -> BoolArray:
+    """Rows (N - 1,) whose next observation is the following row's, up to rounding."""
+    assert raw.next_observations is not None
+    following, own = raw.next_observations[:-1], raw.observations[1:]
+    slack = _ROUNDING * np.maximum(raw.observations.max(axis=0), -raw.observations.min(axis=0))
+    close = np.empty(len(following), dtype=np.bool_)
+    for part in blocks(len(following)):
+        close[part] = (np.abs(following[part] - own[part]) <= slack).all(axis=1)
+    return close

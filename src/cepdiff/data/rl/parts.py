@@ -1,0 +1,112 @@
+"""Several datasets as one, and the episodes of one that make up a fraction of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from cepdiff.data.checks.findings import Finding, info
+from cepdiff.data.rl.arrays import NOTES, RawArrays, layout_notes
+from cepdiff.data.rl.buffer import action_bounds, leading_episodes
+from cepdiff.data.rl.episodes import episodes_of
+from cepdiff.errors import ConfigError, DataError
+from cepdiff.randomness import generator
+
+Choice = Literal["random", "best"]
+_BOUNDS = ("action_low", "action_high")
+_SHARED = ("env_id", "env_kwargs", "horizon", "reference_min", "reference_max")
+
+
+def part_names(dataset: str) -> list[str]:
+    """The datasets in a name: several are separated by commas."""
+    names = [name.strip() for name in dataset.split(",")]
+    if len(names) == 1 or Path(dataset).expanduser().exists():
+        return [dataset]
+    if not all(names):
+        raise ConfigError(f"the dataset '{dataset}' has an empty name between its commas")
+    return names
+
+
+def joined(parts: Sequence[RawArrays]) -> RawArrays:
+    """Return the rows of all parts, one after another; no episode goes on into the next part.
+
+    Metadata on which parts disagree are dropped. Raises `DataError` if sizes, environments or action bounds differ, or
+    only some have `next_observations`.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    for other in parts[1:]:
+        _check_alike(parts[0], other)
+    fields = {name: np.concatenate([part.fields[name] for part in parts]) for name in parts[0].fields}
+    ends = np.cumsum([len(part) for part in parts])[:-1] - 1  # the last part's own end is as in its file
+    fields["timeouts"][ends] |= ~fields["terminals"][ends]
+    infos = {
+        name: np.concatenate([part.infos[name] for part in parts])
+        for name, array in parts[0].infos.items()
+        if all(name in part.infos and part.infos[name].shape[1:] == array.shape[1:] for part in parts)
+    }
+    named: dict[str, Any] = {}
+    for part in parts:
+        named |= {key: value for key, value in part.metadata.items() if key not in named}
+    metadata = {
+        key: value
+        for key, value in named.items()
+        if key in _BOUNDS or all(part.metadata.get(key, value) == value for part in parts)
+    }
+    if notes := dict.fromkeys(note for part in parts for note in layout_notes(part)):
+        metadata[NOTES] = "\n".join(notes)
+    return RawArrays(**fields, metadata=metadata, infos=infos, source=", ".join(part.source for part in parts))
+
+
+def _check_alike(first: RawArrays, other: RawArrays) -> None:
+    expected = _facts(first)
+    for name, found in _facts(other).items():
+        if found != expected.get(name, found):
+            differ = f"{other.source} has {name} {found}, but {first.source} has {expected[name]}"
+            raise DataError(f"{differ}: the parts of a dataset must agree; train on them one by one")
+
+
+def _facts(raw: RawArrays) -> dict[str, Any]:
+    """The facts that all parts with them must share."""
+    sizes = {"observation size": raw.observations.shape[1], "action size": raw.actions.shape[1]}
+    bounds = dict(zip(_BOUNDS, (bound.tolist() for bound in action_bounds(raw)), strict=True))
+    shared = {name: raw.metadata[name] for name in _SHARED if name in raw.metadata}
+    return {"the arrays": ", ".join(raw.fields), **sizes, **bounds, **shared}
+
+
+def check_fraction(fraction: float, choose: str) -> None:
+    """Raise `ConfigError` for a fraction outside (0, 1] or an unknown choice."""
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"data.fraction is {fraction}; expected a number above 0 and up to 1")
+    if choose not in get_args(Choice):
+        raise ConfigError(f"data.choose is '{choose}'; expected {' or '.join(get_args(Choice))}")
+
+
+def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) -> tuple[RawArrays, Finding]:
+    """Return whole episodes with about `fraction` of the rows, in their order, and a finding that names them.
+
+    They are drawn at random, or are the best by undiscounted return (of equal ones, the first). At least one.
+    """
+    episodes = episodes_of(raw)
+    count, returns = len(episodes.lengths), episodes.returns(raw.rewards)
+    if choose == "best":
+        order = torch.from_numpy(np.argsort(-returns, kind="stable"))
+        how = "the best by return"
+    else:
+        order = torch.randperm(count, generator=generator(seed, "fraction"))
+        how = f"at random by seed {seed}"
+    chosen = leading_episodes(order, torch.from_numpy(episodes.lengths), fraction * len(raw)).numpy()
+    rows = np.repeat(chosen, episodes.lengths)
+    part = replace(
+        raw,
+        **{name: array[rows] for name, array in raw.fields.items()},
+        infos={name: array[rows] for name, array in raw.infos.items()},
+    )
+    worst, best = returns[chosen].min(), returns[chosen].max()
+    number = f"{int(chosen.sum()):,} of {count:,} episodes, {len(part):,} of {len(raw):,} rows"
+    return part, info("fraction", f"{number}, {how}; returns {worst:.6g} to {best:.6g}")
