@@ -52,6 +52,17 @@ def check_writable(folder: Path) -> None:
         raise OutputError(f"{folder}: cannot be written to ({error.strerror or error})") from error
 
 
+def check_output(path: Path) -> None:
+    """Raise `OutputError` if `path` cannot be written after hours of work; makes nothing, not even its folder."""
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; expected the name of a file")
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one move."""
     with written_aside(path) as file:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cepdiff.data.rl import download as module
 from cepdiff.data.rl.download import download
-from cepdiff.errors import DataError
+from cepdiff.errors import DataError, OutputError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 CHANGED = np.random.default_rng(1).bytes(3_000_000)
@@ -31,7 +36,8 @@ class Server:
     if_range: bool = True  # whether it honours If-Range
     drops: list[int] = field(default_factory=list)  # bytes after which each response breaks off
     statuses: list[int] = field(default_factory=list)  # error statuses before the first success
-    announced: int | None = None  # a false Content-Length
+    announced: int | None = None  # a false Content-Length; 0 for none at all
+    drip: int = 0  # bytes every 5 ms instead of all at once
     requests: list[str | None] = field(default_factory=list)
 
 
@@ -57,12 +63,19 @@ def server() -> Iterator[Server]:
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", str(state.announced or total - start))
+            if state.announced != 0:
+                self.send_header("Content-Length", str(state.announced or total - start))
             if state.etag:
                 self.send_header("ETag", state.etag)
+            self.send_header("Content-Type", "text/plain")
             self.end_headers()
             body = state.content[start:]
-            self.wfile.write(body[: state.drops.pop(0)] if state.drops else body)
+            with suppress(ConnectionError):  # the client may hang up
+                while state.drip and body:
+                    self.wfile.write(body[: state.drip])
+                    body = body[state.drip :]
+                    time.sleep(0.005)
+                self.wfile.write(body[: state.drops.pop(0)] if state.drops else body)
 
         def log_message(self, *args: object) -> None:
             pass
@@ -191,7 +204,7 @@ def test_out_of_reach(tmp_path: Path, url: str) -> None:
 
 def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
     (tmp_path / "new").write_text("a file")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         fetch(server, tmp_path)
 
 
@@ -201,3 +214,96 @@ def test_the_note_names_the_version(server: Server, tmp_path: Path) -> None:
         fetch(server, tmp_path, retries=0)
     note = json.loads((tmp_path / "new" / "data.hdf5.part.json").read_text())
     assert note == {"validator": '"one"', "size": len(CONTENT)}
+
+
+def test_a_drip_is_given_up(server: Server, tmp_path: Path) -> None:
+    """Each attempt receives something, but less than `MIN_RATE`: that is no progress."""
+    server.drip = 2
+    with pytest.raises(DataError, match=r"the server sent \d\d? bytes in 0 s\); download it by hand"):
+        fetch(server, tmp_path, retries=2, timeout=0.05)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("size", [None, 100_000])
+def test_a_body_without_end_is_cut(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 100_000)
+    server.announced = 0
+    with pytest.raises(DataError, match="the server sends more than 100,000 bytes"):
+        fetch(server, tmp_path, size=size)
+    assert (left_over(tmp_path), len(server.requests)) == ([], 1)
+
+
+def test_without_a_length_half_of_the_disk_stays_free(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 40_000))  # type: ignore[attr-defined]
+    server.announced = 0
+    with pytest.raises(DataError, match="the server sends more than 20,000 bytes"):
+        fetch(server, tmp_path)
+    server.announced = None
+    with pytest.raises(OutputError, match=r"data.hdf5: needs 3,000,000 bytes, but 40,000 are free"):
+        fetch(server, tmp_path)
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, "at most 1,000"), (1000, "1,000"), (4_000_000, "4,000,000")])
+def test_an_offer_of_another_size_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None, expected: str
+) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    with pytest.raises(DataError, match=f"the server offers 3,000,000 bytes of text/plain; expected {expected};"):
+        fetch(server, tmp_path, size=size)
+    assert (left_over(tmp_path), len(server.requests)) == ([], 1)
+
+
+def test_what_is_not_the_file_is_deleted(server: Server, tmp_path: Path) -> None:
+    def check(part: Path) -> None:
+        assert part.read_bytes() == CONTENT  # also what was resumed
+        raise DataError("received a cat")
+
+    server.drops = [1_000_000]
+    with pytest.raises(DataError, match=r"data.hdf5: received a cat; buy a dog$"):
+        fetch(server, tmp_path, check=check, advice="buy a dog")
+    assert (left_over(tmp_path), len(server.requests)) == ([], 2)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("name", ["data.hdf5.part", "data.hdf5.part.json"])
+def test_links_are_replaced_not_followed(server: Server, tmp_path: Path, name: str, hard: bool) -> None:
+    server.drops = [1_000_000]
+    with pytest.raises(DataError):
+        fetch(server, tmp_path, retries=0)
+    victim, link = tmp_path / "victim", tmp_path / "new" / name
+    link.rename(victim)
+    before = victim.read_bytes()
+    link.hardlink_to(victim) if hard else link.symlink_to(victim)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert victim.read_bytes() == before
+    assert left_over(tmp_path) == ["data.hdf5"]
+    assert not (tmp_path / "new" / "data.hdf5").is_symlink()
+
+
+def test_a_dangling_link_is_replaced(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "data.hdf5").symlink_to(tmp_path / "elsewhere")
+    assert not fetch(server, tmp_path).is_symlink()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_in_the_way_is_seen_first(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "new" / "data.hdf5").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"data.hdf5: is a folder"):
+        fetch(server, tmp_path)
+    assert server.requests == []
+
+
+def test_no_redirect_to_plain_http() -> None:
+    handler, request = module._NoDowngrade(), urllib.request.Request("https://a.org/x")
+    arguments = (request, None, 302, "Found", {})
+    assert handler.redirect_request(*arguments, "https://b.org/x").full_url == "https://b.org/x"
+    with pytest.raises(DataError, match=r"redirects to http://b.org/x, which is not encrypted"):
+        handler.redirect_request(*arguments, "http://b.org/x")
+    plain = urllib.request.Request("http://a.org/x")
+    assert handler.redirect_request(plain, None, 302, "Found", {}, "http://b.org/x").full_url == "http://b.org/x"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +18,7 @@ import pytest
 
 from cepdiff.cli.data import add_parser
 from cepdiff.data.checks.report import check, describe
-from cepdiff.data.rl import source
+from cepdiff.data.rl import published, source
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.source import dataset_folder, load_dataset, resolve, task_path
@@ -75,11 +77,86 @@ def test_names_that_are_nothing(home: Path, make_file: MakeFile, tmp_path: Path)
         resolve(TASK, allow_download=False)
 
 
-def test_a_task_is_downloaded(home: Path, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = replace(TASKS[TASK], url=make_file().as_uri())
-    monkeypatch.setitem(TASKS, TASK, local)
-    assert resolve(TASK) == home / "own.hdf5"
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    monkeypatch.setenv("D4RL_DATASET_URL", f"{folder.as_uri()}/")
+    return folder
+
+
+def test_a_task_is_downloaded(
+    home: Path, mirror: Path, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = make_file().read_bytes()
+    facts = published.Published(len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(published, "_table", lambda: {"gym_mujoco_v2/hopper_medium-v2.hdf5": facts})
+    served, stored = mirror / "hopper_medium-v2.hdf5", home / "hopper_medium-v2.hdf5"
+    served.write_bytes(bytes([content[0] ^ 1]) + content[1:])  # one bit
+    with pytest.raises(
+        DataError, match=rf"received a file of 4,640 bytes with SHA-256 \w{{64}}; D4RL's .* {facts.sha256};"
+    ):
+        resolve(TASK)
+    served.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"the server offers 4,639 bytes of .*; expected 4,640; set \$D4RL_DATASET_URL"):
+        resolve(TASK)
+    assert list(home.iterdir()) == []
+    served.write_bytes(content)
+    assert resolve(TASK) == stored
     assert load_dataset(TASK).metadata["env_id"] == "cepdiff/Hopper-v2"
+    assert stored.read_bytes() == content
+
+
+UNLISTED = "maze2d-umaze-v1"
+NAN = np.full(10, np.nan)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "received an empty file; expected an HDF5 file"),
+        (b"<HTML></HTML>", "received an HTML page of 13 bytes; expected"),
+        (b"not found\n", "received the text 'not found' of 10 bytes; expected"),
+        (b"\x1f\x8b\x08", "received a gzip file of 3 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "received a Git LFS pointer of 43 bytes"),
+        (
+            b"\x89HDF\r\n\x1a\n",
+            "received an HDF5 file of 8 bytes that does not hold maze2d-umaze-v1: not an HDF5 file, or",
+        ),
+        ({}, "'observations' has 2 columns; cepdiff/maze2d-umaze-v1 has 4"),
+        ({"observations": np.zeros((10, 4))}, "'actions' has 1 columns; cepdiff/maze2d-umaze-v1 has 2"),
+        ({"rewards": None}, "the array 'rewards' is missing"),
+        (
+            {"observations": np.zeros((10, 4)), "actions": np.zeros((10, 2)), "rewards": NAN},
+            "'rewards' is NaN or infinite",
+        ),
+    ],
+)
+def test_what_is_not_the_data_of_a_task_is_not_stored(
+    home: Path, mirror: Path, make_file: MakeFile, content: bytes | dict[str, object], found: str
+) -> None:
+    body = content if isinstance(content, bytes) else make_file(**content).read_bytes()
+    (mirror / "maze2d-umaze-sparse-v1.hdf5").write_bytes(body)
+    with pytest.raises(DataError) as caught:
+        resolve(UNLISTED)
+    assert found in str(caught.value)
+    assert str(caught.value).endswith("or record your own with `cepdiff collect`")
+    assert list(home.iterdir()) == []
+
+
+def test_data_of_an_unlisted_task_are_stored(home: Path, mirror: Path, make_file: MakeFile) -> None:
+    sizes = {"observations": np.zeros((10, 4)), "actions": np.zeros((10, 2)), "timeouts": None}
+    make_file(**sizes).rename(mirror / "maze2d-umaze-sparse-v1.hdf5")
+    assert load_dataset(UNLISTED).observations.shape == (10, 4)
+    assert [path.name for path in home.iterdir()] == ["maze2d-umaze-sparse-v1.hdf5"]
+
+
+def test_published_files_are_those_of_tasks() -> None:
+    known = {task.url: entry for task in TASKS.values() if (entry := published.published(task))}
+    assert len(known) == len(published._table()) == 97
+    assert all(re.fullmatch(r"[0-9a-f]{64}", entry.sha256) for entry in known.values())
+    assert len({entry.sha256 for entry in known.values()}) == 97
+    assert max(entry.size for entry in known.values()) < 10**9
 
 
 def test_embedded(monkeypatch: pytest.MonkeyPatch) -> None:

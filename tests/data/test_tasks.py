@@ -22,7 +22,7 @@ from cepdiff.data.rl.tasks import (
 )
 from cepdiff.errors import ConfigError
 
-URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+URL = "https://rail.eecs.berkeley.edu/datasets/offline_rl/"
 # One line per task, from the registrations of D4RL 1.1: name, file, returns of score 0 and 100, horizon, state.
 D4RL = dict(line.split(" ", 1) for line in Path(__file__).with_name("d4rl_tasks.txt").read_text().splitlines())
 

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import warnings
+from contextlib import closing
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import MissingExtraError, SimulationError
 from cepdiff.rollout.envs import EnvSpec, check_spaces, env_facts, make_env, make_vector_env, reset_seed
 from cepdiff.types import DataSpec
@@ -116,3 +118,11 @@ def test_reset_seed_fits_in_32_bits_and_differs():
     assert max(seeds) < 2**32
     assert max(seeds) > 2**31  # all bits are used
     assert isinstance(gym.make("Pendulum-v1").reset(seed=max(seeds))[0], np.ndarray)
+
+
+@pytest.mark.parametrize("name", {task.name.partition("-")[0]: task.name for task in TASKS.values()}.values())
+def test_the_registry_knows_the_sizes(name: str) -> None:
+    task = TASKS[name]
+    with closing(make_env(EnvSpec(task.env_id, task.env_kwargs, task.env_module))) as env:
+        sizes = env.observation_space.shape, env.action_space.shape
+    assert sizes == ((task.observation_size,), (task.action_size,))

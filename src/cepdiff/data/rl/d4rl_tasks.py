@@ -12,7 +12,7 @@ from typing import Any
 
 from cepdiff.data.rl.task import Task
 
-D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+D4RL_URL = "https://rail.eecs.berkeley.edu/datasets/offline_rl"
 # Importing it registers the environments `cepdiff/...`.
 ENV_MODULE = "cepdiff.envs"
 
@@ -28,6 +28,20 @@ _SETTINGS = {
     "adroit": ("return_range", 16, MANIPULATION_SCALES, 100),
     "kitchen": ("none", 16, MANIPULATION_SCALES, 20),
 }
+# The first word of a task's name: observation and action sizes of D4RL's environments.
+_SIZES = {
+    "halfcheetah": (17, 6),
+    "hopper": (11, 3),
+    "walker2d": (17, 6),
+    "ant": (111, 8),
+    "antmaze": (29, 8),
+    "maze2d": (4, 2),
+    "pen": (45, 24),
+    "door": (39, 28),
+    "hammer": (46, 26),
+    "relocate": (39, 30),
+    "kitchen": (60, 9),
+}
 
 
 def _task(
@@ -35,12 +49,15 @@ def _task(
 ) -> Task:
     """A task with D4RL's `file` (no suffix) in the environment `cepdiff/...` called `env_id`, else like the task."""
     reward_rule, num_support_actions, scales, episodes = _SETTINGS[family]
+    observation_size, action_size = _SIZES[name.partition("-")[0]]
     return Task(
         name=name,
         family=family,
         url=f"{D4RL_URL}/{file}.hdf5",
         env_id=f"cepdiff/{env_id or name}",
         env_module=ENV_MODULE,
+        observation_size=observation_size,
+        action_size=action_size,
         horizon=horizon,
         reference_min=references[0],
         reference_max=references[1],

@@ -1,4 +1,4 @@
-"""Download a file: resumable, with retries, size checks and an atomic rename."""
+"""Download a file: resumable, bounded in size and time, checked, and renamed only then."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import http.client
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
+import stat
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cepdiff.errors import DataError
+from cepdiff.errors import DataError, OutputError
+from cepdiff.files import check_writable, write_json
 
+MAX_BYTES = 10 * 10**9  # of a file of unknown size; D4RL's largest has 0.75 GB
+MIN_RATE = 1000  # bytes per second
 _CHUNK_BYTES = 1 << 20
 _MAX_WAIT = 60.0
 _NETWORK_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError)
+# Retrying does not help: no network, no such server, or one that is not the server it claims to be.
+_LASTING_ERRORS = (socket.gaierror, ssl.SSLCertVerificationError)
 # Temporary failures of the server.
 _RETRIED_STATUS = (408, 416, 425, 429, *range(500, 600))
 
@@ -29,49 +37,70 @@ def download(
     url: str,
     target: str | Path,
     *,
+    size: int | None = None,
+    check: Callable[[Path], None] = lambda part: None,
+    advice: str | None = None,
     retries: int = 5,
     progress: bool = True,
     timeout: float = 30.0,
     backoff: float = 1.0,
 ) -> Path:
-    """Download `url` to `target` and return `target`, which only exists once complete.
+    """Download `url` to `target` and return `target`, which only exists once complete and checked.
 
     Bytes go to `target.part`; a later call resumes there unless the server's file has changed. Failures are retried
-    after `backoff` * 1, 2, 4, ... seconds, at most `retries` times without a new byte. `timeout` is in seconds.
+    after `backoff` * 1, 2, 4, ... seconds, at most `retries` times without progress and 20 times as often in total.
+    `timeout` is in seconds; less than `MIN_RATE` over twice that time is a failure.
 
-    Raises `DataError` if the server cannot be reached, refuses (4xx), or sends a size other than announced.
+    `size` is the file's size in bytes if it is known, else at most `MAX_BYTES` are received. `check` is given the
+    complete part and raises `DataError` if it is not the file: it is deleted. `advice` ends error messages.
+
+    Raises `DataError` if the server cannot be reached, refuses (4xx), or sends something else; `OutputError` if the
+    file cannot be written or the disk is too small for it.
     """
-    fetch = _Fetch(url, Path(target), progress, timeout)
-    by_hand = f"download it by hand to {fetch.target}"
-    failures, furthest = 0, -1
+    fetch = _Fetch(url, Path(target), size, check, progress, timeout)
+    advice = advice or f"download it by hand to {fetch.target}"
+    if fetch.target.is_dir():
+        raise OutputError(f"{fetch.target}: is a folder; expected the name of a file")
+    check_writable(fetch.target.parent)
+    failures, attempts, furthest = 0, 0, fetch.received
     while True:
-        if fetch.received > furthest >= 0:
-            failures = 0
-        furthest = max(furthest, fetch.received)
+        if fetch.received >= furthest + MIN_RATE * fetch.window:
+            failures, furthest = 0, fetch.received
+        attempts += 1
         try:
-            fetch.target.parent.mkdir(parents=True, exist_ok=True)
             fetch.run()
             return fetch.target
+        except DataError as error:
+            raise DataError(f"{url}: {error}; {advice}") from error
         except urllib.error.HTTPError as error:
             if error.code not in _RETRIED_STATUS:
-                raise DataError(f"{url}: the server answered {error.code} {error.reason}; {by_hand}") from error
+                raise DataError(f"{url}: the server answered {error.code} {error.reason}; {advice}") from error
             reason = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, *_NETWORK_ERRORS) as error:
             cause = getattr(error, "reason", error)
             reason = str(cause) or type(error).__name__
-            if isinstance(cause, socket.gaierror):  # no network or no such server: retrying does not help
+            if isinstance(cause, _LASTING_ERRORS):
                 failures = retries
         except OSError as error:
-            raise DataError(f"{fetch.target}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(f"{fetch.target}: cannot be written ({error.strerror or error})") from error
         except ValueError as error:  # not a URL
-            raise DataError(f"{url}: cannot be downloaded ({error}); {by_hand}") from error
-        if failures >= retries:
-            raise DataError(f"{url}: cannot be downloaded ({reason}); {by_hand}")
+            raise DataError(f"{url}: cannot be downloaded ({error}); {advice}") from error
+        if failures >= retries or attempts >= 20 * retries:
+            raise DataError(f"{url}: cannot be downloaded ({reason}); {advice}")
         wait = min(backoff * 2**failures, _MAX_WAIT)
         if progress:
             print(f"{fetch.target.name}: {reason}; retrying in {wait:g} s", file=sys.stderr)
         time.sleep(wait)
         failures += 1
+
+
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, but not from https to anything less."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise DataError(f"the server redirects to {newurl}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @dataclass
@@ -80,6 +109,8 @@ class _Fetch:
 
     url: str
     target: Path
+    size: int | None
+    check: Callable[[Path], None]
     progress: bool
     timeout: float
 
@@ -93,11 +124,21 @@ class _Fetch:
         return self.target.with_name(self.target.name + ".part.json")
 
     @property
+    def window(self) -> float:
+        """Seconds over which the rate is measured."""
+        return 2 * self.timeout
+
+    @property
     def received(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
+        """Bytes of the part; 0 for a link, which may lead anywhere."""
+        try:
+            found = self.part.lstat()
+        except FileNotFoundError:
+            return 0
+        return found.st_size if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 else 0
 
     def run(self) -> None:
-        """Make one attempt: resume the part and rename it to the target."""
+        """Make one attempt: resume the part, check it and rename it to the target."""
         before = self._read_note()
         offset = self.received if before else 0
         request = urllib.request.Request(self.url)
@@ -106,7 +147,7 @@ class _Fetch:
             if before.get("validator"):
                 request.add_header("If-Range", before["validator"])
         try:
-            response = urllib.request.urlopen(request, timeout=self.timeout)
+            response = urllib.request.build_opener(_NoDowngrade).open(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the part is not shorter than the file: start over
                 self.discard()
@@ -117,13 +158,17 @@ class _Fetch:
             if start and (start != offset or now != before):
                 self.discard()
                 raise ConnectionError("the file on the server has changed since the download began")
-            self.note.write_text(json.dumps(now))
-            self._receive(response, start, total)
-        size = self.received
-        if total is not None and size != total:
-            if size > total:
-                self.discard()
-            raise ConnectionError(f"received {size} of {total} bytes")
+            limit = self._limit(start, total, response.headers.get_content_type())
+            write_json(self.note, now)
+            self._receive(response, start, total, limit)
+        expected = total if self.size is None else self.size
+        if expected is not None and self.received != expected:
+            raise ConnectionError(f"received {self.received} of {expected} bytes")
+        try:
+            self.check(self.part)
+        except DataError:
+            self.discard()
+            raise
         self.part.replace(self.target)
         self.note.unlink(missing_ok=True)
 
@@ -131,6 +176,20 @@ class _Fetch:
         """Delete what has been received."""
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
+
+    def _limit(self, start: int, total: int | None, kind: str) -> int:
+        """The most bytes that the whole file may have."""
+        free = shutil.disk_usage(self.target.parent).free
+        if total is None:  # the server does not say: leave half of the disk
+            return self.size or min(MAX_BYTES, start + free // 2)
+        if total != self.size if self.size is not None else total > MAX_BYTES:
+            expected = f"at most {MAX_BYTES:,}" if self.size is None else f"{self.size:,}"
+            raise DataError(f"the server offers {total:,} bytes of {kind}; expected {expected}")
+        if total - start > free:
+            raise OutputError(
+                f"{self.target}: needs {total - start:,} bytes, but {free:,} are free; choose another dataset folder"
+            )
+        return total
 
     def _read_note(self) -> dict[str, Any]:
         """The note; empty if there is none or it is damaged."""
@@ -140,19 +199,37 @@ class _Fetch:
             return {}
         return note if isinstance(note, dict) else {}
 
-    def _receive(self, response: Any, start: int, total: int | None) -> None:
+    def _receive(self, response: Any, start: int, total: int | None, limit: int) -> None:
         from tqdm import tqdm
 
         scale: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
         bar = tqdm(desc=self.target.name, initial=start, total=total, disable=not self.progress, **scale)
-        with self.part.open("ab" if start else "wb") as file, bar:
+        whole, since, counted = start, time.monotonic(), 0
+        with self._open_part(start) as file, bar:
             try:
-                while chunk := response.read(_CHUNK_BYTES):
+                while chunk := response.read1(_CHUNK_BYTES):  # returns what has arrived, however little
+                    whole, counted = whole + len(chunk), counted + len(chunk)
+                    if whole > limit:
+                        self.discard()
+                        raise DataError(f"the server sends more than {limit:,} bytes")
                     file.write(chunk)
                     bar.update(len(chunk))
+                    elapsed = time.monotonic() - since
+                    if elapsed > self.window:
+                        if counted < MIN_RATE * elapsed:
+                            raise ConnectionError(f"the server sent {counted:,} bytes in {elapsed:.0f} s")
+                        since, counted = time.monotonic(), 0
             finally:
                 file.flush()
                 os.fsync(file.fileno())
+
+    def _open_part(self, start: int) -> Any:
+        """Append to the part, or begin a new one; never write through a link."""
+        flags = os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        if start:
+            return os.fdopen(os.open(self.part, flags | os.O_APPEND), "ab")
+        self.part.unlink(missing_ok=True)
+        return os.fdopen(os.open(self.part, flags | os.O_CREAT | os.O_EXCL, 0o666), "wb")
 
 
 def _extent(response: Any) -> tuple[int, int | None]:
@@ -163,7 +240,7 @@ def _extent(response: Any) -> tuple[int, int | None]:
             raise ConnectionError("the server sent part of the file without a valid Content-Range")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length")
-    return 0, None if length is None else int(length)
+    return 0, int(length) if length and length.isdecimal() else None
 
 
 def _validator(response: Any) -> str | None:

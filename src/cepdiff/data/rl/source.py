@@ -12,6 +12,7 @@ from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
 
 MINARI_PREFIX = "minari:"
+MIRROR = "D4RL_DATASET_URL"
 _SUFFIXES = (".hdf5", ".h5", ".npz")
 
 
@@ -90,8 +91,19 @@ def _task_file(task: Task, dataset_dir: str | Path | None, allow_download: bool)
         return path
     if task.url is None:
         raise DataError(f"{path}: the file of task {task.name} is missing; reinstall cepdiff")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; expected the file of task {task.name}")
     if not allow_download:
         raise DataError(f"{path}: not downloaded yet; run cepdiff data download {task.name}")
     from cepdiff.data.rl.download import download
+    from cepdiff.data.rl.published import check_download, published
 
-    return download(task.url, path)
+    mirror, known = os.environ.get(MIRROR), published(task)
+    return download(
+        f"{mirror.rstrip('/')}/{path.name}" if mirror else task.url,
+        path,
+        size=None if known is None else known.size,
+        check=lambda part: check_download(part, task),
+        advice=f"set ${MIRROR} to the address of another folder with D4RL's files, copy the file to {path} by hand, "
+        f"use a Minari dataset ({MINARI_PREFIX}ID), or record your own with `cepdiff collect`",
+    )

@@ -23,6 +23,8 @@ class Task:
     name: str
     family: str
     env_id: str
+    observation_size: int
+    action_size: int
     horizon: int
     reference_min: float
     reference_max: float

@@ -19,6 +19,8 @@ def _embedded_tasks() -> Iterator[Task]:
         family="embedded",
         embedded="reacher-replay.hdf5",
         env_id="Reacher-v5",
+        observation_size=10,
+        action_size=2,
         horizon=50,
         reference_min=-42.109,
         reference_max=-4.577,
