@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cepdiff.files import written_aside
+from cepdiff.errors import ConfigError
+from cepdiff.files import check_output, written_aside
 
 LARGEST = 40.0  # inches
 
@@ -40,6 +41,16 @@ def shared_legend(figure: Any, panels: list[Any], columns: int = 4) -> None:
     figure.legend(
         entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
     )
+
+
+def check_figure(path: Path) -> None:
+    """Raise what `save_figure` would, before there is a figure."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    suffix = path.suffix[1:].lower()
+    if suffix and suffix not in FigureCanvasBase.get_supported_filetypes():
+        raise ConfigError(f"{path} ends with '{path.suffix}'; expected .png, .pdf, .svg or another of Matplotlib's")
+    check_output(path)
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -104,6 +104,7 @@ def test_what_cannot_be_exported(
     assert "does not exist" in complaint(capsys, run_dir.parent / "nowhere", "--format", "torch")
     assert "--opset belongs" in complaint(capsys, run_dir, "--format", "torch", "--opset", 18)
     assert "opset is 3; expected 18" in complaint(capsys, run_dir, "--format", "onnx", "--opset", 3)
+    assert "opset is 999; expected 18 to " in complaint(capsys, run_dir, "--format", "onnx", "--opset", 999)
     assert "is a folder" in complaint(capsys, run_dir, "--format", "torch", "--output", run_dir)
     assert "num_steps is 0" in complaint(capsys, run_dir, "--format", "torch", "--num_solver_steps", 0)
     images = run_dir.parent / "images"

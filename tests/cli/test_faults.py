@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,46 @@ def test_evaluate_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "there is no run folder" in complaint(capsys, "evaluate", tmp_path / "nothing")
     (tmp_path / "policy.pt").write_bytes(b"not a policy")
     assert "no policy file" in complaint(capsys, "evaluate", tmp_path)
+
+
+NOT_BELOW_A_FILE = "cannot be written (Not a directory)"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("evaluate run --output run", "run: is a folder"),
+        ("evaluate run --output run/policy.pt/x", f"run/policy.pt/x: {NOT_BELOW_A_FILE}"),
+        ("evaluate run --video run/policy.pt/x.mp4", f"run/policy.pt/x.mp4: {NOT_BELOW_A_FILE}"),
+        ("evaluate run --video x.xyz", "--video x.xyz ends with '.xyz'; expected .mp4, .mkv, .avi, .mov"),
+        ("export run --format torch --output run", "run: is a folder"),
+        ("export run --format torch --output run/policy.pt/x", NOT_BELOW_A_FILE),
+        ("sample run --output run/policy.pt/x.png", NOT_BELOW_A_FILE),
+        ("data check run/policy.pt --plot x.xyz", "x.xyz ends with '.xyz'; expected .png, "),
+        ("data check run/policy.pt --plot run/policy.pt/x.png", NOT_BELOW_A_FILE),
+        ("data replay run/policy.pt --plot x.xyz", "x.xyz ends with '.xyz'"),
+        ("data replay run/policy.pt --output run", "run: is a folder"),
+        ("collect Pendulum-v1 --kind random --output run/policy.pt", "run/policy.pt: cannot be written to"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, expected: str
+) -> None:
+    """The work would complain about its input, which is neither a policy nor a buffer."""
+    monkeypatch.chdir(tmp_path)
+    policy = tmp_path / "run" / "policy.pt"
+    policy.parent.mkdir()
+    policy.write_bytes(b"neither")
+    assert expected in complaint(capsys, *command.split())
+    assert list(policy.parent.iterdir()) == [policy]
+
+
+def test_evaluate_without_ffmpeg_says_so_before_the_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policy.pt").write_bytes(b"not a policy")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    assert "needs the extra 'video'" in complaint(capsys, "evaluate", tmp_path, "--video")
 
 
 def test_training_that_diverges_keeps_the_last_good_checkpoint(

@@ -440,4 +440,4 @@ def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     run = write_policy(tmp_path / "run", "my-task", {0.0: 1.0}, None)
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert f"--output {output} cannot be a folder" in refused(capsys, output, run)
+        assert f"{output}/report.md: cannot be written (Not a directory)" in refused(capsys, output, run)

@@ -100,7 +100,10 @@ def download(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """Print the findings; raises if the dataset is unusable."""
     from cepdiff.data.checks.report import check as find
+    from cepdiff.figures import check_figure
 
+    if args.plot:
+        check_figure(args.plot)
     findings = find(args.dataset, args.dataset_dir, args.plot)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

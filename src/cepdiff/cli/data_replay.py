@@ -34,13 +34,18 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.data.rl.source import load_dataset
     from cepdiff.data.rl.tasks import TASKS
     from cepdiff.errors import ConfigError
-    from cepdiff.files import write_json
+    from cepdiff.figures import check_figure
+    from cepdiff.files import check_output, write_json
     from cepdiff.rollout.environment import choose_environment
     from cepdiff.rollout.replay import replay
     from cepdiff.rollout.replay_report import format_replay, plot_replay
 
     if args.rows < 1:
         raise ConfigError(f"--rows is {args.rows}; expected at least 1")
+    if args.output:
+        check_output(Path(args.output))
+    if args.plot:
+        check_figure(Path(args.plot))
     env_kwargs = json_object(args.env_kwargs) if args.env_kwargs else None
     raw = load_dataset(args.dataset, args.dataset_dir, allow_download=False, infos=True)
     spec = choose_environment(args.dataset, TASKS.get(args.dataset), raw.metadata, args.env_id, env_kwargs, "--env_id")

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cepdiff.errors import ConfigError, RunError
-    from cepdiff.files import written_aside
+    from cepdiff.files import check_output, written_aside
     from cepdiff.policy.export import check, graph
     from cepdiff.policy.guided import GuidedPolicy
     from cepdiff.policy.recipe import POLICY_FILE
@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     place = Path(args.run_dir)
     folder = place if place.is_dir() else place.parent
     output = Path(args.output) if args.output else (folder / POLICY_FILE).with_suffix(graph.SUFFIXES[args.format])
-    if output.is_dir():
-        raise ConfigError(f"--output {output} is a folder; expected the name of a file")
+    check_output(output)
     if output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: use --overwrite to replace it, or --output for another place")
     policy = GuidedPolicy.from_run(place, num_solver_steps=args.num_solver_steps)

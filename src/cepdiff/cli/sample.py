@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cepdiff.errors import ConfigError
+    from cepdiff.files import check_output
     from cepdiff.policy.images import WRITERS, ImageSampler
     from cepdiff.runs.processes import Processes, TrainerSettings
 
@@ -53,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
     writer = WRITERS.get(output.suffix.lower())
     if writer is None:
         raise ConfigError(f"--output {output} ends with '{output.suffix}'; expected {' or '.join(WRITERS)}")
-    if output.is_dir():
-        raise ConfigError(f"--output {output} is a folder; expected the name of a file")
+    check_output(output)
     if output.exists() and not args.force:
         raise ConfigError(f"{output} exists: use --force to replace it, or --output for another place")
     device = Processes(TrainerSettings(args.accelerator)).device

@@ -13,11 +13,21 @@ from typing import Any
 import torch
 from gymnasium.vector import SyncVectorEnv
 
-from cepdiff.errors import MissingExtraError, SimulationError
-from cepdiff.files import path_aside
+from cepdiff.errors import ConfigError, MissingExtraError, SimulationError
+from cepdiff.files import check_output, path_aside
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.rollout import Episode, rollout
 from cepdiff.types import Policy
+
+SUFFIXES = (".mp4", ".mkv", ".avi", ".mov")  # of containers that hold H.264 wherever ffmpeg is; none is .mp4
+
+
+def check_video(path: Path) -> None:
+    """Raise what `record_video` would about its file, before any episode."""
+    if path.suffix and path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--video {path} ends with '{path.suffix}'; expected {', '.join(SUFFIXES)}")
+    _imageio()
+    check_output(path)
 
 
 def record_video(
@@ -38,11 +48,7 @@ def record_video(
         DivergenceError: as `rollout`.
         OutputError: the file cannot be written.
     """
-    try:
-        importlib.import_module("imageio_ffmpeg")
-        imageio: Any = importlib.import_module("imageio.v2")
-    except ImportError:
-        raise MissingExtraError("Writing a video", "video") from None
+    imageio = _imageio()
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default crashes without a display
 
@@ -68,3 +74,11 @@ def record_video(
     plan = [Episode(index, guidance_scale) for index in range(episodes)]
     with path_aside(path) as aside, ExitStack() as closing:
         rollout(policy, rendered, plan, seed=seed, max_envs=1, device=device, on_step=add_frame)
+
+
+def _imageio() -> Any:
+    try:
+        importlib.import_module("imageio_ffmpeg")
+        return importlib.import_module("imageio.v2")
+    except ImportError:
+        raise MissingExtraError("Writing a video", "video") from None

@@ -10,8 +10,8 @@ from typing import Any
 
 from cepdiff import __version__
 from cepdiff.components import import_class
-from cepdiff.errors import ConfigError, RunError
-from cepdiff.files import write_json, write_text
+from cepdiff.errors import RunError
+from cepdiff.files import check_output, write_json, write_text
 from cepdiff.runs.folder import EARLIER, LOCK, RunFolder
 from cepdiff.runs.results import Results
 from cepdiff.tables import Table
@@ -54,15 +54,14 @@ def report(folders: Sequence[Path], output: Path) -> list[Section]:
     Each problem compares its own runs, see `Problem.report`.
 
     Raises:
-        ConfigError: `output` cannot be a folder.
+        OutputError: nothing can be written to `output`.
         RunError: no folder is a finished run, one is missing or damaged, or two hold the same run.
     """
     runs = find_runs(folders)
     if not runs:
         raise RunError("there is no finished run among these folders; `cepdiff fit` leaves results.json at its end")
-    there = next(place for place in (output, *output.parents) if place.exists())
-    if not there.is_dir():  # said before any work; the folder is made with the first file
-        raise ConfigError(f"--output {output} cannot be a folder: {there} is a file")
+    page = output / "report.md"
+    check_output(page)
     groups: dict[Any, tuple[Any, list[Results]]] = {}
     for run in runs:
         sys.path.extend(folder for folder in run.sources if folder not in sys.path)
@@ -80,7 +79,6 @@ def report(folders: Sequence[Path], output: Path) -> list[Section]:
         "runs": [run_facts(run) for run in runs],
     }
     write_json(output / "report.json", facts)
-    page = output / "report.md"
     write_text(page, "\n\n".join(["# Report", *(section.markdown() for section in sections)]) + "\n")
     return sections
 

@@ -218,7 +218,10 @@ def _ensure_local(minari: Any, dataset_id: str, allow_download: bool) -> None:
     folder = get_dataset_path(dataset_id)
     if (folder / "data").exists():
         return
-    advice = f"run minari download {dataset_id} on a machine with network access and copy it to {folder}"
+    advice = (
+        f"run minari download {dataset_id} on a machine with network access and copy it to {folder}, take a task of "
+        "`cepdiff data list`, or record your own data with `cepdiff collect`"
+    )
     if not allow_download:
         raise DataError(
             f"minari:{dataset_id}: not in {folder.parent}; {advice}.{nearest(dataset_id, minari.list_local_datasets())}"

@@ -153,10 +153,15 @@ def onnx_file(sampler: TracedSampler, opset: int = DEFAULT_OPSET) -> bytes:
 
 def require_onnx(opset: int = DEFAULT_OPSET) -> None:
     """Raise what `onnx_file` does, before any work."""
-    if opset < MIN_OPSET:
-        raise ConfigError(f"the ONNX opset is {opset}; expected {MIN_OPSET} or later")
     if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
         raise MissingExtraError("the format onnx", "onnx")
+    if opset == DEFAULT_OPSET:
+        return
+    from onnx.defs import onnx_opset_version
+
+    newest = onnx_opset_version()
+    if not MIN_OPSET <= opset <= newest:
+        raise ConfigError(f"the ONNX opset is {opset}; expected {MIN_OPSET} to {newest}, the newest of this onnx")
 
 
 def _example_inputs(policy: GuidedPolicy, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from cepdiff.components import class_path_of
 from cepdiff.data.rl.tasks import find_task
 from cepdiff.errors import ConfigError, RunError
+from cepdiff.files import check_output
 from cepdiff.policy.engines import check_engine
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import Recipe
@@ -20,7 +21,7 @@ from cepdiff.problems.offline.problem import OfflineRL
 from cepdiff.rollout.environment import CLASSIC_MODULE, check_reference, choose_environment, classic_environment
 from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.rollout.scores import Reference, best_row, summarize
-from cepdiff.rollout.video import record_video
+from cepdiff.rollout.video import check_video, record_video
 from cepdiff.runs.processes import Processes, TrainerSettings
 from cepdiff.runs.results import Results
 
@@ -59,6 +60,7 @@ def evaluate_run(
     Raises:
         ConfigError: values out of range, or an engine or backend that does not fit.
         RunError: no run, or one without episodes.
+        OutputError: a file that cannot be written, before any episode.
     """
     place = Path(run_dir)
     if not place.exists():
@@ -70,6 +72,10 @@ def evaluate_run(
     if any(scale < 0 for scale in scales or ()):
         raise ConfigError(f"--scales {list(scales or ())}: expected numbers of 0 or more")
     check_engine(engine)
+    path = output or (place if place.is_dir() else place.parent) / "evaluation.json"
+    check_output(path)
+    if video is not None:
+        check_video(video)
     processes = Processes(TrainerSettings(accelerator, devices, strategy="auto" if devices == 1 else "ddp"))
     policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps)
     assert policy.recipe is not None
@@ -90,7 +96,6 @@ def evaluate_run(
         marks=marks(rows, evaluation.scales, None),
         about={"seeds": seeds, "num_solver_steps": policy.sampler.solver.num_steps},
     )
-    path = output or (place if place.is_dir() else place.parent) / "evaluation.json"
     processes.on_main(lambda: results.write(path))
     if video is not None and processes.is_main:
         assert evaluation.environment is not None
