@@ -204,7 +204,15 @@ def test_a_density_without_energy_needs_noise() -> None:
     assert input_names(policy, "noise") == ("noise",)
 
 
+def test_an_opset_that_the_exporter_replaces_in_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr("onnx.defs.onnx_opset_version", lambda: 999)
+    with pytest.raises(ConfigError, match=r"cannot write opset 999, it wrote 18; use --opset 18"):
+        onnx_file(trace(build("density")), opset=999)
+
+
 def test_old_opsets_are_refused() -> None:
+    pytest.importorskip("onnxscript")
     sampler: Any = None  # refused before use
     with pytest.raises(CepdiffError, match="opset is 17; expected 18"):
         onnx_file(sampler, opset=17)

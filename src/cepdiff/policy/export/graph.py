@@ -126,7 +126,7 @@ def onnx_file(sampler: TracedSampler, opset: int = DEFAULT_OPSET) -> bytes:
     """The content of an .onnx file.
 
     Raises:
-        ConfigError: an operator that ONNX lacks, or an `opset` too old.
+        ConfigError: an operator that ONNX lacks, or an `opset` that cannot be written.
         MissingExtraError: packages of the extra "onnx" are missing.
     """
     require_onnx(opset)
@@ -146,6 +146,9 @@ def onnx_file(sampler: TracedSampler, opset: int = DEFAULT_OPSET) -> bytes:
         ) from error
     assert model is not None
     proto = model.model_proto
+    written = next(entry.version for entry in proto.opset_import if not entry.domain)
+    if written != opset:  # the exporter falls back without a word
+        raise ConfigError(f"the exporter cannot write opset {opset}, it wrote {written}; use --opset {written}")
     proto.metadata_props.add(key=ONNX_METADATA, value=json.dumps(sampler.metadata))
     content: bytes = proto.SerializeToString()
     return content
