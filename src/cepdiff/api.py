@@ -96,14 +96,21 @@ def record(
     return recorder.record(env, lambda observation: np.asarray(policy(observation)), steps, seed=seed, label="record")
 
 
-def load_policy(run_dir: str | Path, device: str = "cpu", num_solver_steps: int | None = None) -> Any:
+def load_policy(
+    run_dir: str | Path,
+    device: str = "cpu",
+    num_solver_steps: int | None = None,
+    trust_sources: Sequence[str | Path] = (),
+) -> Any:
     """The `GuidedPolicy` of a run, or the `ImageSampler` of a run on images.
+
+    Your own classes are imported only from the folders `trust_sources`, which runs their code.
 
     Raises:
         RunError, ConfigError: as `GuidedPolicy.from_run`.
     """
     kind: Any = GuidedPolicy if read_recipe(run_dir)[0].image_shape is None else ImageSampler
-    return kind.from_run(run_dir, device, num_solver_steps)
+    return kind.from_run(run_dir, device, num_solver_steps, trust_sources)
 
 
 def evaluate(run_dir: str | Path, **options: Any) -> Results:
@@ -111,6 +118,8 @@ def evaluate(run_dir: str | Path, **options: Any) -> Results:
     return evaluate_run(run_dir, **options)
 
 
-def report(run_dirs: Sequence[str | Path], output: str | Path = "report") -> list[reports.Section]:
+def report(
+    run_dirs: Sequence[str | Path], output: str | Path = "report", trust_sources: Sequence[str | Path] = ()
+) -> list[reports.Section]:
     """Compare finished runs, as `cepdiff report` does: `report.md`, `report.json` and figures in `output`."""
-    return reports.report([Path(name) for name in run_dirs], Path(output))
+    return reports.report([Path(name) for name in run_dirs], Path(output), trust_sources)

@@ -5,25 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from cepdiff.errors import OutputError
+
+# Names that `path_aside` makes.
+LEFTOVER = re.compile(r"\.(?P<target>.+?)\.[0-9a-f]{8}(?P<suffix>\.[^.]*)?")
+ABANDONED = 3600.0  # seconds without a write after which nobody writes a file any more
 
 
 @contextmanager
 def path_aside(path: Path) -> Iterator[Path]:
     """Yield a name in the folder of `path`; the file written there takes the name `path` if the block succeeds.
 
-    Raises `OutputError` if it cannot be written.
+    What a killed writer of the same file left is removed. Raises `OutputError` if it cannot be written.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, lambda target, age: target == path.name and age > ABANDONED)
         try:
             yield aside
             with aside.open("rb+") as file:
@@ -33,6 +40,16 @@ def path_aside(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def remove_leftovers(folder: Path, unwanted: Callable[[str, float], bool]) -> None:
+    """Remove files that killed writers left in `folder`, if `unwanted(name of the file to be, seconds of age)`."""
+    for file in folder.glob(".*"):
+        found = LEFTOVER.fullmatch(file.name)
+        if found and Path(found["target"]).suffix == (found["suffix"] or "") and not file.is_symlink():
+            with suppress(OSError):  # its writer may finish just now
+                if file.is_file() and unwanted(found["target"], time.time() - file.stat().st_mtime):
+                    file.unlink()
 
 
 @contextmanager

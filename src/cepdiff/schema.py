@@ -14,7 +14,8 @@ T = TypeVar("T")
 def typed(kind: type[T], value: Any, where: str = "") -> T:
     """`value` as an instance of `kind`: a dataclass, a list or mapping of some type, a union, or a plain type.
 
-    Numbers must be finite, and whole where `kind` is int; keys must be text. Raises ValueError, which names the key.
+    Numbers must be finite, and whole where `kind` is int; keys must be text, as JSON has them. Raises ValueError, which
+    names the key.
     """
     found: Any = _typed(kind, value, where)
     return found  # type: ignore[no-any-return]
@@ -30,8 +31,11 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return _fields(kind, value, where)
     if origin in (list, Sequence) and isinstance(value, (list, tuple)):
         return [_typed(parts[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if origin is tuple and isinstance(value, (list, tuple)):  # of one type and any length
+        return tuple(_typed(parts[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin in (dict, Mapping) and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _typed(parts[1], item, _below(where, key)) for key, item in value.items()}
+        key_of = float if parts[0] is float else str
+        return {key_of(key): _typed(parts[1], item, _below(where, key)) for key, item in value.items()}
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if abs(value) < math.inf and abs(value) <= 1e300:
             return float(value)
@@ -41,17 +45,15 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 
 
 def _one_of(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    for kind in kinds:
-        if kind is types.NoneType or value is None:
-            if value is None and kind is types.NoneType:
-                return None
-            continue
+    if value is None and types.NoneType in kinds:
+        return None
+    for kind in (kind for kind in kinds if kind is not types.NoneType):
         try:
             return _typed(kind, value, where)
         except ValueError:
-            if len(kinds) == 2 and types.NoneType in kinds:
+            if len(kinds) == 2:  # or null: the message about the only other kind says more
                 raise
-    raise _unexpected(" or ".join(_name(kind) for kind in kinds), value, where)
+    raise _unexpected(" or ".join(map(_name, kinds)), value, where)
 
 
 def _fields(kind: Any, value: Any, where: str) -> Any:

@@ -17,6 +17,14 @@ def positive(text: str) -> int:
     return value
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names folders with the user's own classes."""
+    parser.add_argument(
+        "--trust_sources", nargs="+", action="extend", default=[], metavar="DIR",
+        help="folders whose classes the run may use, which runs their code; default: installed packages only",
+    )  # fmt: skip
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Parse the environment's arguments. Raises `ConfigError` unless they are a JSON object."""
     try:

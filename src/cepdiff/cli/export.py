@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from cepdiff.cli.arguments import add_trust
+
 EPILOG = """\
 examples:
   cepdiff export runs/hopper/0 --format onnx
@@ -42,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="compare the file with the policy, and time both (default)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(output)
     if output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: use --overwrite to replace it, or --output for another place")
-    policy = GuidedPolicy.from_run(place, num_solver_steps=args.num_solver_steps)
+    policy = GuidedPolicy.from_run(place, num_solver_steps=args.num_solver_steps, trust_sources=args.trust_sources)
     if policy.recipe is not None and policy.recipe.image_shape is not None:
         raise ConfigError(f"{place} is a run on images, which `cepdiff sample` draws; only policies are exported")
     sampler = graph.trace(policy, args.randomness)

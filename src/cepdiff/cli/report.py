@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from cepdiff.cli.arguments import add_trust
+
 EPILOG = """\
 Runs of densities and of images are compared by method (multiples of the noise floor, samples side by side), runs of
 offline RL by guidance scale (best, offline choice, regret), runs of your own problem by metric. All may be mixed;
@@ -28,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--output", default="report", metavar="DIR", help="report.md, report.json and figures; default: ./report"
     )
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.runs.report import report
 
     output = Path(args.output)
-    sections = report([Path(name) for name in args.run_dirs], output)
+    sections = report([Path(name) for name in args.run_dirs], output, args.trust_sources)
     print("\n\n".join(section.text() for section in sections))
     figures = [figure for section in sections for figure in section.figures]
     print("\n" + ", ".join([f"report {output / 'report.md'}", "report.json", *figures]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cepdiff.cli.arguments import RowBar, positive
+from cepdiff.cli.arguments import RowBar, add_trust, positive
 
 EPILOG = """\
 examples:
@@ -38,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if output.exists() and not args.force:
         raise ConfigError(f"{output} exists: use --force to replace it, or --output for another place")
     device = Processes(TrainerSettings(args.accelerator)).device
-    sampler = ImageSampler.from_run(args.run_dir, device, args.num_solver_steps)
+    sampler = ImageSampler.from_run(args.run_dir, device, args.num_solver_steps, args.trust_sources)
     bar = RowBar("sampling")
     try:
         images = sampler.sample(args.num, args.head, args.scale, args.seed, args.batch_size, bar.show)

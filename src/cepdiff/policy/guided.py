@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -119,11 +120,15 @@ class GuidedPolicy:
 
     @classmethod
     def from_run(
-        cls, run_dir: str | Path, device: torch.device | str = "cpu", num_solver_steps: int | None = None
+        cls,
+        run_dir: str | Path,
+        device: torch.device | str = "cpu",
+        num_solver_steps: int | None = None,
+        trust_sources: Sequence[str | Path] = (),
     ) -> GuidedPolicy:
         """The policy of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
 
-        Raises as `load_sampler`.
+        Your own classes are imported only from the folders `trust_sources`. Raises as `load_sampler`.
         """
-        sampler, recipe = load_sampler(run_dir, device, num_solver_steps)
+        sampler, recipe = load_sampler(run_dir, device, num_solver_steps, trust_sources)
         return cls(DataSpec.from_dict(recipe.spec), sampler, recipe)

@@ -100,13 +100,18 @@ class ImageSampler:
 
     @classmethod
     def from_run(
-        cls, run_dir: str | Path, device: torch.device | str = "cpu", num_solver_steps: int | None = None
+        cls,
+        run_dir: str | Path,
+        device: torch.device | str = "cpu",
+        num_solver_steps: int | None = None,
+        trust_sources: Sequence[str | Path] = (),
     ) -> ImageSampler:
         """The sampler of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
 
-        Raises RunError for a run that is not on images, and as `load_sampler`.
+        Your own classes are imported only from the folders `trust_sources`. Raises RunError for a run that is not on
+        images, and as `load_sampler`.
         """
-        sampler, recipe = load_sampler(run_dir, device, num_solver_steps)
+        sampler, recipe = load_sampler(run_dir, device, num_solver_steps, trust_sources)
         if recipe.image_shape is None:
             raise RunError(f"{run_dir} is no run on images; load it with GuidedPolicy.from_run")
         return cls(recipe.image_shape, recipe.head_names, sampler, recipe)

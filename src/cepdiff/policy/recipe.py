@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cepdiff.components import build
+from cepdiff.components import build, class_paths
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import EnergyObjective
-from cepdiff.errors import ConfigError, RunError
-from cepdiff.files import written_aside
+from cepdiff.errors import CepdiffError, ConfigError, RunError
+from cepdiff.files import file_hash, written_aside
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.schema import typed
+from cepdiff.seals import content_hash
+from cepdiff.trust import admit
+from cepdiff.types import DataSpec
 
 POLICY_FILE = "policy.pt"
-FORMAT = 2
+FORMAT = 3
 # Classes that may be arguments of a network, schedule, solver or objective in a file.
 PARTS = (nn.Module, NoiseSchedule)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """`Recipe.environment`, if it is not empty."""
+
+    env_id: str
+    kwargs: dict[str, Any]
+    module: str | None
+    reference: list[float] | None
+    episodes: int
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,10 +56,11 @@ class Recipe:
         solver: of the diffusion ODE.
         objective: what the energy network was trained on.
         scales: guidance scales of the run.
-        sources: folders with the user's own classes.
-        environment: env_id, kwargs, module, reference returns, episodes and seed; empty if there is none.
+        sources: folders with the user's own classes, for a message; they are imported only if the user names them.
+        environment: the fields of `Rollouts`; empty if there is none.
         head_names: names of the energies, if the energy network has heads.
         image_shape: (C, H, W) of images.
+        made_from: checkpoint, relative to the run folder -> its hash.
     """
 
     dataset: str
@@ -58,23 +75,31 @@ class Recipe:
     environment: dict[str, Any] = field(default_factory=dict)
     head_names: list[str] = field(default_factory=list)
     image_shape: list[int] | None = None
+    made_from: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sampler_hash(self) -> str:
+        """Hash of all that samples depend on besides the weights."""
+        return content_hash([self.sampler, self.networks, self.schedule, self.solver, self.objective])
 
 
 def write_recipe(path: Path, recipe: Recipe, networks: Mapping[str, nn.Module]) -> None:
-    """Write the recipe and the weights of its networks."""
+    """Write the recipe, the weights of its networks, and the hash of both."""
     weights = {
         name: {key: value.detach().cpu() for key, value in networks[name].state_dict().items()}
         for name in recipe.networks
     }
+    plain = dict(vars(recipe))
+    content = {"format": FORMAT, "recipe": plain, "weights": weights, "hash": _hash(plain, weights)}
     with written_aside(path) as file:
-        torch.save({"format": FORMAT, "recipe": dict(vars(recipe)), "weights": weights}, file)
+        torch.save(content, file)
 
 
 def read_recipe(run_dir: str | Path) -> tuple[Recipe, Mapping[str, Any], Path]:
     """The recipe, the weights and the path of the policy file at `run_dir`, a run folder or the file itself.
 
     Raises:
-        RunError: a file that is missing, torn or foreign.
+        RunError: a file that is missing, torn, foreign or changed, or not of the checkpoints in its folder.
         ConfigError: a file of another version.
     """
     path = Path(run_dir)
@@ -89,40 +114,80 @@ def read_recipe(run_dir: str | Path) -> tuple[Recipe, Mapping[str, Any], Path]:
             raise TypeError(f"holds a {type(content).__name__}")
         if content["format"] != FORMAT:
             raise ConfigError(f"{path} has format {content['format']}; this version of cepdiff reads {FORMAT}")
-        return Recipe(**content["recipe"]), content["weights"], path
+        recipe, weights = _checked(content["recipe"]), content["weights"]
+        if content["hash"] != _hash(content["recipe"], weights):
+            raise ValueError("the hash is of another content")
     except ConfigError:
         raise
     except Exception as error:  # torch.load raises many kinds on a torn or foreign file
-        raise RunError(f"{path} is no policy file of cepdiff, or is damaged; run `cepdiff fit` again") from error
+        raise RunError(
+            f"{path} is no policy file of cepdiff, or is damaged, or was changed; run `cepdiff fit` again"
+        ) from error
+    for name, known in recipe.made_from.items():
+        checkpoint = path.parent / name
+        if checkpoint.is_file() and file_hash(checkpoint) != known:
+            raise RunError(f"{path} was not made from {checkpoint}; run the same `cepdiff fit` again")
+    return recipe, weights, path
 
 
 def load_sampler(
-    run_dir: str | Path, device: torch.device | str = "cpu", num_solver_steps: int | None = None
+    run_dir: str | Path,
+    device: torch.device | str = "cpu",
+    num_solver_steps: int | None = None,
+    trust_sources: Sequence[str | Path] = (),
 ) -> tuple[GuidedSampler, Recipe]:
     """The sampler of a policy file, as its own class; `num_solver_steps` replaces the recipe's.
 
-    The file names classes, and they are imported: load files only from people whose code you would run.
+    The file names classes, and they are imported: from installed packages, and from the folders `trust_sources`.
 
     Raises:
-        ConfigError: a class that cannot be found or built, or as `read_recipe`.
+        ConfigError: a class that cannot be found, is not trusted or cannot be built, or as `read_recipe`.
         RunError: weights of other networks, or as `read_recipe`.
     """
     recipe, weights, path = read_recipe(run_dir)
-    sys.path.extend(folder for folder in recipe.sources if folder not in sys.path)
+    admit(class_paths(vars(recipe)), path, trust_sources, recipe.sources)
     solver = recipe.solver
     if num_solver_steps is not None:
         solver = {**solver, "init_args": {**solver["init_args"], "num_steps": num_solver_steps}}
     sizes = recipe.spec["observation_size"], recipe.spec["action_size"]
     networks: dict[str, nn.Module] = {}
-    for name, spec in recipe.networks.items():
-        networks[name] = build(spec, nn.Module, f"{name}.net", *sizes, parts=PARTS)
-        try:
-            networks[name].load_state_dict(weights[name])
-        except (KeyError, RuntimeError) as error:
-            raise RunError(f"{path}: the weights do not fit the networks that it names") from error
-        networks[name].to(device)
     bases: dict[str, Any] = {"schedule": NoiseSchedule, "objective": EnergyObjective}  # abstract
-    schedule, objective = (build(getattr(recipe, key), base, key, parts=PARTS) for key, base in bases.items())
-    built = build(solver, DPMSolver, "solver", parts=PARTS)
-    parts = SamplerParts(sizes[1], networks, schedule, built, objective, bool(recipe.head_names))
-    return build(recipe.sampler, GuidedSampler, "sampler", parts, parts=PARTS), recipe
+    try:
+        for name, spec in recipe.networks.items():
+            networks[name] = build(spec, nn.Module, f"{name}.net", *sizes, parts=PARTS)
+            networks[name].load_state_dict(weights[name])
+            networks[name].to(device)
+        schedule, objective = (build(getattr(recipe, key), base, key, parts=PARTS) for key, base in bases.items())
+        built = build(solver, DPMSolver, "solver", parts=PARTS)
+        parts = SamplerParts(sizes[1], networks, schedule, built, objective, bool(recipe.head_names))
+        return build(recipe.sampler, GuidedSampler, "sampler", parts, parts=PARTS), recipe
+    except CepdiffError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunError(f"{path} does not fit the classes that it names ({what[:300]})") from error
+
+
+def _checked(plain: Any) -> Recipe:
+    """The recipe, if its fields have their types and sizes; raises ValueError else."""
+    recipe = typed(Recipe, plain)
+    spec = typed(DataSpec, recipe.spec)
+    known = (spec.action_low, spec.action_high, spec.observation_mean, spec.observation_std)
+    expected = (spec.action_size, spec.action_size, spec.observation_size, spec.observation_size)
+    if any(values is not None and len(values) != size for values, size in zip(known, expected, strict=True)):
+        raise ValueError("bounds or statistics of another size")
+    if recipe.environment:
+        rollouts = typed(Rollouts, recipe.environment)
+        if rollouts.reference is not None and len(rollouts.reference) != 2:
+            raise ValueError("environment.reference has no two values")
+    return recipe
+
+
+def _hash(recipe: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Hash of a recipe in plain types and of the names, types, shapes and values of the weights."""
+    digest = hashlib.blake2b(content_hash(recipe).encode(), digest_size=8)
+    for name, values in sorted(weights.items()):
+        for key, value in sorted(values.items()):
+            digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningDataModule
@@ -13,12 +15,14 @@ from cepdiff.data.blocks import StageDataModule
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP, EnergyObjective
+from cepdiff.errors import CepdiffError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.policy.recipe import POLICY_FILE, Recipe, write_recipe
+from cepdiff.policy.recipe import POLICY_FILE, Recipe, read_recipe, write_recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.runs.folder import FINAL
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
@@ -142,6 +146,7 @@ class GuidedProblem(Problem):
             objective=self.components["guidance"].spec["init_args"]["objective"],
             scales=list(self.scales),
             sources=list(self.run.sources),
+            made_from={f"{section}/{FINAL}": self.run.weights_hash(section) for section in sorted(self.trained)},
         )
 
     def evaluation_record(self) -> dict[str, Any]:
@@ -175,6 +180,22 @@ class GuidedProblem(Problem):
         def is_complete() -> bool:
             return bool(missing) and path.is_file() and all(folder.stage(other).done for other in missing)
 
+        def write() -> None:
+            results = folder.results
+            if path.is_file() and results.is_file() and not samples_as_before(path, recipe):
+                results.unlink()
+                print(f"{path} samples in another way now: {results} was of the way before, removed", file=sys.stderr)
+            write_recipe(path, recipe, networks)
+
         if not processes.on_main(is_complete):
             recipe, networks = self.recipe(), self.networks()
-            processes.on_main(lambda: write_recipe(path, recipe, networks))
+            processes.on_main(write)
+
+
+def samples_as_before(path: Path, recipe: Recipe) -> bool:
+    """True if the policy file at `path` draws the samples that `recipe` does from the same weights."""
+    try:
+        before = read_recipe(path)[0]
+    except CepdiffError:  # it is written again, and nothing is known about the results
+        return True
+    return before.sampler_hash == recipe.sampler_hash

@@ -15,11 +15,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from cepdiff.errors import RunError
-from cepdiff.files import file_hash, write_text
+from cepdiff.files import ABANDONED, file_hash, remove_leftovers, write_text
 from cepdiff.schema import typed
 from cepdiff.seals import content_hash, read_sealed, write_sealed
 
 LOCK = ".lock"
+FINAL = "final.ckpt"
+ADOPTED = ".adopted"  # ends the name of a stage's folder while it is taken over
+OWN = (".yaml", ".json", ".npz", ".png", ".pt")  # endings of files in the run folder that `fit` writes
 FORMAT = 3  # of run folders; those of versions before 0.2 name none
 EARLIER = ("scores.json", "distances.json", "images.json")  # results of those versions
 
@@ -52,7 +55,7 @@ class StageFolder:
         self.path = run_dir / name
         self.record_file = self.path / "stage.json"
         self.last = self.path / "last.ckpt"
-        self.final = self.path / "final.ckpt"
+        self.final = self.path / FINAL
 
     @property
     def done(self) -> bool:
@@ -124,7 +127,7 @@ class StageFolder:
             return f"not taken over from {other.run_dir}: {changes[0]}"
         if changed := other.changed():
             return f"not taken over from {other.run_dir}: {changed} was changed, swapped or lost after it was made"
-        aside = self.path.with_name(f".{self.name}.adopted")
+        aside = self.path.with_name(f".{self.name}{ADOPTED}")
         shutil.rmtree(aside, ignore_errors=True)
         for name in (*other.files, other.record_file.name):
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -193,12 +196,21 @@ class RunFolder:
             raise RunError(f"{self.path} is a file; choose another --run_dir")
         if not self.path.is_dir():
             return
+        try:
+            names = [entry.name for entry in self.path.iterdir()]
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read ({error.strerror}); choose another --run_dir") from error
         if not self.config.exists():
-            foreign = [entry.name for entry in self.path.iterdir() if entry.name != LOCK]
+            foreign = [name for name in names if name != LOCK]
             if foreign:
                 raise RunError(f"{self.path} is no run folder (it holds {foreign[0]}); choose another --run_dir")
-        if any((self.path / name).exists() for name in EARLIER):
+        if any(name in EARLIER for name in names):
             raise RunError(made_by_another_version(self.path))
+        for file in (self.path / LOCK, self.config, self.results, self.samples):
+            if (file.exists() and not file.is_file()) or (file.name == LOCK and file.is_symlink()):
+                raise RunError(f"{file} is no plain file; delete it, or choose another --run_dir")
+        if self.logs.exists() and not self.logs.is_dir():
+            raise RunError(f"{self.logs} is a file; expected a folder: delete it, or choose another --run_dir")
 
     def keep(self, config: str, replace: bool = True) -> None:
         """Write the configuration of the last command that fitted, or the first one's."""
@@ -209,16 +221,28 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Make the folder and hold it for this process, so that two commands never write to one run."""
         self.check()
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0)
             lock.acquire()
         except Timeout as error:
             raise RunError(f"another command is working in {self.path}; wait for it or choose another") from error
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written to ({error.strerror or error})") from error
         try:
+            self._clean()
             yield
         finally:
             lock.release()
+
+    def _clean(self) -> None:
+        """Remove what killed commands left; others than `fit` write to the folder itself, and may do so just now."""
+        remove_leftovers(self.path, lambda target, age: age > ABANDONED or Path(target).suffix in OWN)
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                if path.name.startswith(".") and path.name.endswith(ADOPTED):
+                    shutil.rmtree(path, ignore_errors=True)
+                remove_leftovers(path, lambda target, age: True)
 
 
 def made_by_another_version(path: Path) -> str:

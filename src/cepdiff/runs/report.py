@@ -15,6 +15,7 @@ from cepdiff.files import check_output, write_json, write_text
 from cepdiff.runs.folder import EARLIER, LOCK, RunFolder
 from cepdiff.runs.results import Results
 from cepdiff.tables import Table
+from cepdiff.trust import admit
 
 NAMED = 5  # folders that a line names before it counts the rest
 
@@ -48,15 +49,20 @@ class Section:
         return "\n\n".join([f"## {self.title}", *figures, *tables, *filter(None, [self.closing])])
 
 
-def report(folders: Sequence[Path], output: Path) -> list[Section]:
+def report(folders: Sequence[Path], output: Path, trust_sources: Sequence[str | Path] = ()) -> list[Section]:
     """Compare the finished runs among `folders`: `report.md`, `report.json` and figures in `output`.
 
-    Each problem compares its own runs, see `Problem.report`.
+    Each problem compares its own runs, see `Problem.report`; your own problems are imported only from the folders
+    `trust_sources`.
 
     Raises:
         OutputError: nothing can be written to `output`.
+        ConfigError: a problem is not trusted.
         RunError: no folder is a finished run, one is missing or damaged, or two hold the same run.
     """
+    from cepdiff.runs.problem import Problem  # it compares runs with this module
+
+    base: Any = Problem
     runs = find_runs(folders)
     if not runs:
         raise RunError("there is no finished run among these folders; `cepdiff fit` leaves results.json at its end")
@@ -64,10 +70,8 @@ def report(folders: Sequence[Path], output: Path) -> list[Section]:
     check_output(page)
     groups: dict[Any, tuple[Any, list[Results]]] = {}
     for run in runs:
-        sys.path.extend(folder for folder in run.sources if folder not in sys.path)
-        problem: Any = import_class(run.problem, object, str(run.folder))
-        if not hasattr(problem, "report"):
-            raise RunError(f"{run.folder}: {run.problem} is no problem")
+        admit([run.problem], run.folder / "results.json", trust_sources, run.sources)
+        problem = import_class(run.problem, base, str(run.folder))
         groups.setdefault(problem.report.__func__, (problem, []))[1].append(run)  # also subclasses with the same report
     sections: list[Section] = []
     for problem, here in groups.values():
@@ -96,7 +100,8 @@ def find_runs(folders: Iterable[Path]) -> list[Results]:
         if not folder.exists():
             raise RunError(f"there is no run folder {folder}")
         if run.results.is_file():
-            found.append(Results.read(run.results))
+            found.append(results := Results.read(run.results))
+            results.check_folder()
             continue
         if any((folder / name).is_file() for name in EARLIER):
             why = "made by an earlier version of cepdiff, skipped (run `cepdiff fit` with another --run_dir)"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 from cepdiff import __version__
 from cepdiff.errors import RunError
-from cepdiff.files import write_json
-from cepdiff.runs.folder import FORMAT, differences
+from cepdiff.files import file_hash
+from cepdiff.runs.folder import FINAL, FORMAT, StageFolder, differences
+from cepdiff.schema import typed
+from cepdiff.seals import read_sealed, write_sealed
 from cepdiff.tables import Table, finite, number
+
+SAMPLES = ".npz"  # files of samples, which reports read
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Row:
 
     scale: float
     metric: str
-    value: float
+    value: float = math.nan
     head: str = ""
     error: float | None = None
     floor: float | None = None
@@ -69,6 +71,7 @@ class Results:
         seconds: wall clock of each stage.
         made_from: the record of the evaluation.
         sources: folders with the user's own classes.
+        files: name -> hash of each file of samples that was written with the results.
         folder: of the run; not in the file.
     """
 
@@ -86,6 +89,7 @@ class Results:
     seconds: Mapping[str, float] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
     sources: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
 
     @property
@@ -138,41 +142,53 @@ class Results:
         plain = {key: value for key, value in vars(self).items() if key not in ("rows", "marks", "folder")}
         rows = [row.to_json() for row in self.rows]
         marks = {f"{scale:g}": mark for scale, mark in self.marks.items()}
-        write_json(path, {"format": FORMAT, "cepdiff": __version__, **plain, "marks": marks, "rows": rows})
+        write_sealed(path, {"format": FORMAT, "cepdiff": __version__, **plain, "marks": marks, "rows": rows})
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """The results in a file; raises RunError if it is damaged or of another version."""
+        """The results in a file; raises RunError if it is damaged, was changed, or is of another version."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
+            content = read_sealed(path, FORMAT)
+            if content is None:
                 raise RunError(f"{path} was written by another version of cepdiff; delete it to evaluate again")
-            rows = [Row(**{key: _value(key, row[key]) for key in Row.__annotations__}) for row in content["rows"]]
-            marks = {float(scale): str(mark) for scale, mark in content["marks"].items()}
-            columns = {str(metric): (str(title), str(form)) for metric, (title, form) in content["columns"].items()}
-            kept = {
-                key: content[key] for key in cls.__annotations__ if key not in ("rows", "marks", "columns", "folder")
-            }
-            found = cls(**kept, rows=rows, marks=marks, columns=columns, folder=path.parent)
+            fields = {key: value for key, value in content.items() if key not in ("format", "cepdiff")}
+            found = replace(typed(cls, {**fields, "rows": list(map(_row, fields["rows"]))}), folder=path.parent)
             found.table()
             return found
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path} is damaged; delete it and run the same `cepdiff fit` again") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} is damaged, or was changed after it was made ({error}); delete it and run the same "
+                "`cepdiff fit` again"
+            ) from error
+
+    def check_folder(self) -> None:
+        """Raise RunError if the folder has other checkpoints or samples than those that were judged."""
+        for stage in self.seconds:
+            judged, record = self.made_from.get(f"{stage}_checkpoint"), StageFolder(self.folder, stage).record()
+            weights = {} if record is None else record.files
+            if judged is not None and weights.get(FINAL, judged) != judged:
+                raise RunError(
+                    f"{self.folder}: the results are not of the {stage} stage there; run the same `cepdiff fit` again"
+                )
+        for name, known in self.files.items():
+            if (file := self.folder / name).is_file() and file_hash(file) != known:
+                raise RunError(f"{file} was changed or swapped after it was made; run the same `cepdiff fit` again")
 
 
-def _value(key: str, value: Any) -> Any:
-    """A field of a row as it was before JSON."""
-    if key in ("metric", "head"):
-        return str(value)
-    if value is None:
-        return math.nan if key == "value" else None
-    if not math.isfinite(found := float(value)):
-        raise ValueError(f"{key} is {value}")
-    return found
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's fields before they are checked: null is left out, and a multiple follows from the others."""
+    return {key: value for key, value in dict(row).items() if value is not None and key != "multiple"}
 
 
 def are_finished(path: Path, made_from: Mapping[str, Any], files: Iterable[Path] = ()) -> bool:
-    """True if `path` has the results of just this record, and all `files` are there and whole."""
-    if not path.is_file() or not all(is_zipfile(file) if file.suffix == ".npz" else file.exists() for file in files):
+    """True if `path` has the results of just this record, and all `files` are there, samples as they were judged."""
+    if not path.is_file() or not all(file.is_file() for file in files):
         return False
-    return not differences(Results.read(path).made_from, made_from)
+    found = Results.read(path)
+    whole = all(found.files.get(file.name) == file_hash(file) for file in files if file.suffix == SAMPLES)
+    return whole and not differences(found.made_from, made_from)
+
+
+def hashes_of(files: Iterable[Path]) -> dict[str, str]:
+    """Name -> hash of the files of samples among `files`; figures are not read again."""
+    return {file.name: file_hash(file) for file in files if file.suffix == SAMPLES}

@@ -8,7 +8,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cepdiff.errors import CepdiffError, DivergenceError, RunError
 from cepdiff.files import written_aside
 from cepdiff.modules.base import StageModule
 from cepdiff.runs.folder import StageFolder, read_checkpoint
-from cepdiff.runs.results import Results, are_finished
+from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
 
 
@@ -225,9 +225,13 @@ class Judgement(Stage):
 
     def run(self) -> None:
         found, path = self.judge(), self.context.folder.results
-        sources = list(self.context.sources)
-        record = {**vars(found), "made_from": self.made_from(), "seconds": self.seconds(), "sources": sources}
-        self.context.processes.on_main(lambda: Results(**record).write(path))
+        sources, record = list(self.context.sources), self.made_from()
+
+        def write() -> None:
+            files, seconds = hashes_of(self.files), self.seconds()
+            replace(found, made_from=record, seconds=seconds, sources=sources, files=files).write(path)
+
+        self.context.processes.on_main(write)
 
     def load(self) -> None:
         """Print the table, the times and where the files are."""

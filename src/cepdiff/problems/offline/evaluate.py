@@ -40,6 +40,7 @@ def evaluate_run(
     devices: int = 1,
     output: Path | None = None,
     video: Path | None = None,
+    trust_sources: Sequence[str | Path] = (),
 ) -> Results:
     """Score the policy in a run folder; None is the run's own setting.
 
@@ -56,6 +57,7 @@ def evaluate_run(
         devices: processes that share the episodes.
         output: where to write the results; default: `evaluation.json` in the folder.
         video: a file for an episode at the best scale.
+        trust_sources: folders whose classes the run may use.
 
     Raises:
         ConfigError: values out of range, or an engine or backend that does not fit.
@@ -77,7 +79,7 @@ def evaluate_run(
     if video is not None:
         check_video(video)
     processes = Processes(TrainerSettings(accelerator, devices, strategy="auto" if devices == 1 else "ddp"))
-    policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps)
+    policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps, trust_sources)
     assert policy.recipe is not None
     evaluation = evaluation_of_policy(policy, policy.recipe, backend, place)
     chosen = None if scales is None else sorted(set(scales))
