@@ -38,6 +38,7 @@ evaluation: {episodes: 2, scales: [0, 1, 2]}
 trainer: {accelerator: cpu, progress_bar: false}
 """
 SKIPPED = "finished earlier, skipped"
+TRUST = ("--trust_sources", ".")
 
 
 @pytest.fixture
@@ -105,9 +106,13 @@ def test_a_parameter_without_a_gradient_is_named(here: Path, capsys: pytest.Capt
 # a sampler
 
 
-def test_the_best_of_n_is_the_same_policy_in_every_command(here: Path) -> None:
+def test_the_best_of_n_is_the_same_policy_in_every_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("my_sampler", "run", "--evaluation.every_n_steps", "5") == 0
-    assert main(["evaluate", "run"]) == 0
+    sys.path.remove(str(here))  # as in a new command
+    forget("my_sampler")
+    assert main(["evaluate", "run"]) == 2
+    assert f"add --trust_sources {here}" in capsys.readouterr().err
+    assert main(["evaluate", "run", *TRUST]) == 0
     assert returns("run/evaluation.json") == returns("run/results.json")
     assert fit("my_critic", "plain", "--critic.class_path", "cepdiff.SoftmaxQCritic") == 0
     assert returns("plain/results.json") != returns("run/results.json")
@@ -132,10 +137,10 @@ def test_the_best_of_n_is_the_same_policy_in_every_command(here: Path) -> None:
 def test_engines_and_export_keep_the_best_of_n(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     assert fit("my_sampler", "run") == 0
-    assert main(["evaluate", "run", "--engine", "onnx"]) == 0
+    assert main(["evaluate", "run", "--engine", "onnx", *TRUST]) == 0
     for scale, value in returns("run/results.json").items():
         assert returns("run/evaluation.json")[scale] == pytest.approx(value, rel=1e-3)
-    assert main(["export", "run", "--format", "onnx"]) == 0  # compares the file with the policy
+    assert main(["export", "run", "--format", "onnx", *TRUST]) == 0  # compares the file with the policy
 
 
 def test_a_sampler_that_cannot_be_captured_is_refused_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +161,7 @@ def test_the_distilled_sampler_is_scored_resumed_skipped_and_reused(
     assert fit("my_distil", "run", *few) == 0
     shown = capsys.readouterr()
     assert re.search(r"wall clock: behavior \d+ s, .*guidance \d+ s, distil \d+ s\n", shown.out)
-    assert main(["evaluate", "run"]) == 0
+    assert main(["evaluate", "run", *TRUST]) == 0
     assert returns("run/evaluation.json") == returns("run/results.json")
     policy = GuidedPolicy.from_run("run")
     student = policy.sampler.networks["student"]
@@ -229,7 +234,7 @@ def test_a_new_problem_trains_is_judged_and_reported(here: Path, capsys: pytest.
         assert "upper branch" in shown.out
         assert main(command) == 0
         assert capsys.readouterr().err.count(SKIPPED) == 3
-    assert main(["report", "run0", "run1"]) == 0
+    assert main(["report", "run0", "run1", *TRUST]) == 0
     shown = capsys.readouterr()
     assert "energy distance, x floor" in shown.out
     assert "standard deviation over the seeds" in shown.out

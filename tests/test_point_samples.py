@@ -116,7 +116,7 @@ class TestFileOfResults:
         assert found.scales == [0.0, 1.0]
         assert found.values("energy_distance") == {0.0: 0.3, 1.0: 1.3}
         content = json.loads(path.read_text())
-        assert content["format"] == 2
+        assert content["format"] == 3
         assert content["rows"][0]["multiple"] == pytest.approx(2.0)
         assert "folder" not in content
 
@@ -129,7 +129,7 @@ class TestFileOfResults:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": 2, "rows": 3}', "ROWS[3]", 'ROWS[{"value": 1.0}]'],
+        ["", "{", "[]", "null", "{}", '{"format": 3}', '{"format": 3, "rows": 3}', "ROWS[3]", 'ROWS[{"value": 1.0}]'],
     )
     def test_a_damaged_file_says_what_to_do(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "results.json"
@@ -138,7 +138,7 @@ class TestFileOfResults:
         if text.startswith("ROWS"):
             text = json.dumps({**content, "rows": json.loads(text.removeprefix("ROWS"))})
         path.write_text(text)
-        with pytest.raises(RunError, match=r"results\.json is damaged; delete it and run the same `cepdiff fit` again"):
+        with pytest.raises(RunError, match=r"results\.json is damaged.*; delete it and run the same `cepdiff"):
             Results.read(path)
 
     def test_a_missing_file_is_no_traceback(self, tmp_path: Path) -> None:

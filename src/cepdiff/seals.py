@@ -33,6 +33,8 @@ def read_sealed(path: Path, made_by: int) -> dict[str, Any] | None:
         raise ValueError(str(error)) from error
     if not isinstance(values, dict):
         raise ValueError(f"holds a {type(values).__name__}")
+    if not values:
+        raise ValueError("holds nothing")
     if values.get("format") != made_by:
         return None
     if values.pop(SEAL, None) != content_hash(values):

@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
+from cepdiff.cli import main
+
 TINY = """
 data: {dataset: DATASET, env_id: InvertedPendulum-v5, action_low: -3, action_high: 3, block_size: 5}
 behavior: {net: {class_path: cepdiff.networks.score.MLPScore, init_args: {hidden: [8]}}, batch_size: 16}
@@ -48,10 +50,24 @@ def make_buffer() -> Callable[..., Path]:
     return write_buffer
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+def write_config(folder: Path) -> Path:
     """A configuration of a few steps on a small buffer."""
-    buffer = write_buffer(tmp_path / "buffer.hdf5")
-    path = tmp_path / "tiny.yaml"
+    buffer = write_buffer(folder / "buffer.hdf5")
+    path = folder / "tiny.yaml"
     path.write_text(TINY.replace("DATASET", str(buffer)))
     return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """`write_config`."""
+    return write_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A configuration and its finished run, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    config, run = write_config(folder), folder / "run"
+    assert main(["fit", "--config", str(config), "--run_dir", str(run)]) == 0
+    return config, run

@@ -346,7 +346,7 @@ class TestReuse:
         final = run / "behavior" / "final.ckpt"
         final.write_bytes(final.read_bytes()[:100])
         line = complaint(capsys, "fit", "--config", config, "--run_dir", tmp_path / "new", "--reuse", run)
-        assert "cannot be read as a checkpoint" in line
+        assert f"{final} was changed, swapped or lost after it was made; leave out --reuse" in line
 
 
 @pytest.mark.parametrize("objective", ["CEP", "DPS"])

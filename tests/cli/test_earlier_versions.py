@@ -75,7 +75,7 @@ def test_fit_takes_nothing_over_from_it(
 
 def test_evaluate_and_export_name_the_format_of_its_policy(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(earlier)
-    expected = f"cepdiff: {earlier / 'policy.pt'} has format 1; this version of cepdiff reads 2"
+    expected = f"cepdiff: {earlier / 'policy.pt'} has format 1; this version of cepdiff reads 3"
     assert complaint(capsys, "evaluate", earlier) == expected
     assert complaint(capsys, "export", earlier, "--format", "torch") == expected
     assert complaint(capsys, "sample", earlier, "--output", earlier.parent / "a.png") == expected

@@ -17,6 +17,7 @@ from cepdiff.problems.density.samples import COLUMNS as DISTANCES
 from cepdiff.problems.density.samples import EXACT, GUIDED, write_samples
 from cepdiff.problems.offline.judge import COLUMNS as SCORES
 from cepdiff.runs.results import Results, Row
+from cepdiff.seals import content_hash
 
 NUM_POINTS = 50
 
@@ -233,7 +234,8 @@ def test_a_floor_of_zero_is_infinitely_far(tmp_path: Path) -> None:
     content = json.loads((run / "results.json").read_text())
     for row in content["rows"]:
         row["floor"] = 0.0
-    (run / "results.json").write_text(json.dumps(content))
+    del content["hash"]
+    (run / "results.json").write_text(json.dumps({**content, "hash": content_hash(content)}))
     assert report(tmp_path / "report", run, write_density(tmp_path / "b", "moons", "CEP", 1.0, seed=1)) == 0
     cell = section(tmp_path / "report", "Densities, beta 3")["tables"][0]["cells"]["CEP"]["moons"]
     assert cell == {"mean": None, "std": None, "values": {"0": None, "1": 1.0}}
@@ -421,7 +423,7 @@ def test_results_of_another_version(kind: str, tmp_path: Path, capsys: pytest.Ca
     else:
         run = write_density(tmp_path / "run", "moons", "CEP", 1.0)
     path = run / "results.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     assert f"{path} was written by another version of cepdiff" in refused(capsys, tmp_path / "report", run)
 
 

@@ -29,7 +29,7 @@ RECIPE = Recipe(
     schedule={"class_path": "cepdiff.diffusion.schedule.CosineVP", "init_args": {"t_max": 0.9}},
     solver={"class_path": "cepdiff.diffusion.solver.DPMSolver", "init_args": {"num_steps": 5, "order": 1}},
     objective={"class_path": "cepdiff.energy.objectives.CEP", "init_args": {}},
-    environment={"env_id": "Some-v0", "kwargs": {"a": 1}},
+    environment={"env_id": "Some-v0", "kwargs": {"a": 1}, "module": None, "reference": None, "episodes": 1},
     scales=[0.0, 1.0],
     sources=[],
 )

@@ -23,7 +23,7 @@ from cepdiff.errors import CepdiffError, ConfigError, RunError
 from cepdiff.networks.images.half_unet import HalfUNet
 from cepdiff.networks.images.unet import UNetScore
 from cepdiff.policy.images import ImageSampler, start_noise, tiled, to_bytes
-from cepdiff.policy.recipe import POLICY_FILE, Recipe, write_recipe
+from cepdiff.policy.recipe import POLICY_FILE, Recipe, hash_of, write_recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.types import DataSpec
 
@@ -73,6 +73,7 @@ def run(tmp_path: Path) -> Path:
 def rewrite(run: Path, **changes: Any) -> None:
     content = torch.load(run / POLICY_FILE, weights_only=True)
     content["recipe"].update(changes.pop("recipe", {}))
+    content["hash"] = hash_of(content["recipe"], content["weights"])
     torch.save({**content, **changes}, run / POLICY_FILE)
 
 
@@ -195,7 +196,7 @@ def test_missing_torn_and_foreign_files_are_refused(run: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(RunError, match="no policy file"):
             ImageSampler.from_run(run)
-    for value in ({"a": 1}, [], {"format": 2}, {"format": 2, "recipe": {"x": 1}, "weights": {}}):
+    for value in ({"a": 1}, [], {"format": 3}, {"format": 3, "recipe": {"x": 1}, "weights": {}}):
         torch.save(value, path)
         with pytest.raises(RunError, match="no policy file"):
             ImageSampler.from_run(run)

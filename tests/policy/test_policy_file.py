@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from small_policy import BEHAVIOR, RECIPE, SPEC, A, S, make, normal, parts, save
 
 from cepdiff.diffusion.schedule import CosineVP
 from cepdiff.errors import CepdiffError, ConfigError, RunError
+from cepdiff.files import file_hash
 from cepdiff.networks.energy import ResidualEnergy
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.policy.recipe import POLICY_FILE
+from cepdiff.policy.recipe import POLICY_FILE, hash_of
 from cepdiff.policy.sampler import GuidedSampler
 
 
@@ -83,19 +86,126 @@ def test_another_number_of_solver_steps(run: Path) -> None:
         GuidedPolicy.from_run(run, num_solver_steps=0)
 
 
-def test_own_classes_are_found_beside_their_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OWN = """
+from pathlib import Path
+from cepdiff.networks.score import MLPScore
+
+Path(__file__).with_name("executed").touch()
+
+
+class Own(MLPScore):
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a class of the user's own, which the policy file in `tmp_path` names."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     source = tmp_path / "source"
     source.mkdir()
-    (source / "policy_test_parts.py").write_text(
-        "from cepdiff.networks.score import MLPScore\n\n\nclass Own(MLPScore):\n    pass\n"
-    )
+    (source / "policy_test_parts.py").write_text(OWN)
     networks = {**RECIPE.networks, "behavior": {**BEHAVIOR, "class_path": "policy_test_parts.Own"}}
     save(make(), tmp_path, replace(RECIPE, networks=networks, sources=[str(source)]))
-    try:
-        assert type(GuidedPolicy.from_run(tmp_path).sampler.networks["behavior"]).__name__ == "Own"
-    finally:
-        sys.modules.pop("policy_test_parts", None)
+    yield source
+    sys.modules.pop("policy_test_parts", None)
+
+
+def test_own_classes_come_from_folders_that_the_command_names(own: Path) -> None:
+    policy = GuidedPolicy.from_run(own.parent, trust_sources=[own])
+    assert type(policy.sampler.networks["behavior"]).__name__ == "Own"
+
+
+@pytest.mark.parametrize("on_path", [False, True], ids=["elsewhere", "working folder"])
+def test_own_classes_are_not_imported_for_the_file(own: Path, on_path: bool) -> None:
+    if on_path:  # as with `python -m cepdiff` in that folder
+        sys.path.insert(0, str(own))
+    with pytest.raises(ConfigError, match=f"names the class policy_test_parts.Own.* add --trust_sources {own}"):
+        GuidedPolicy.from_run(own.parent)
+    assert not (own / "executed").exists()
+    with pytest.raises(ConfigError, match="nowhere is no folder"):
+        GuidedPolicy.from_run(own.parent, trust_sources=[own / "nowhere"])
+
+
+@pytest.mark.parametrize("path", ["antigravity.Net", "this.Net", "nowhere.Net", "a..b.Net", "Net"])
+def test_no_module_is_imported_for_a_file_unless_its_package_was_installed(run: Path, path: str) -> None:
+    save(make(), run, replace(RECIPE, networks={"behavior": {"class_path": path, "init_args": {}}}))
+    with pytest.raises(ConfigError, match="is in no installed package"):
+        GuidedPolicy.from_run(run)
+    assert path.partition(".")[0] not in sys.modules
+
+
+def test_classes_of_installed_packages_are_imported(run: Path) -> None:
+    networks = {**RECIPE.networks, "behavior": {"class_path": "torch.nn.Identity", "init_args": {}}}
+    save(make(), run, replace(RECIPE, networks=networks))
+    with pytest.raises(RunError, match="weights do not fit"):
+        GuidedPolicy.from_run(run)
+
+
+def test_a_policy_of_other_checkpoints_than_those_beside_it_is_refused(run: Path) -> None:
+    checkpoint = run / "behavior" / "final.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    made = {"behavior/final.ckpt": file_hash(checkpoint), "guidance/final.ckpt": "of a file that is not there"}
+    save(make(), run, replace(RECIPE, made_from=made))
+    GuidedPolicy.from_run(run)
+    checkpoint.write_bytes(b"those of another seed")
+    with pytest.raises(RunError, match=r"was not made from .*final.ckpt; run the same `cepdiff fit` again"):
+        GuidedPolicy.from_run(run)
+
+
+def test_changed_weights_and_recipes_are_refused(run: Path) -> None:
+    content = torch.load(run / POLICY_FILE, weights_only=True)
+    next(iter(content["weights"]["behavior"].values())).view(-1)[0] += 1
+    torch.save(content, run / POLICY_FILE)
+    with pytest.raises(RunError, match="or was changed"):
+        GuidedPolicy.from_run(run)
+    save(make(), run)
+    content = torch.load(run / POLICY_FILE, weights_only=True)
+    content["recipe"]["solver"]["init_args"]["num_steps"] = 4
+    torch.save(content, run / POLICY_FILE)
+    with pytest.raises(RunError, match="or was changed"):
+        GuidedPolicy.from_run(run)
+
+
+ODD_FIELDS: list[dict[str, Any]] = [
+    {"scales": ["1"]},
+    {"scales": [math.nan]},
+    {"dataset": 3},
+    {"spec": {**SPEC.to_dict(), "action_size": "2"}},
+    {"spec": {**SPEC.to_dict(), "action_size": True}},
+    {"spec": {**SPEC.to_dict(), "action_low": [0.0]}},
+    {"spec": {**SPEC.to_dict(), "observation_mean": [math.inf] * S}},
+    {"environment": {"env_id": "Some-v0"}},
+    {"environment": {**RECIPE.environment, "reference": [1.0]}},
+    {"networks": [BEHAVIOR]},
+    {"image_shape": 8},
+    {"unknown": 1},
+]
+
+
+@pytest.mark.parametrize("fields", ODD_FIELDS, ids=str)
+def test_fields_of_wrong_types_are_refused(run: Path, fields: dict[str, Any]) -> None:
+    rewrite(run, recipe=fields)
+    with pytest.raises(RunError, match="no policy file"):
+        GuidedPolicy.from_run(run)
+
+
+ODD_CLASSES: list[dict[str, Any]] = [
+    {"solver": {"class_path": RECIPE.solver["class_path"], "init_args": {"num_stps": 5}}},
+    {"solver": {"init_args": {}}},
+    {"solver": {"class_path": 3}},
+    {"schedule": {"class_path": RECIPE.schedule["class_path"], "init_args": {"t_max": "late"}}},
+    {"networks": {**RECIPE.networks, "behavior": {**BEHAVIOR, "init_args": {"hidden": [10**15]}}}},
+    {"networks": {**RECIPE.networks, "behavior": "MLPScore"}},
+]
+
+
+@pytest.mark.parametrize("fields", ODD_CLASSES, ids=str)
+def test_arguments_that_do_not_fit_their_classes_are_refused(run: Path, fields: dict[str, Any]) -> None:
+    rewrite(run, recipe=fields)
+    with pytest.raises(CepdiffError):
+        GuidedPolicy.from_run(run)
 
 
 def test_there_is_no_policy(tmp_path: Path) -> None:
@@ -112,7 +222,7 @@ def test_torn_and_foreign_files_are_refused(run: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(RunError, match="no policy file"):
             GuidedPolicy.from_run(run)
-    for value in ({"a": 1}, torch.zeros(3), [], {"format": 2}, {"format": 2, "recipe": {"x": 1}, "weights": {}}):
+    for value in ({"a": 1}, torch.zeros(3), [], {"format": 3}, {"format": 3, "recipe": {"x": 1}, "weights": {}}):
         torch.save(value, path)
         with pytest.raises(RunError, match="no policy file"):
             GuidedPolicy.from_run(run)
@@ -121,13 +231,14 @@ def test_torn_and_foreign_files_are_refused(run: Path) -> None:
 def rewrite(run: Path, **changes: Any) -> None:
     content = torch.load(run / POLICY_FILE, weights_only=True)
     content["recipe"].update(changes.pop("recipe", {}))
+    content["hash"] = hash_of(content["recipe"], content["weights"])
     torch.save({**content, **changes}, run / POLICY_FILE)
 
 
 @pytest.mark.parametrize("version", [1, 99])
 def test_another_format_says_so(run: Path, version: int) -> None:
     rewrite(run, format=version)
-    with pytest.raises(ConfigError, match=f"format {version}; this version of cepdiff reads 2"):
+    with pytest.raises(ConfigError, match=f"format {version}; this version of cepdiff reads 3"):
         GuidedPolicy.from_run(run)
 
 
@@ -180,7 +291,7 @@ def test_a_file_can_call_no_class_but_those_of_a_policy(run: Path, where: str, n
     spec = RECIPE.networks[where] if networks else getattr(RECIPE, where)
     changed = {where: {**spec, "init_args": {"hidden": call}} if nested else call}
     rewrite(run, recipe={"networks": {**RECIPE.networks, **changed}} if networks else changed)
-    with pytest.raises((CepdiffError, TypeError)):
+    with pytest.raises(CepdiffError):
         GuidedPolicy.from_run(run)
     deadline = subprocess.run(["sleep", "0.3"], check=True)  # give a child process time to run
     assert deadline.returncode == 0

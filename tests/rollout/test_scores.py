@@ -200,11 +200,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2, "rows": [1]}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 3, "rows": [1]}'])
 def test_a_damaged_file_says_what_to_do(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(RunError, match="is damaged; delete it and run the same `cepdiff fit` again"):
+    with pytest.raises(RunError, match=r"is damaged.*; delete it and run the same `cepdiff fit` again"):
         Results.read(path)
 
 

@@ -79,8 +79,8 @@ class Recipe:
 
     @property
     def sampler_hash(self) -> str:
-        """Hash of all that samples depend on besides the weights."""
-        return content_hash([self.sampler, self.networks, self.schedule, self.solver, self.objective])
+        """Hash of all that samples depend on besides the networks."""
+        return content_hash([self.sampler, self.schedule, self.solver, self.objective])
 
 
 def write_recipe(path: Path, recipe: Recipe, networks: Mapping[str, nn.Module]) -> None:
@@ -90,7 +90,7 @@ def write_recipe(path: Path, recipe: Recipe, networks: Mapping[str, nn.Module]) 
         for name in recipe.networks
     }
     plain = dict(vars(recipe))
-    content = {"format": FORMAT, "recipe": plain, "weights": weights, "hash": _hash(plain, weights)}
+    content = {"format": FORMAT, "recipe": plain, "weights": weights, "hash": hash_of(plain, weights)}
     with written_aside(path) as file:
         torch.save(content, file)
 
@@ -115,7 +115,7 @@ def read_recipe(run_dir: str | Path) -> tuple[Recipe, Mapping[str, Any], Path]:
         if content["format"] != FORMAT:
             raise ConfigError(f"{path} has format {content['format']}; this version of cepdiff reads {FORMAT}")
         recipe, weights = _checked(content["recipe"]), content["weights"]
-        if content["hash"] != _hash(content["recipe"], weights):
+        if content["hash"] != hash_of(content["recipe"], weights):
             raise ValueError("the hash is of another content")
     except ConfigError:
         raise
@@ -155,7 +155,10 @@ def load_sampler(
     try:
         for name, spec in recipe.networks.items():
             networks[name] = build(spec, nn.Module, f"{name}.net", *sizes, parts=PARTS)
-            networks[name].load_state_dict(weights[name])
+            try:
+                networks[name].load_state_dict(weights[name])
+            except (KeyError, RuntimeError) as error:
+                raise RunError(f"{path}: the weights do not fit the networks that it names") from error
             networks[name].to(device)
         schedule, objective = (build(getattr(recipe, key), base, key, parts=PARTS) for key, base in bases.items())
         built = build(solver, DPMSolver, "solver", parts=PARTS)
@@ -183,8 +186,8 @@ def _checked(plain: Any) -> Recipe:
     return recipe
 
 
-def _hash(recipe: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Hash of a recipe in plain types and of the names, types, shapes and values of the weights."""
+def hash_of(recipe: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Hash in a policy file: of a recipe in plain types, and of the weights' names, types, shapes and values."""
     digest = hashlib.blake2b(content_hash(recipe).encode(), digest_size=8)
     for name, values in sorted(weights.items()):
         for key, value in sorted(values.items()):

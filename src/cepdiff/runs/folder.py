@@ -120,13 +120,19 @@ class StageFolder:
         return ""
 
     def adopt(self, other: StageFolder, record: Mapping[str, Any]) -> str:
-        """Take over another run's finished stage, if nothing is here yet; return why it cannot be, if so."""
+        """Take over another run's finished stage, if nothing is here yet; return why it cannot be, if so.
+
+        Raises RunError if the other stage's files changed after it was made.
+        """
         if self.path.exists() or not other.done:
             return ""
         if changes := differences(other.made_from, record):
             return f"not taken over from {other.run_dir}: {changes[0]}"
         if changed := other.changed():
-            return f"not taken over from {other.run_dir}: {changed} was changed, swapped or lost after it was made"
+            raise RunError(
+                f"{other.path / changed} was changed, swapped or lost after it was made; leave out --reuse, or delete "
+                f"{other.path}"
+            )
         aside = self.path.with_name(f".{self.name}{ADOPTED}")
         shutil.rmtree(aside, ignore_errors=True)
         for name in (*other.files, other.record_file.name):

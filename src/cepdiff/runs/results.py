@@ -152,7 +152,10 @@ class Results:
             if content is None:
                 raise RunError(f"{path} was written by another version of cepdiff; delete it to evaluate again")
             fields = {key: value for key, value in content.items() if key not in ("format", "cepdiff")}
-            found = replace(typed(cls, {**fields, "rows": list(map(_row, fields["rows"]))}), folder=path.parent)
+            rows = typed(list[dict[str, Any]], fields["rows"], "rows")
+            found = typed(cls, {**fields, "rows": [_row(row) for row in rows]})
+            columns = {metric: (title, form) for metric, (title, form) in found.columns.items()}
+            found = replace(found, columns=columns, folder=path.parent)
             found.table()
             return found
         except (ValueError, KeyError, TypeError) as error:
@@ -177,7 +180,7 @@ class Results:
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row's fields before they are checked: null is left out, and a multiple follows from the others."""
-    return {key: value for key, value in dict(row).items() if value is not None and key != "multiple"}
+    return {key: value for key, value in row.items() if value is not None and key != "multiple"}
 
 
 def are_finished(path: Path, made_from: Mapping[str, Any], files: Iterable[Path] = ()) -> bool:
