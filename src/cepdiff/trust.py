@@ -31,13 +31,13 @@ def admit(class_paths: Iterable[str], file: Path, trusted: Iterable[str | Path] 
             raise ConfigError(f"{OPTION} {folder} is no folder")
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+    named = " ".join(dict.fromkeys(hint)) or "FOLDER"
     for path in class_paths:
         module = path.rpartition(".")[0]
         if not (module in sys.modules or is_installed(module) or _lies_in(module, folders)):
-            named = f" {hint[0]}" if len(hint) == 1 else f", one of {', '.join(hint)}" if hint else ""
             raise ConfigError(
-                f"{file} names the class {path}, which is in no installed package. If you trust the code in its folder"
-                f"{named}, add {OPTION} {hint[0] if len(hint) == 1 else 'FOLDER'}"
+                f"{file} names the class {path}, which is in no installed package: if you trust the code where it lies, "
+                f"add {OPTION} {named}"
             )
 
 

@@ -46,7 +46,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "actions": (lambda run: flip(run / "support" / "actions.npy"), "support/actions.npy was changed, swapped or lost"),
     "ids": (lambda run: flip(run / "support" / "state_ids.npy"), "support/state_ids.npy was changed"),
     "results": (lambda run: (run / "results.json").write_text(
-        (run / "results.json").read_text().replace('"value": 2.0', '"value": 3.0')),
+        (run / "results.json").read_text().replace('"value": 6.0', '"value": 9.0')),
         "results.json is damaged, or was changed after it was made"),
     "file": (take_a_file_for_a_folder, "guidance is a file; expected the stage's folder"),
 }  # fmt: skip
