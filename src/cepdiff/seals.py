@@ -27,6 +27,8 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path, made_by: int) -> dict[str, Any] | None:
     """The values of a file of format `made_by`, None if it is of another format; raises ValueError if it is damaged."""
+    if not path.is_file():  # a folder, or a device without an end
+        raise ValueError("there is no such file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
     except (OSError, RecursionError) as error:
