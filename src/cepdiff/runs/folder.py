@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -141,18 +141,14 @@ class StageFolder:
         aside.rename(self.path)
         return ""
 
-    def finish(self, seconds: float) -> None:
-        """Mark the stage as done, with the hashes of its files."""
-        found = self.record()
-        left_out = (self.record_file.name, self.last.name)
-        made = sorted(
-            file.relative_to(self.path)
-            for file in self.path.rglob("*")
-            if file.is_file() and file.name not in left_out and not file.name.startswith(".")
-        )
-        record = StageRecord({}) if found is None else found
-        files = {file.as_posix(): file_hash(self.path / file) for file in made}
-        record = replace(record, done=True, seconds=round(seconds, 1), files=files)
+    def finish(self, seconds: float, files: Iterable[Path] | None = None) -> None:
+        """Mark the stage as done, with the hashes of the `files` that it leaves; by default, all in the folder."""
+        if files is None:
+            others = (self.record_file.name, self.last.name)
+            found = sorted(self.path.rglob("*"))
+            files = [file for file in found if file.is_file() and file.name not in others and file.name[0] != "."]
+        hashes = {file.relative_to(self.path).as_posix(): file_hash(file) for file in files}
+        record = replace(self.record() or StageRecord({}), done=True, seconds=round(seconds, 1), files=hashes)
         write_sealed(self.record_file, asdict(record))
         self.last.unlink(missing_ok=True)
 

@@ -159,7 +159,7 @@ class TrainedStage(Stage):
         if trainer.global_step < self.settings.max_steps:
             raise RunError(f"the {self.name} stage ended at step {trainer.global_step} of {self.settings.max_steps}")
         trainer.save_checkpoint(folder.final, weights_only=True)
-        processes.on_main(lambda: folder.finish(checkpoint.elapsed))
+        processes.on_main(lambda: folder.finish(checkpoint.elapsed, [folder.final]))
 
     def load(self) -> None:
         """Load the trained weights into the module, on this process's device, and freeze it."""
@@ -193,7 +193,7 @@ class TrainedStage(Stage):
         weights = {name: value.cpu() for name, value in self.module.state_dict().items()}
         with written_aside(self.folder.final) as file:
             torch.save({"state_dict": weights}, file)
-        self.folder.finish(0.0)
+        self.folder.finish(0.0, [self.folder.final])
 
 
 class Judgement(Stage):
