@@ -177,7 +177,8 @@ def _checked(plain: Any) -> Recipe:
     spec = typed(DataSpec, recipe.spec)
     known = (spec.action_low, spec.action_high, spec.observation_mean, spec.observation_std)
     expected = (spec.action_size, spec.action_size, spec.observation_size, spec.observation_size)
-    if any(values is not None and len(values) != size for values, size in zip(known, expected, strict=True)):
+    wrong = any(values is not None and len(values) != size for values, size in zip(known, expected, strict=True))
+    if wrong and recipe.image_shape is None:  # images have one pair of bounds
         raise ValueError("bounds or statistics of another size")
     if recipe.environment:
         rollouts = typed(Rollouts, recipe.environment)
