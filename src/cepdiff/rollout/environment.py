@@ -27,8 +27,8 @@ def choose_environment(
 ) -> EnvSpec:
     """The id and arguments of a dataset's environment: `env_id`, else the task's, else the file's own note.
 
-    `env_kwargs` come on top of the known arguments. Raises SimulationError if none is known, or a file names a module that
-    is not installed; `option` is what the user can add then.
+    `env_kwargs` come on top of the known arguments. Raises SimulationError if none is known, or a file names a module
+    that is not installed; `option` is what the user can add then.
     """
     more = env_kwargs or {}
     if env_id is not None:
