@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +13,10 @@ import pytest
 import torch
 
 from cepdiff.callbacks.rollout import RolloutCallback
+from cepdiff.cli import main
+from cepdiff.data.rl.hdf5 import read_arrays
 from cepdiff.errors import SimulationError
+from cepdiff.problems.offline.evaluate import environment_of_policy
 from cepdiff.rollout.environment import choose_environment, limited
 from cepdiff.rollout.envs import EnvSpec, check_spaces, env_facts, make_env, time_limit
 from cepdiff.rollout.registry import PROVIDERS, is_installed, registered
@@ -179,3 +183,36 @@ def test_actions_that_are_not_continuous_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Faulty, "action_space", space)
     with pytest.raises(SimulationError, match="expected a flat, bounded Box of floats"):
         env_facts(EnvSpec("test/Faulty-v0"))
+
+
+def test_files_of_an_own_environment_name_its_module(own: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file and the policy keep the whole id; only a command that names the module imports it."""
+    whole = "own_environment:Limited-v0"
+    short = ["--kind", "random", "--steps", "9", "--reference_episodes", "1"]
+    assert main(["collect", "own_environment:Own-v0", *short]) == 2
+    assert """add --env_kwargs '{"max_episode_steps": N}'""" in capsys.readouterr().err
+    assert main(["collect", "Limited-v0", "--env_module", "own_environment", *short, "--output", "a.hdf5"]) == 0
+    assert main(["collect", whole, *short]) == 0
+    for file in ("a.hdf5", "own_environment-Limited-v0-random.hdf5"):
+        assert read_arrays(file).metadata["env_id"] == whole
+    sys.modules.pop("own_environment")  # as in a new process
+    gym.registry.pop("Limited-v0")
+    sys.path.remove(str(Path.cwd()))
+    capsys.readouterr()
+    assert main(["data", "replay", "./a.hdf5"]) == 2
+    assert f"add --env_id {whole}" in capsys.readouterr().err
+    assert main(["data", "replay", "./a.hdf5", "--env_id", whole]) == 2
+    assert "cannot be put into a recorded state" in capsys.readouterr().err
+
+
+def test_a_policy_file_imports_no_module_that_is_not_installed(own: None) -> None:
+    whole = "own_environment:Limited-v0"
+    recipe: Any = SimpleNamespace(dataset="x", environment={"env_id": whole, "kwargs": {"a": 1}, "module": None})
+    with pytest.raises(SimulationError, match=f"the policy file names.*add --env_id {whole}"):
+        environment_of_policy(recipe, None, None)
+    assert environment_of_policy(recipe, None, None, whole) == EnvSpec(whole, {"a": 1})
+    assert environment_of_policy(recipe, None, None, "Pendulum-v1") == EnvSpec("Pendulum-v1")
+    recipe.environment |= {"env_id": "Limited-v0", "module": "own_environment"}
+    with pytest.raises(SimulationError, match="the policy file names"):
+        environment_of_policy(recipe, None, None)
+    assert "own_environment" not in sys.modules
