@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from cepdiff.errors import SimulationError
 from cepdiff.problems.offline.evaluate import environment_of_policy
 from cepdiff.rollout.environment import choose_environment, limited
 from cepdiff.rollout.envs import EnvSpec, check_spaces, env_facts, make_env, time_limit
-from cepdiff.rollout.registry import PROVIDERS, is_installed, registered
+from cepdiff.rollout.registry import PROVIDERS, registered
 from cepdiff.rollout.rollout import Episode, rollout
 from cepdiff.types import DataSpec
 
@@ -107,9 +108,6 @@ def test_a_module_that_only_a_file_names_must_be_installed(own: None) -> None:
     assert "own_environment" not in sys.modules
     named = choose_environment(*chosen, "own_environment:Own-v0", None, "--env_id")
     assert named == EnvSpec("own_environment:Own-v0")
-    assert is_installed("cepdiff.rollout.classic")
-    assert is_installed("stable_baselines3") or "stable_baselines3" not in sys.modules
-    assert not is_installed("own_environment")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +120,8 @@ def test_a_module_that_only_a_file_names_must_be_installed(own: None) -> None:
     ],
 )
 def test_ids_that_lead_nowhere(own: None, env_id: str, message: str) -> None:
-    assert not is_installed("panda_gym")
+    if env_id.startswith("Panda") and find_spec("panda_gym") is not None:
+        pytest.skip("panda-gym is installed")
     with pytest.raises(SimulationError, match=message):
         make_env(EnvSpec(env_id))
 

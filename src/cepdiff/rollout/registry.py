@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import site
 import sys
-import sysconfig
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +12,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec as Registered
 
 from cepdiff.errors import MissingExtraError, SimulationError, nearest
+from cepdiff.trust import is_installed
 
 # Modules of the classic stack, installed by the extra 'd4rl'.
 CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
@@ -41,7 +39,7 @@ def registered(env_id: str, module: str | None = None) -> Registered:
     if bare not in gym.registry:
         for beginnings, provider, package in PROVIDERS:
             if bare.startswith(beginnings):
-                if not is_installed(provider):
+                if not (provider in sys.modules or is_installed(provider)):
                     raise SimulationError(
                         f"'{env_id}' is an environment of {provider}, which is not installed: pip install {package}"
                     )
@@ -63,37 +61,19 @@ def modules_of(env_id: str, module: str | None = None) -> list[str]:
 
 def import_named(module: str) -> ModuleType:
     """A module that the user names; one that is not installed may lie in the working folder."""
-    here = str(Path.cwd())
-    if not is_installed(module) and here not in sys.path:  # like `python -m`
-        sys.path.insert(0, here)
+    if module not in sys.modules and not is_installed(module) and (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # like `python -m`
     return importlib.import_module(module)
 
 
 def refuse_foreign(modules: Iterable[str], source: str, advice: str) -> None:
     """Raise SimulationError for a module that a file names and that is not installed: importing it runs its code."""
     for module in modules:
-        if not is_installed(module):
+        if not (module in sys.modules or is_installed(module)):
             raise SimulationError(
                 f"{source} names an environment of the module '{module}', which is not an installed package: "
                 f"importing it runs its code. If you trust it, {advice}"
             )
-
-
-def is_installed(module: str) -> bool:
-    """True if the module is imported already, or belongs to an installed package."""
-    top = module.partition(".")[0]
-    if top in sys.modules:
-        return True
-    try:
-        found = find_spec(top)
-    except (ImportError, ValueError):
-        return False
-    if found is None or not found.has_location or found.origin is None:
-        return False
-    places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()}
-    places.update(site.getsitepackages())
-    origin = Path(found.origin).resolve()
-    return any(origin.is_relative_to(Path(place).resolve()) for place in places)
 
 
 def _import(module: str) -> None:

@@ -1,0 +1,67 @@
+"""Classes that a file names: imported from installed packages and from folders that the user names, from nowhere else.
+
+Importing a module runs it. A configuration is the user's own; a policy file or a run folder may come from anybody.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+from cepdiff.errors import ConfigError
+
+OPTION = "--trust_sources"
+
+
+def admit(class_paths: Iterable[str], file: Path, trusted: Iterable[str | Path] = (), hint: Sequence[str] = ()) -> None:
+    """Make the `trusted` folders importable, and check each of `class_paths` ("package.module.Name") in `file`.
+
+    `hint` are the folders that the file itself names; they are shown, never used.
+
+    Raises:
+        ConfigError: a trusted folder is missing, or a class is neither in one, nor in an installed package, nor
+            imported already.
+    """
+    folders = [Path(folder).resolve() for folder in trusted]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{OPTION} {folder} is no folder")
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    named = " ".join(dict.fromkeys(hint)) or "FOLDER"
+    for path in class_paths:
+        module = path.rpartition(".")[0]
+        if not (module in sys.modules or is_installed(module) or _lies_in(module, folders)):
+            raise ConfigError(
+                f"{file} names the class {path}, which is in no installed package: if you trust the code where it lies, "
+                f"add {OPTION} {named}"
+            )
+
+
+def is_installed(module: str) -> bool:
+    """True if a module belongs to an installed package, which the user chose to have; Python's own do not count."""
+    package = module.partition(".")[0]
+    if package == "cepdiff":
+        return True
+    places = [Path(place).resolve() for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
+    return _lies_in(module, places) or (bool(_places(package)) and package in packages_distributions())  # or editable
+
+
+def _lies_in(module: str, folders: Sequence[Path]) -> bool:
+    found = _places(module.partition(".")[0])
+    return bool(found) and all(any(place.is_relative_to(folder) for folder in folders) for place in found)
+
+
+def _places(package: str) -> list[Path]:
+    """The file of a package or module, or the folders of one without `__init__.py`; none if there is none."""
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return []
+    if spec is None or (not spec.has_location and spec.submodule_search_locations is None):
+        return []
+    found = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    return [Path(place).resolve() for place in found]
