@@ -22,6 +22,7 @@ from cepdiff.rollout.environment import choose_environment, limited
 from cepdiff.rollout.envs import EnvSpec, check_spaces, env_facts, make_env, time_limit
 from cepdiff.rollout.registry import PROVIDERS, registered
 from cepdiff.rollout.rollout import Episode, rollout
+from cepdiff.rollout.video import record_video
 from cepdiff.types import DataSpec
 
 OWN = """
@@ -45,12 +46,16 @@ gym.register("Limited-v0", Own, max_episode_steps=7)
 
 
 class Faulty(gym.Env[Any, Any]):
-    """Returns `observation` and `reward`, or raises them, from step `since` on; 0 is the reset."""
+    """Returns `observation` and `reward`, or raises, from step `since` on; 0 is the reset."""
 
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    render_mode = "rgb_array"
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
 
-    def __init__(self, since: int = 3, observation: Any = None, reward: Any = 1.0, broken: bool = False) -> None:
+    def __init__(
+        self, since: int = 3, observation: Any = None, reward: Any = 1.0, broken: bool = False, **_: Any
+    ) -> None:
         self.since, self.observation, self.reward, self.broken = since, observation, reward, broken
 
     def _observed(self) -> Any:
@@ -58,6 +63,9 @@ class Faulty(gym.Env[Any, Any]):
         if late and self.broken:
             raise KeyError("a\\nkey")
         return self.observation if late and self.observation is not None else np.zeros(2)
+
+    def render(self) -> None:
+        """Draws nothing."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.steps = 0
@@ -167,6 +175,13 @@ def test_what_an_environment_does_wrong_is_one_line(faulty: None, fault: dict[st
     with pytest.raises(SimulationError, match=message) as caught:
         rollout(Still(), EnvSpec("test/Faulty-v0", fault), [Episode(0, 0.0), Episode(1, 0.0)], seed=0)
     assert "\n" not in str(caught.value)
+
+
+def test_an_environment_that_draws_nothing(faulty: None, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(SimulationError, match=r"cannot be rendered \(its render\(\) returns no image\)"):
+        record_video(Still(), EnvSpec("test/Faulty-v0"), tmp_path / "a.mp4", guidance_scale=0.0, episodes=1, seed=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("fault", [{"broken": True}, {"reward": np.nan}, {"observation": np.zeros(3)}])

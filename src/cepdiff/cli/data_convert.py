@@ -81,7 +81,7 @@ def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None, na
     """
     from dataclasses import replace
 
-    from cepdiff.data.minari.write import Environment
+    from cepdiff.data.minari.write import Environment, bare_environment
     from cepdiff.errors import MissingExtraError, SimulationError
     from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
     from cepdiff.rollout.registry import refuse_foreign
@@ -93,8 +93,11 @@ def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None, na
         with closing(make_env(spec)) as env:
             if env.spec is not None:
                 actions = box_spaces(env)[1]
-                found = replace(env.spec, id=env_id)  # with its module
-                return Environment(found.to_json(), tuple(actions.low.tolist()), tuple(actions.high.tolist()))
+                try:
+                    text = replace(env.spec, id=env_id).to_json()  # with its module
+                except ValueError:  # registered with a class, which JSON cannot hold
+                    text = bare_environment(env_id, env_kwargs, env.spec.max_episode_steps).spec
+                return Environment(text, tuple(actions.low.tolist()), tuple(actions.high.tolist()))
     return None
 
 

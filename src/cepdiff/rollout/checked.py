@@ -15,12 +15,13 @@ from cepdiff.errors import CepdiffError, SimulationError
 class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
     """Raises SimulationError with the name and the step if an environment raises, or returns what cannot be used.
 
-    Observations must be finite and have the shape of the observation space, rewards must be finite numbers.
+    Observations must have the shape of the observation space, rewards must be numbers, and both be `finite`.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], name: str) -> None:
+    def __init__(self, env: gym.Env[Any, Any], name: str, finite: bool = True) -> None:
         super().__init__(env)
         self._name = name
+        self._finite = finite
         self._steps = 0
         self._shape = env.observation_space.shape
 
@@ -41,7 +42,7 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
             reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
         except Exception as error:  # environments raise any type
             self._refuse(error)
-        if not math.isfinite(reward):
+        if self._finite and not math.isfinite(reward):
             raise SimulationError(f"{self._where()}: the reward is {reward}; expected a finite number")
         return observation, reward, terminated, truncated, info
 
@@ -51,7 +52,7 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise SimulationError(
                 f"{self._where()}: an observation has shape {values.shape}; its observation space has {self._shape}"
             )
-        if not np.isfinite(values).all():
+        if self._finite and not np.isfinite(values).all():
             raise SimulationError(f"{self._where()}: an observation is NaN or infinite")
 
     def _refuse(self, error: Exception) -> NoReturn:
