@@ -36,8 +36,8 @@ def admit(class_paths: Iterable[str], file: Path, trusted: Iterable[str | Path] 
         module = path.rpartition(".")[0]
         if not (module in sys.modules or is_installed(module) or _lies_in(module, folders)):
             raise ConfigError(
-                f"{file} names the class {path}, which is in no installed package: if you trust the code where it lies, "
-                f"add {OPTION} {named}"
+                f"{file} names the class {path}, which is in no installed package: if you trust the code of that "
+                f"class, add {OPTION} {named}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from cepdiff.callbacks.rollout import RolloutCallback
 from cepdiff.cli import main
+from cepdiff.cli.data_convert import _describe
 from cepdiff.data.rl.hdf5 import read_arrays
 from cepdiff.errors import SimulationError
 from cepdiff.problems.offline.evaluate import environment_of_policy
@@ -217,6 +219,16 @@ def test_files_of_an_own_environment_name_its_module(own: None, capsys: pytest.C
     assert f"add --env_id {whole}" in capsys.readouterr().err
     assert main(["data", "replay", "./a.hdf5", "--env_id", whole]) == 2
     assert "cannot be put into a recorded state" in capsys.readouterr().err
+
+
+def test_a_converted_file_names_the_module_too(own: None) -> None:
+    whole = "own_environment:Limited-v0"
+    found = _describe(whole, {}, None, named=True)
+    assert found is not None
+    assert json.loads(found.spec)["id"] == whole  # though its entry point, a class, cannot be written as JSON
+    assert (found.action_low, found.action_high) == ((-1.0,), (1.0,))
+    sys.modules.pop("own_environment")
+    assert _describe(whole, {}, None, named=False) is None
 
 
 def test_a_policy_file_imports_no_module_that_is_not_installed(own: None) -> None:
