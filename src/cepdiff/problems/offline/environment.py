@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.settings import Settings, references_of
+from cepdiff.data.rl.settings import Settings, horizon_of, references_of
 from cepdiff.errors import ConfigError
 from cepdiff.rollout.checked import try_out
 from cepdiff.rollout.environment import check_reference, choose_environment, classic_environment, limited
@@ -85,7 +85,7 @@ def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: i
     environment = environment_of(data, settings.backend) if episodes else None
     reference = reference_of(data)
     if environment is not None:
-        horizon = task.horizon if task else data.metadata.get("horizon")
+        horizon = horizon_of(data.env_id, data.task, data.metadata)
         environment = limited(environment, settings.max_episode_steps, horizon, "--evaluation.max_episode_steps")
         with closing(make_checked_env(environment)) as env:
             check_spaces(env, data.spec)
