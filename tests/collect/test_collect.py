@@ -128,7 +128,7 @@ def test_given_function_is_recorded(tmp_path, monkeypatch):
         "--env_kwargs",
         '{"g": 2.5}',
     ]
-    assert collect("Pendulum-v1", *args, "--states") == 0
+    assert collect("Pendulum-v1", *args) == 0
     raw = read_arrays(tmp_path / "Pendulum-v1-policy.hdf5")
     np.testing.assert_allclose(raw.actions, np.clip(raw.observations[:, 1:2] * 100, -2, 2), rtol=1e-5)
     assert raw.metadata["env_kwargs"] == {"g": 2.5}
@@ -159,6 +159,9 @@ def test_given_file_is_only_loaded_when_trusted(tmp_path, algorithm):
         (["Pendulum-v2", "--kind", "random"], "Did you mean"),
         (["CartPole-v1", "--kind", "random"], "expected a flat, bounded Box"),
         (["FrozenLake-v1", "--kind", "random"], "expected a flat Box"),
+        (["Pendulum-v1", "--kind", "random", "--states"], "has no MuJoCo state to store: remove --states"),
+        (["Reacher-v5", "--kind", "medium,navigate"], "no maze"),
+        (["Pendulum-v1", "--kind", "random", "--env_kwargs", '{"max_episode_steps": -1}'], "no time limit"),
         (["Pendulum-v1", "--kind", "random", "--env_kwargs", "{g"], "not JSON"),
         (["Pendulum-v1", "--kind", "random", "--env_kwargs", "[1]"], "expected a JSON object"),
         (["Pendulum-v1", "--kind", "random,expert", "--output", "one.hdf5"], "one file for 2 kinds"),

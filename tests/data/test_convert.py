@@ -267,6 +267,8 @@ def test_mazes_of_gymnasium_robotics(
     vectors = np.concatenate([parts[part] for part in order], axis=1)
     np.testing.assert_array_equal(raw.observations, vectors[:-1].astype(np.float32))
     np.testing.assert_array_equal(raw.infos["desired_goal"], parts["desired_goal"][:-1])
+    cell = {"AntMaze_UMaze-v4": 4.0, "PointMaze_Open-v3": 1.0}[env_id]
+    assert raw.metadata["goal_range"] == pytest.approx(np.ptp(parts["desired_goal"], axis=0).max() / cell)
     convert("minari:test/maze-v0", str(tmp_path / "a.hdf5"))
     assert_equal_buffers(read_arrays(tmp_path / "a.hdf5"), raw)
     convert(str(tmp_path / "a.hdf5"), "minari:test/again-v0")

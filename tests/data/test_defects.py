@@ -96,7 +96,7 @@ def test_next_observations_that_jump_once(make_raw: MakeRaw) -> None:
     (name, message), *others = warnings(raw).items()
     assert (name, others) == ("successors", [])
     assert message.startswith("1 of 7 rows inside episodes")
-    assert message.endswith("have a next observation that differs from the following row")
+    assert message.endswith("have a next observation that differs from the following row: an episode ends at each")
 
 
 def test_next_observations_of_another_episode(make_raw: MakeRaw) -> None:
@@ -269,3 +269,37 @@ def test_goals_that_were_left_out(make_raw: MakeRaw, cells: float, level: str) -
     (found,) = (f for f in findings_of(make_raw(metadata={**NOTES, "goal_range": cells})) if f.name == "goals")
     assert found.level == level
     assert "left out of the observations" in found.message + found.handling
+
+
+def swing(rows: int = 3000) -> np.ndarray:
+    """A point mass on three springs: positions and velocities after each step of 0.05."""
+    state, states = np.array([1.0, 0.5, -0.3, 0.0, 0.4, 0.2]), np.empty((rows, 6), np.float32)
+    for row in range(rows):
+        state[3:] -= 0.05 * np.array([1.0, 2.1, 3.7]) * state[:3]
+        state[:3] += 0.05 * state[3:]
+        states[row] = state
+    return states
+
+
+@pytest.mark.parametrize("kind", ["sound", "missing", "reset", "flagged"])
+def test_jumps_without_next_observations(kind: str) -> None:
+    """One row is missing, or the end before a reset has no flag; a flag or sound data give no finding."""
+    states = swing()
+    if kind == "missing":
+        states = np.delete(states, 1501, axis=0)
+    elif kind != "sound":
+        states[1501:] += 1
+    rows = len(states)
+    raw = RawArrays(
+        observations=states,
+        actions=np.random.default_rng(0).uniform(-0.9, 0.9, (rows, 1)).astype(np.float32),
+        rewards=np.ones(rows, np.float32),
+        terminals=np.zeros(rows, bool),
+        timeouts=np.arange(rows) == (1500 if kind == "flagged" else rows - 1),
+        metadata=NOTES,
+    )
+    found = warnings(raw).get("jumps", "")
+    assert found.startswith("the observation jumps to the next row inside an episode after 1 row: 1500") == (
+        kind in ("missing", "reset")
+    )
+    assert bool(found) == (kind in ("missing", "reset"))

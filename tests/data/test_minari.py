@@ -95,7 +95,7 @@ def test_another_root(root: Path, tmp_path_factory: pytest.TempPathFactory, monk
 @pytest.mark.filterwarnings("ignore")
 def test_other_spaces_are_refused(root: Path) -> None:
     create("test/discrete-v0", [episode(0, (True, False))], action_space=spaces.Discrete(3))
-    with pytest.raises(DataError, match=r"the action space is Discrete\(3\)"):
+    with pytest.raises(DataError, match=r"the action space is Discrete\(3\).*: discrete actions cannot be trained on"):
         read_minari("test/discrete-v0")
     nested = {"a": np.zeros((4, 3))}
     step = EpisodeBuffer(**{**vars(episode(0, (True, False))), "observations": nested})
@@ -129,3 +129,11 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'cepdiff\[minari\]'"):
         read_minari("a/b-v0")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_integer_boxes_are_refused(root: Path) -> None:
+    step = EpisodeBuffer(**{**vars(episode(0, (True, False))), "actions": np.ones((3, 1), np.int64)})
+    create("test/whole-v0", [step], action_space=spaces.Box(0, 4, (1,), np.int64))
+    with pytest.raises(DataError, match="'actions' has type int64: discrete actions cannot be trained on"):
+        read_minari("test/whole-v0")

@@ -200,6 +200,7 @@ def test_check_warns(home: Path, make_file: MakeFile) -> None:
     path = make_file(terminals=none, timeouts=none, observations=constant, actions=np.zeros((10, 1)))
     with h5py.File(path, "a") as file:
         file["metadata/horizon"] = 5
+        file["metadata/reward_rule"] = "none"  # there is only one episode
     warnings = {f.name: f.message for f in check(str(path)) if f.level == "warning"}
     assert set(warnings) == {"ends", "horizon", "duplicates", "observations", "actions", "environment"}
     assert warnings["duplicates"].startswith("9 rows")

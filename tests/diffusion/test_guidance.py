@@ -109,6 +109,20 @@ def test_mixed_scales_equal_separate_calls_and_scale_0_costs_nothing() -> None:
         assert torch.equal(together[scales == 0], plain[scales == 0])
 
 
+def test_an_infinite_gradient_does_not_reach_rows_at_scale_0() -> None:
+    """0 times infinity is NaN, so a fixed sequence of operators must not add the product."""
+    noise, condition = normal(4, 3), normal(4, 2, seed=1)
+    scales = torch.tensor([0.0, 1.0, 0.0, 2.0], dtype=torch.float64)
+
+    def steep(x, t, condition):
+        return x.sum(-1) * torch.inf
+
+    found = guided_noise(eps_net, steep, SCHEDULE, condition, scales, every_row=True)(noise, torch.tensor(0.5))
+    plain = eps_net(noise, torch.tensor(0.5), condition)
+    assert torch.equal(found[::2], plain[::2])
+    assert not found[1::2].isfinite().any()
+
+
 def test_without_an_energy_the_scale_is_ignored() -> None:
     noise, condition = normal(3, 2), normal(3, 2, seed=1)
     plain = sample_guided(eps_net, SCHEDULE, DPMSolver(), condition, noise)

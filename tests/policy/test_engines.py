@@ -11,7 +11,7 @@ from small_policy import A, S, make, normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cepdiff.errors import ConfigError, RunError
+from cepdiff.errors import ConfigError, DataError, DivergenceError, RunError
 from cepdiff.policy.engines import ENGINES, CapturedPolicy, OnnxPolicy, run_by
 from cepdiff.policy.guided import GuidedPolicy
 
@@ -104,6 +104,10 @@ def test_onnxruntime_acts_alike(energy: bool) -> None:
         expected = policy.act(observations, guidance_scale=scales, noise=noise)
         actions = exported.act(observations, guidance_scale=scales, noise=noise)
         torch.testing.assert_close(actions, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(DataError, match="observations hold NaN"):
+        exported.act(observations / 0.0, guidance_scale=0.0, noise=noise)
+    with pytest.raises(DivergenceError, match="NaN or infinite action at guidance scale 0"):
+        exported.act(observations, guidance_scale=0.0, noise=noise / 0.0)
 
 
 def test_no_engine_guides_without_an_energy_network() -> None:
@@ -131,6 +135,20 @@ def test_a_policy_on_another_device_is_a_copy() -> None:
     for name, net in policy.sampler.networks.items():
         assert moved.device.type == next(moved.sampler.networks[name].parameters()).device.type == "meta"
         assert next(net.parameters()).device.type == "cpu"
+
+
+def test_an_infinite_gradient_ends_in_one_line_and_not_at_scale_0() -> None:
+    policy = make()
+    for parameter in policy.sampler.networks["energy"].parameters():
+        parameter.data.fill_(torch.inf)
+    captured = CapturedPolicy(policy, capture=repeated)
+    observations, noise, scales = inputs(2)
+    expected = make().act(observations, guidance_scale=0.0, noise=noise)
+    torch.testing.assert_close(captured.act(observations, guidance_scale=0.0, noise=noise), expected)
+    with pytest.raises(DivergenceError, match=r"NaN or infinite action at guidance scale 1\.5"):
+        captured.act(observations, guidance_scale=scales, noise=noise)
+    with pytest.raises(DataError, match="observations hold NaN"):
+        captured.act(observations / 0.0, guidance_scale=0.0, noise=noise)
 
 
 @needs_gpu

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cepdiff.rollout.environment import limited
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.scores import Reference, ScoreRow, score_table, summarize
@@ -18,7 +19,7 @@ class RolloutCallback(Callback):
     """Rolls out the policy of the module in training, at an interval and at the end of the fit.
 
     Ranks share the episodes; the logs are `eval/normalized_score/s=3.0` and `eval/mean_return/s=3.0` for each scale.
-    `scores` is the last table.
+    `scores` is the last table. Raises SimulationError for an environment without a time limit.
 
     Args:
         policy_of: makes the policy of the module in training.
@@ -45,7 +46,7 @@ class RolloutCallback(Callback):
         max_envs: int = 128,
     ) -> None:
         self.policy_of = policy_of
-        self.environment = environment
+        self.environment = limited(environment, None, None, "max_episode_steps to its kwargs:")
         self.scales = list(scales)
         self.episodes = episodes
         self.seed = seed

@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("env_id", metavar="ENV_ID|TASK", help="a Gymnasium environment (Hopper-v4) or a task (maze2d-umaze-v1)")
+    add("env_id", metavar="ENV_ID|TASK", help="a Gymnasium environment (Hopper-v4, module:Mine-v0) or a task")
     add("--kind", action="append", metavar="KIND[,KIND...]", help="kinds to collect (see below); can be repeated")
     policy = "record this policy instead of SAC; with navigate, the walking policy"
     add("--policy", metavar="FILE.zip|MODULE:FUNCTION", help=policy)
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             bar.close()
 
     collector = Collector(plan, progress)
+    collector.check(kinds, args.policy)
     for kind, path in outputs.items():
         if kind == "navigate":
             made = collector.make_navigation(args.policy, trust=args.trust_policy)
@@ -114,7 +115,9 @@ def _env_spec(args: argparse.Namespace) -> EnvSpec:
     kwargs = json_object(args.env_kwargs)
     task = TASKS.get(args.env_id)
     if task is None:
-        return EnvSpec(args.env_id, kwargs, args.env_module)
+        # The file names the module too.
+        whole = f"{args.env_module}:{args.env_id}" if args.env_module and ":" not in args.env_id else args.env_id
+        return EnvSpec(whole, kwargs, args.env_module)
     return EnvSpec(task.env_id, {**task.env_kwargs, **kwargs}, args.env_module or task.env_module)
 
 
@@ -134,7 +137,7 @@ def _outputs(args: argparse.Namespace, kinds: list[str]) -> dict[str, Path]:
             raise ConfigError(f"--output {args.output} is one file for {len(kinds)} kinds; expected a folder")
         outputs = {kinds[0]: args.output}
     else:
-        stem = args.env_id.replace("/", "-")
+        stem = args.env_id.replace("/", "-").replace(":", "-")
         outputs = {kind: args.output / f"{stem}-{kind}.hdf5" for kind in kinds}
     for path in outputs.values():
         if path.exists() and not args.overwrite:

@@ -48,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
     """Convert, and print paths, rows, episodes and sizes."""
     from cepdiff.data.minari.convert import convert
 
+    def describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) -> Environment | None:
+        return _describe(env_id, env_kwargs, module, named=env_id == args.env_id)
+
     with closing(RowBar("rows")) as bar:
         done = convert(
             args.source,
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             args.dataset_dir,
             env_id=args.env_id,
             env_kwargs=None if args.env_kwargs is None else json_object(args.env_kwargs),
-            describe=_describe,
+            describe=describe,
             overwrite=args.overwrite,
             compress=args.compress,
             progress=bar.show,
@@ -71,16 +74,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None) -> Environment | None:
-    """Make the environment and return its spec and bounds; None if it cannot be made here."""
-    from cepdiff.data.minari.write import Environment
+def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None, named: bool) -> Environment | None:
+    """Make the environment and return its spec and bounds; None if it cannot be made here.
+
+    Only a module that is installed, or that the user `named`, is imported.
+    """
+    from dataclasses import replace
+
+    from cepdiff.data.minari.write import Environment, bare_environment
     from cepdiff.errors import MissingExtraError, SimulationError
     from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
+    from cepdiff.rollout.registry import refuse_foreign
 
-    with suppress(SimulationError, MissingExtraError), closing(make_env(EnvSpec(env_id, env_kwargs, module))) as env:
-        if env.spec is not None:
-            actions = box_spaces(env)[1]
-            return Environment(env.spec.to_json(), tuple(actions.low.tolist()), tuple(actions.high.tolist()))
+    spec = EnvSpec(env_id, env_kwargs, module)
+    with suppress(SimulationError, MissingExtraError):
+        if not named:
+            refuse_foreign(spec.modules, "the source", "name it with --env_id")
+        with closing(make_env(spec)) as env:
+            if env.spec is not None:
+                actions = box_spaces(env)[1]
+                try:
+                    text = replace(env.spec, id=env_id).to_json()  # with its module
+                except ValueError:  # registered with a class, which JSON cannot hold
+                    text = bare_environment(env_id, env_kwargs, env.spec.max_episode_steps).spec
+                return Environment(text, tuple(actions.low.tolist()), tuple(actions.high.tolist()))
     return None
 
 

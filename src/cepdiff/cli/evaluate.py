@@ -7,8 +7,8 @@ import argparse
 from cepdiff.cli.arguments import add_trust
 
 OPTIONS = (
-    "scales", "episodes", "seeds", "num_solver_steps", "max_envs", "backend", "engine", "accelerator", "devices",
-    "trust_sources",
+    "scales", "episodes", "seeds", "num_solver_steps", "max_envs", "env_id", "max_episode_steps", "backend", "engine",
+    "accelerator", "devices", "trust_sources",
 )  # fmt: skip
 
 
@@ -22,6 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--seeds", type=int, nargs="+", metavar="SEED", help="seeds of the episodes; default: the run's")
     add("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")
     add("--max_envs", type=int, default=128, metavar="N", help="environments per process, stepped side by side")
+    add("--env_id", metavar="ID", help="another environment, or the run's own module:ID in the working folder")
+    add("--max_episode_steps", type=int, metavar="N", help="cut episodes after N steps")
     add("--backend", choices=("gymnasium", "gym"), help="where to run episodes; default: as the run did")
     add("--engine", metavar="NAME", help="torch, onnx or cuda_graph; default: cuda_graph on a GPU, else torch")
     add("--accelerator", default="auto", help="auto, cpu, gpu")

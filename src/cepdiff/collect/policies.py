@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from cepdiff.collect.recorder import Act
 from cepdiff.errors import ConfigError, DivergenceError, MissingExtraError, SimulationError
 from cepdiff.randomness import stream_seed
+from cepdiff.rollout.registry import import_named
 
 
 def uniform(space: Box, *, seed: int, label: str) -> Act:
@@ -50,13 +49,10 @@ def _from_module(name: str) -> Callable[[NDArray[Any]], Any]:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ConfigError(f"--policy {name}: expected a stable-baselines3 file (.zip) or module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:  # like `python -m`
-        sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--policy {name}: {error}") from error
+        found = getattr(import_named(module), attribute)
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(f"--policy {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
     if not callable(found):
         raise ConfigError(f"--policy {name}: is a {type(found).__name__}; expected a function")
     return found  # type: ignore[no-any-return]

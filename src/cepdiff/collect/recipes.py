@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,15 @@ import numpy as np
 from cepdiff.collect.kinds import KINDS
 from cepdiff.collect.navigation import POINT_OBSERVATIONS, full_size, maze_of, navigate
 from cepdiff.collect.policies import load_policy, uniform
-from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record
+from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record, state_of
 from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
 from cepdiff.collect.waypoints import WaypointPolicy
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.tasks import references_for_env
-from cepdiff.errors import ConfigError, SimulationError, nearest
+from cepdiff.envs.layouts import Layout
+from cepdiff.errors import ConfigError, MissingExtraError, SimulationError, nearest
 from cepdiff.randomness import generator, stream_seed
-from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_env
+from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_checked_env
 
 _PACKAGES = ("cepdiff", "gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
 
@@ -74,8 +76,25 @@ class Collector:
         self._progress = progress
         self._facts = env_facts(plan.env)
         if self._facts.horizon is None:
-            raise SimulationError(f"'{plan.env.env_id}' has no time limit: an episode might never end")
+            raise SimulationError(
+                f"'{plan.env.env_id}' has no time limit, so an episode might never end: "
+                """add --env_kwargs '{"max_episode_steps": N}'"""
+            )
         self._rollouts: dict[str, Arrays] = {}
+
+    def check(self, kinds: Sequence[str], policy: str | None = None) -> None:
+        """Raise what `make` and `make_navigation` would, before any work: a kind that this environment cannot have, or
+        a missing package; also `SimulationError` if `states` are wanted and there are none."""
+        self.plan.check(kinds)
+        if "navigate" in kinds:
+            self._maze(policy)
+        if set(kinds) - {"navigate", "random"} and find_spec("stable_baselines3") is None:
+            raise MissingExtraError("Training SAC", "collect")
+        if self.plan.states:
+            with closing(self._env()) as env:
+                env.reset(seed=0)
+                if not state_of(env).keys() - {"goal"}:
+                    raise SimulationError(f"'{self.plan.env.env_id}' has no MuJoCo state to store: remove --states")
 
     def make(self, kind: str) -> RawArrays:
         """Make the buffer of one of `KINDS`, with its origin as metadata. Raises `ConfigError` like `Plan.check`,
@@ -109,17 +128,7 @@ class Collector:
         `action_noise`, or Maze2D with a policy.
         """
         plan, env = self.plan, self._env()
-        layout = maze_of(env)
-        ball = self._facts.observation_size == POINT_OBSERVATIONS
-        if ball is (policy is not None):
-            raise ConfigError(
-                "Maze2D uses D4RL's own controller: remove --policy"
-                if ball
-                else "AntMaze needs a walking policy: --policy FILE.zip or MODULE:FUNCTION, with 31 inputs (the 29 "
-                "observations and a direction (2,) of length 10)"
-            )
-        if plan.action_noise and not ball:
-            raise ConfigError(_NOISE_IS_OF_MAZE2D)
+        layout, ball = self._maze(policy)
         if policy is None:
             rows, horizon, noise = plan.steps or full_size(layout), self._facts.horizon, plan.action_noise
             assert horizon is not None
@@ -207,12 +216,28 @@ class Collector:
         with closing(env):
             return record(env, act, rows, seed=plan.seed, label=label, states=plan.states, on_progress=report)
 
+    def _maze(self, policy: str | None) -> tuple[Layout, bool]:
+        """The maze, and whether a ball rolls in it; raises as `make_navigation`."""
+        with closing(self._env()) as env:
+            layout = maze_of(env)
+        ball = self._facts.observation_size == POINT_OBSERVATIONS
+        if ball is (policy is not None):
+            raise ConfigError(
+                "Maze2D uses D4RL's own controller: remove --policy"
+                if ball
+                else "AntMaze needs a walking policy: --policy FILE.zip or MODULE:FUNCTION, with 31 inputs (the 29 "
+                "observations and a direction (2,) of length 10)"
+            )
+        if self.plan.action_noise and not ball:
+            raise ConfigError(_NOISE_IS_OF_MAZE2D)
+        return layout, ball
+
     def _reference(self, env: Env, act: Act, label: str) -> float:
         with closing(env):
             return mean_return(env, act, self.plan.reference_episodes, seed=self.plan.seed, label=label)
 
     def _env(self) -> Env:
-        return make_env(self.plan.env)
+        return make_checked_env(self.plan.env)
 
     def _raw(self, arrays: Arrays, kind: str, recipe: str) -> RawArrays:
         infos = {key.removeprefix("infos/"): values for key, values in arrays.items() if key.startswith("infos/")}

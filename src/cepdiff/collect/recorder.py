@@ -61,13 +61,7 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
     def _note_state(self, row: int) -> None:
-        inner: Any = self.env.unwrapped
-        parts = {"qpos": inner.data.qpos, "qvel": inner.data.qvel} if hasattr(inner, "data") else {}
-        if hasattr(inner, "goal"):
-            parts["goal"] = inner.goal
-        if hasattr(inner, "get_env_state"):
-            parts |= inner.get_env_state()
-        for name, value in parts.items():
+        for name, value in state_of(self.env).items():
             if row == 0:
                 self._arrays[f"infos/{name}"] = np.zeros((self._rows, *np.shape(value)))
             self._arrays[f"infos/{name}"][row] = value
@@ -75,6 +69,18 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
     def arrays(self) -> Arrays:
         """Return the recorded rows."""
         return first_rows(self._arrays, self.count)
+
+
+def state_of(env: Env) -> dict[str, Any]:
+    """An environment's state by name; empty if it shows none."""
+    inner: Any = env.unwrapped
+    data: Any = getattr(inner, "data", None)
+    parts = {"qpos": data.qpos, "qvel": data.qvel} if hasattr(data, "qpos") else {}
+    if hasattr(inner, "goal"):
+        parts["goal"] = inner.goal
+    if hasattr(inner, "get_env_state"):
+        parts |= inner.get_env_state()
+    return parts
 
 
 def first_rows(arrays: Arrays, rows: int) -> Arrays:

@@ -48,16 +48,20 @@ def guided_noise(
 
     The gradient is computed only for rows whose scale is not zero, and not at all if there are none, or `logits` or
     `guidance_scale` is None. With `every_row` it is computed for all, so that no shape depends on a value and the host
-    never waits for the device. `t` is a scalar tensor.
+    never waits for the device; rows at scale zero do not use theirs. `t` is a scalar tensor.
     """
     if logits is None or guidance_scale is None:
         return lambda x, t: eps_net(x, t, condition)
     rows = None if every_row else guidance_scale.nonzero().squeeze(-1)  # (B,) -> rows with guidance
     if rows is None or len(rows) == len(guidance_scale):
         scale = guidance_scale.unsqueeze(-1)  # -> (B, 1)
-        return lambda x, t: (
-            eps_net(x, t, condition) - schedule.sigma(t) * scale * logits_gradient(logits, x, t, condition)
-        )
+        guided = scale != 0
+
+        def predict_every(x: Tensor, t: Tensor) -> Tensor:
+            shift = schedule.sigma(t) * scale * logits_gradient(logits, x, t, condition)
+            return eps_net(x, t, condition) - shift.where(guided, 0.0)  # 0 times an infinite gradient would be NaN
+
+        return predict_every
     if len(rows) == 0:
         return lambda x, t: eps_net(x, t, condition)
     some_scales = guidance_scale[rows].unsqueeze(-1)  # -> (rows, 1)

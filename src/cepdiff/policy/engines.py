@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cepdiff.errors import ConfigError, nearest
 from cepdiff.modules.graphs import Capture, captured, cuda_graph
+from cepdiff.policy.checks import require_finite_actions, require_finite_observations
 from cepdiff.policy.export.check import load
 from cepdiff.policy.export.graph import onnx_file, require_onnx, trace
 from cepdiff.policy.guided import GuidedPolicy
@@ -39,9 +40,12 @@ class OnnxPolicy:
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor = 1.0, noise: Tensor) -> Tensor:
         """As `GuidedPolicy.act`."""
         self._policy.sampler.require_energy(guidance_scale)
+        require_finite_observations(observations)
         scale = torch.as_tensor(guidance_scale, dtype=torch.float32).cpu().expand(len(noise)).contiguous()
         every = {"observations": observations.cpu().float(), "guidance_scale": scale, "noise": noise.cpu().float()}
-        return self._run({name: every[name] for name in self._names})
+        actions = self._run({name: every[name] for name in self._names})
+        require_finite_actions(actions, scale)
+        return actions
 
 
 class CapturedPolicy:
@@ -60,6 +64,7 @@ class CapturedPolicy:
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor = 1.0, noise: Tensor) -> Tensor:
         """As `GuidedPolicy.act`; raises ConfigError for networks that cannot be captured."""
         self._policy.sampler.require_energy(guidance_scale)
+        require_finite_observations(observations)
         rows = len(noise)
         size = 1 << (rows - 1).bit_length()
         if size not in self._captured:
@@ -69,7 +74,9 @@ class CapturedPolicy:
         memory["condition"][:rows].copy_(self._policy.condition(observations))
         memory["scale"][:rows] = torch.as_tensor(guidance_scale, dtype=torch.float32, device=noise.device)
         replay()
-        return self._policy.in_bounds(memory["samples"][:rows])
+        actions = self._policy.in_bounds(memory["samples"][:rows])
+        require_finite_actions(actions, guidance_scale)
+        return actions
 
     def _captured_sampler(self, size: int) -> tuple[dict[str, Tensor], Callable[[], None]]:
         policy = self._policy

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from cepdiff.data.rl.tasks import find_task
 from cepdiff.rollout.envs import Env
 
 importlib.import_module("gym")
@@ -45,7 +46,8 @@ class SeededEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 def make_classic(task: str, render_mode: str | None = None) -> Env:
     """D4RL's environment `task`, e.g. `hopper-medium-v2`, with Gymnasium's interface and D4RL's time limit."""
-    return SeededEnv(_shimmy.GymV21CompatibilityV0(env_id=task, render_mode=render_mode))
+    # A name from a file must be a task's: old gym imports the module in "module:name".
+    return SeededEnv(_shimmy.GymV21CompatibilityV0(env_id=find_task(task).name, render_mode=render_mode))
 
 
 def _layers(env: Any) -> Iterator[Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cepdiff.data.rl.task import Task
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, SimulationError
-from cepdiff.rollout.envs import Env, EnvSpec
+from cepdiff.rollout.envs import Env, EnvSpec, time_limit
+from cepdiff.rollout.registry import refuse_foreign
 from cepdiff.rollout.scores import Reference
 
 CLASSIC_MODULE = "cepdiff.rollout.classic"
@@ -24,8 +27,8 @@ def choose_environment(
 ) -> EnvSpec:
     """The id and arguments of a dataset's environment: `env_id`, else the task's, else the file's own note.
 
-    `env_kwargs` come on top of the known arguments. Raises SimulationError if none is known; `option` is what the user
-    can add then.
+    `env_kwargs` come on top of the known arguments. Raises SimulationError if none is known, or a file names a module
+    that is not installed; `option` is what the user can add then.
     """
     more = env_kwargs or {}
     if env_id is not None:
@@ -33,8 +36,9 @@ def choose_environment(
     if task is not None:
         return EnvSpec(task.env_id, {**task.env_kwargs, **more}, task.env_module)
     if "env_id" in metadata:
-        env_id = str(metadata["env_id"])
-        return EnvSpec(env_id, {**metadata.get("env_kwargs", {}), **more})
+        found = EnvSpec(str(metadata["env_id"]), {**metadata.get("env_kwargs", {}), **more})
+        refuse_foreign(found.modules, f"'{dataset}'", f"add {option} {found.env_id}")
+        return found
     hint = ", or --evaluation.episodes 0 to train without scores" if option == "--data.env_id" else ""
     raise SimulationError(f"'{dataset}' does not say which environment it is from: add {option} ID{hint}")
 
@@ -44,6 +48,22 @@ def classic_environment(task: str) -> EnvSpec:
     if task not in TASKS or TASKS[task].url is None:
         raise ConfigError(f"'{task}' is not a task of D4RL: only those have an environment of the backend gym")
     return EnvSpec("cepdiff/classic-v0", {"task": task}, CLASSIC_MODULE)
+
+
+def limited(spec: EnvSpec, max_episode_steps: int | None, horizon: Any, option: str) -> EnvSpec:
+    """`spec` with a time limit: `max_episode_steps`, else its own, else the `horizon` of the data, with a warning.
+
+    Raises SimulationError if there is none: an episode might never end. `option` is what the user can add then.
+    """
+    if max_episode_steps is None:
+        if spec.module == CLASSIC_MODULE or time_limit(spec) is not None:  # D4RL's own all have one
+            return spec
+        if not isinstance(horizon, int) or horizon < 1:
+            raise SimulationError(f"'{spec.env_id}' has no time limit, so an episode might never end: add {option} N")
+        text = f"'{spec.env_id}' has no time limit: episodes end after {horizon} steps, the horizon of the data"
+        warnings.warn(text, stacklevel=2)
+        max_episode_steps = horizon
+    return replace(spec, kwargs={**spec.kwargs, "max_episode_steps": max_episode_steps})
 
 
 def check_reference(env: Env, reference: Reference | None) -> None:

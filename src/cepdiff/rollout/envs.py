@@ -16,20 +16,24 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from cepdiff.errors import MissingExtraError, SimulationError, nearest
+from cepdiff.errors import MissingExtraError, SimulationError
 from cepdiff.randomness import stream_seed
+from cepdiff.rollout.checked import CheckedEnv, try_out
+from cepdiff.rollout.registry import CLASSIC_MODULES, modules_of, registered
 from cepdiff.types import DataSpec
 
 Env = gym.Env[Any, Any]
 
-# Modules of the classic stack, installed by the extra 'd4rl'.
-_CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """How to make an environment; `module` is imported first to register it (`cepdiff.envs` for ids `cepdiff/...`)."""
+    """How to make an environment.
+
+    `env_id` is Gymnasium's, "Env-v0" or "module:Env-v0"; `module` is imported first to register it (`cepdiff.envs` for
+    ids `cepdiff/...`). `kwargs` are those of `gymnasium.make`: the environment's own and `max_episode_steps`.
+    """
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -38,6 +42,11 @@ class EnvSpec:
     def __post_init__(self) -> None:
         if self.module is None and self.env_id.startswith("cepdiff/"):
             object.__setattr__(self, "module", "cepdiff.envs")
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules to import first."""
+        return modules_of(self.env_id, self.module)
 
 
 class EnvFacts(NamedTuple):
@@ -61,19 +70,13 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
         MissingExtraError: a module of the classic D4RL stack is not installed.
         SimulationError: a module fails to import, the id is unknown, or the environment rejects its arguments.
     """
-    if spec.module is not None:
-        _import(spec.module)
-    try:
-        # A spec instead of an id avoids the deprecation warning of the -v4 environments, which D4RL's data need.
-        registered = gym.spec(spec.env_id)
-    except gym.error.Error:
-        hint = nearest(spec.env_id, gym.registry) or " gymnasium.pprint_registry() lists them all."
-        raise SimulationError(f"No environment is registered as '{spec.env_id}'.{hint}") from None
+    # A spec instead of an id avoids the deprecation warning of the -v4 environments, which D4RL's data need.
+    found = registered(spec.env_id, spec.module)
     _quiet_mujoco()
     try:
-        return gym.make(registered, **{**spec.kwargs, **kwargs})
+        return gym.make(found, **{**spec.kwargs, **kwargs})
     except gym.error.DependencyNotInstalled as error:
-        if spec.module in _CLASSIC_MODULES:
+        if spec.module in CLASSIC_MODULES:
             raise MissingExtraError(f"The environment '{spec.env_id}'", "d4rl") from error
         raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}") from error
     except Exception as error:  # environments raise any type
@@ -82,12 +85,23 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
         raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}{hint}") from error
 
 
+def make_checked_env(spec: EnvSpec) -> CheckedEnv:
+    """The environment of `spec`, whose faults are one line; raises as `make_env`."""
+    return CheckedEnv(make_env(spec), spec.env_id)
+
+
+def time_limit(spec: EnvSpec) -> int | None:
+    """Steps after which Gymnasium ends an episode; None if it never does."""
+    limit = spec.kwargs.get("max_episode_steps", registered(spec.env_id, spec.module).max_episode_steps)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def make_vector_env(spec: EnvSpec, num_envs: int) -> SyncVectorEnv:
-    """`num_envs` copies that reset only on request, by `reset(seed=[...], options={"reset_mask": mask})`.
+    """`num_envs` checked copies that reset only on request, by `reset(seed=[...], options={"reset_mask": mask})`.
 
     By default Gymnasium resets on the step after an end and counts that step, with reward 0.
     """
-    return SyncVectorEnv([lambda: make_env(spec)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    return SyncVectorEnv([lambda: make_checked_env(spec)] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def box_spaces(env: Env) -> tuple[Box, Box]:
@@ -125,20 +139,12 @@ def check_spaces(env: Env, data: DataSpec) -> None:
 
 
 def env_facts(spec: EnvSpec) -> EnvFacts:
-    """Make an environment and return its facts; raises as `make_env` and `box_spaces`."""
-    with closing(make_env(spec)) as env:
+    """Take a step in an environment and return its facts; raises as `make_env`, `box_spaces` and `CheckedEnv`."""
+    with closing(make_checked_env(spec)) as env:
         observations, actions = box_spaces(env)
-        horizon = env.spec.max_episode_steps if env.spec is not None else None
-        return EnvFacts(observations.shape[0], tuple(actions.low.tolist()), tuple(actions.high.tolist()), horizon)
-
-
-def _import(module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # d4rl raises many types if MuJoCo 2.1 is missing
-        if isinstance(error, ModuleNotFoundError) and error.name in _CLASSIC_MODULES:
-            raise MissingExtraError(f"The module '{module}'", "d4rl") from None
-        raise SimulationError(f"Cannot import '{module}' for its environments: {_line(error)}") from error
+        try_out(env)
+        low, high = tuple(actions.low.tolist()), tuple(actions.high.tolist())
+        return EnvFacts(observations.shape[0], low, high, time_limit(spec))
 
 
 def _quiet_mujoco() -> None:

@@ -16,6 +16,7 @@ from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.errors import DataError, SimulationError
 from cepdiff.randomness import stream_seed
+from cepdiff.rollout.checked import CheckedEnv
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, make_env
 from cepdiff.rollout.replay_groups import Family, family_of, observation_groups, state_from_observation
 from cepdiff.rollout.replay_report import WORTH_A_LOOK, Deviation, ReplayReport
@@ -67,12 +68,13 @@ def replay(
     Raises:
         DataError: the file has no states and its observations do not determine them, states contain NaN, the
             environment cannot use them, or no row has a known successor.
-        SimulationError: the environment's state cannot be set, or its sizes differ from the file's.
+        SimulationError: the environment's state cannot be set, its sizes differ from the file's, or it fails in a step.
     """
-    with closing(make_env(spec, max_episode_steps=-1, disable_env_checker=True)) as env:  # without a time limit
-        env.reset(seed=0)
+    made = make_env(spec, max_episode_steps=-1, disable_env_checker=True)  # without a time limit
+    with closing(CheckedEnv(made, spec.env_id, finite=False)) as env:
         family = family_of(spec.env_id)
         _check_sizes(env, spec, raw)
+        env.reset(seed=0)
         states = _states_of(raw, env, spec, family)
         return _Replay(env, raw, states, family).report(spec, rows, seed, on_progress)
 

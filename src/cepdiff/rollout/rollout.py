@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ def rollout(
 
     Raises:
         DivergenceError: an action is NaN or infinite.
-        SimulationError: the spaces are not flat Boxes, or the policy has another action size.
+        SimulationError: the spaces are not flat Boxes, the policy has another action size, or the environment fails in
+            a step, see `CheckedEnv`.
     """
     if not episodes:
         return []
@@ -153,6 +155,8 @@ def _run(
             if finished[slot]:
                 index, scale = run.episode.index, run.episode.guidance_scale
                 ended = bool(terminated[slot])
+                if not math.isfinite(run.episode_return):
+                    raise SimulationError(f"the rewards of episode {index} add up to {run.episode_return}")
                 results[run.position] = EpisodeResult(index, scale, run.episode_return, run.length, ended)
         if on_progress is not None and finished.any():
             on_progress(len(results), len(episodes))

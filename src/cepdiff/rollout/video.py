@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
 
@@ -58,7 +59,9 @@ def record_video(
     def add_frame(envs: SyncVectorEnv) -> None:
         nonlocal writer
         try:
-            frame = envs.render()[0]
+            frame = np.asarray(envs.render()[0])
+            if frame.ndim != 3:
+                raise ValueError("its render() returns no image")
         except Exception as error:  # the type depends on the graphics library
             raise SimulationError(
                 f"'{env_spec.env_id}' cannot be rendered ({' '.join(str(error).split())}). On a machine without a "

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cepdiff.data.checks.findings import Finding, info, warning
+from cepdiff.data.checks.jumps import jump_findings
 from cepdiff.data.checks.maze_defects import goal_findings, maze_findings
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows, layout_notes
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
@@ -54,6 +55,8 @@ def findings_of(
     ]
     if task is not None and task.max_move is not None:
         found += maze_findings(raw, task, episodes)
+    else:
+        found += jump_findings(raw, episodes)
     if named is None:
         advice = "name it with --data.env_id, or train without scores: --evaluation.episodes 0"
         found.append(warning("environment", "the environment is unknown", advice))
@@ -166,8 +169,8 @@ def _strange_successors(raw: RawArrays, episodes: Episodes, repeats: BoolArray) 
         f"{': ' * bool(kinds)}{', '.join(kinds)}"
     )
     if episodes.chained:
-        handling = "an episode ends at each, and counts as complete; each row keeps its own next observation"
-        return warning("successors", message, handling)
+        handling = "counted as a complete episode; each row keeps its own next observation"
+        return warning("successors", f"{message}: an episode ends at each", handling)
     shifted = max(stays, ahead) > _MOST * inside
     reason = "the array is shifted by one row" if shifted else "rows are not in time order, or in other units there"
     handling = (

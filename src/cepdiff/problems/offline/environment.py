@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.settings import Settings, references_of
+from cepdiff.data.rl.settings import Settings, horizon_of, references_of
 from cepdiff.errors import ConfigError
-from cepdiff.rollout.environment import check_reference, choose_environment, classic_environment
-from cepdiff.rollout.envs import EnvSpec, check_spaces, make_env
+from cepdiff.rollout.checked import try_out
+from cepdiff.rollout.environment import check_reference, choose_environment, classic_environment, limited
+from cepdiff.rollout.envs import EnvSpec, check_spaces, make_checked_env
 from cepdiff.rollout.scores import Reference
 
 DEFAULT_EPISODES = Settings.evaluation_episodes
@@ -25,6 +26,8 @@ class EvaluationSettings:
         episodes: per scale; null is the environment's own number, 0 never opens an environment.
         every_n_steps: also evaluate every this many steps of the behavior and guidance stages; null only at the end.
         seed: of the episodes' starts and noise; null is the run's seed.
+        max_episode_steps: cut episodes after this many steps; null is the environment's own time limit, else the
+            horizon of the data.
         max_envs: environments stepped side by side on a process.
         backend: "gymnasium", or "gym" for D4RL's own environments in the classic stack (docker/Dockerfile.d4rl).
         engine: runs the policy: "torch", "cuda_graph", or "onnx" (the extra of that name; the fastest on CPUs); null is
@@ -35,6 +38,7 @@ class EvaluationSettings:
     episodes: int | None = field(default=None, metadata={"least": 0})
     every_n_steps: int | None = field(default=None, metadata={"least": 1})
     seed: int | None = None
+    max_episode_steps: int | None = field(default=None, metadata={"least": 1})
     max_envs: int = field(default=128, metadata={"least": 1})
     backend: Literal["gymnasium", "gym"] = "gymnasium"
     engine: str | None = None
@@ -67,10 +71,11 @@ class Evaluation:
 
 
 def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: int) -> Evaluation:
-    """Fill in what the configuration leaves open, and open the environment once to check that it fits the buffer.
+    """Fill in what the configuration leaves open, and take a step in the environment to check that it fits the buffer.
 
     Raises:
-        SimulationError: no environment is known, it cannot be made, or its spaces are not the buffer's.
+        SimulationError: no environment is known, it cannot be made or stepped, its spaces are not the buffer's, or it
+            has no time limit.
     """
     scales = settings.scales or list(data.settings.evaluation_scales)
     episodes = settings.episodes
@@ -80,9 +85,12 @@ def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: i
     environment = environment_of(data, settings.backend) if episodes else None
     reference = reference_of(data)
     if environment is not None:
-        with closing(make_env(environment)) as env:
+        horizon = horizon_of(data.env_id, data.task, data.metadata)
+        environment = limited(environment, settings.max_episode_steps, horizon, "--evaluation.max_episode_steps")
+        with closing(make_checked_env(environment)) as env:
             check_spaces(env, data.spec)
             check_reference(env, reference)
+            try_out(env)
     return Evaluation(environment, reference, sorted(set(scales)), episodes, seed, settings.max_envs, settings.engine)
 
 

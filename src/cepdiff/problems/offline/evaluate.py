@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cepdiff.components import class_path_of
-from cepdiff.data.rl.tasks import find_task
+from cepdiff.data.rl.tasks import find_task, references_for_env
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.files import check_output
 from cepdiff.policy.engines import check_engine
@@ -18,8 +19,15 @@ from cepdiff.policy.recipe import Recipe
 from cepdiff.problems.offline.environment import DEFAULT_EPISODES, Evaluation
 from cepdiff.problems.offline.judge import COLUMNS, marks, rollouts, score_rows
 from cepdiff.problems.offline.problem import OfflineRL
-from cepdiff.rollout.environment import CLASSIC_MODULE, check_reference, choose_environment, classic_environment
+from cepdiff.rollout.environment import (
+    CLASSIC_MODULE,
+    check_reference,
+    choose_environment,
+    classic_environment,
+    limited,
+)
 from cepdiff.rollout.envs import EnvSpec, make_env
+from cepdiff.rollout.registry import refuse_foreign
 from cepdiff.rollout.scores import Reference, best_row, summarize
 from cepdiff.rollout.video import check_video, record_video
 from cepdiff.runs.processes import Processes, TrainerSettings
@@ -34,6 +42,8 @@ def evaluate_run(
     seeds: Sequence[int] | None = None,
     num_solver_steps: int | None = None,
     max_envs: int = 128,
+    env_id: str | None = None,
+    max_episode_steps: int | None = None,
     backend: str | None = None,
     engine: str | None = None,
     accelerator: str = "auto",
@@ -51,6 +61,8 @@ def evaluate_run(
         seeds: of the episodes' starts and noise.
         num_solver_steps: of the sampler.
         max_envs: environments stepped side by side on a process.
+        env_id: another environment than the run's, or the run's own, whose module may then lie in the working folder.
+        max_episode_steps: cut episodes after this many steps.
         backend: "gymnasium" or "gym".
         engine: as `evaluation.engine`.
         accelerator: as `trainer.accelerator`.
@@ -68,10 +80,11 @@ def evaluate_run(
     if not place.exists():
         raise RunError(f"there is no run folder {place}")
     counts = {"episodes": episodes, "num_solver_steps": num_solver_steps, "max_envs": max_envs, "devices": devices}
+    counts["max_episode_steps"] = max_episode_steps
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; expected at least 1")
-    if any(scale < 0 for scale in scales or ()):
+    if not all(0 <= scale < math.inf for scale in scales or ()):
         raise ConfigError(f"--scales {list(scales or ())}: expected numbers of 0 or more")
     check_engine(engine)
     path = output or (place if place.is_dir() else place.parent) / "evaluation.json"
@@ -81,7 +94,10 @@ def evaluate_run(
     processes = Processes(TrainerSettings(accelerator, devices, strategy="auto" if devices == 1 else "ddp"))
     policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps, trust_sources)
     assert policy.recipe is not None
-    evaluation = evaluation_of_policy(policy, policy.recipe, backend, place)
+    evaluation = evaluation_of_policy(policy, policy.recipe, backend, place, env_id)
+    assert evaluation.environment is not None
+    environment = limited(evaluation.environment, max_episode_steps, None, "--max_episode_steps")
+    evaluation = replace(evaluation, environment=environment)
     chosen = None if scales is None else sorted(set(scales))
     changes: dict[str, Any] = {"scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs}
     evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
@@ -100,18 +116,19 @@ def evaluate_run(
     )
     processes.on_main(lambda: results.write(path))
     if video is not None and processes.is_main:
-        assert evaluation.environment is not None
         scale = best_row(rows).guidance_scale
         record_video(
-            policy, evaluation.environment, video,
+            policy, environment, video,
             guidance_scale=scale, episodes=1, seed=seeds[0], device=policy.device,
         )  # fmt: skip
     processes.close()
     return replace(results, folder=path.parent)
 
 
-def evaluation_of_policy(policy: GuidedPolicy, recipe: Recipe, backend: str | None, run_dir: Path) -> Evaluation:
-    """The run's own settings, in its environment or that of another backend."""
+def evaluation_of_policy(
+    policy: GuidedPolicy, recipe: Recipe, backend: str | None, run_dir: Path, env_id: str | None = None
+) -> Evaluation:
+    """The run's own settings, in its environment, that of another backend, or `env_id`."""
     known = recipe.environment
     if not recipe.spec["observation_size"]:
         raise RunError(
@@ -120,9 +137,10 @@ def evaluation_of_policy(policy: GuidedPolicy, recipe: Recipe, backend: str | No
         )
     if not known:
         raise RunError(f"the run {run_dir} was trained without an environment (evaluation.episodes 0)")
-    reference = None if known["reference"] is None else Reference(*known["reference"])
+    references = known["reference"] if env_id in (None, known["env_id"]) else references_for_env(env_id)
+    reference = None if references is None else Reference(*references)
     return Evaluation(
-        environment=environment_of_policy(recipe, backend, reference),
+        environment=environment_of_policy(recipe, backend, reference, env_id),
         reference=reference,
         scales=sorted(set(recipe.scales)) if policy.sampler.has_energy else [0.0],
         episodes=known["episodes"] or DEFAULT_EPISODES,
@@ -131,16 +149,24 @@ def evaluation_of_policy(policy: GuidedPolicy, recipe: Recipe, backend: str | No
     )
 
 
-def environment_of_policy(recipe: Recipe, backend: str | None, reference: Reference | None) -> EnvSpec:
-    """The run's own environment, or the task's of another backend.
+def environment_of_policy(
+    recipe: Recipe, backend: str | None, reference: Reference | None, env_id: str | None = None
+) -> EnvSpec:
+    """The run's own environment, or the task's of another backend, or `env_id` with the arguments of the run's own.
 
     Raises:
         ConfigError: an unknown backend, or another one for a run that is not on a task of D4RL.
-        SimulationError: D4RL's reference returns are not those of the run.
+        SimulationError: D4RL's reference returns are not those of the run, or the policy file names a module that is
+            not installed.
     """
     known = EnvSpec(*(recipe.environment[key] for key in ("env_id", "kwargs", "module")))
     if backend not in (None, "gymnasium", "gym"):
         raise ConfigError(f"--backend is {backend}; expected gymnasium or gym")
+    if env_id is not None:
+        if backend == "gym":
+            raise ConfigError("--backend gym is D4RL's own environment: leave out --env_id")
+        return EnvSpec(env_id, known.kwargs if env_id == known.env_id else {})
+    refuse_foreign(known.modules, "the policy file", f"add --env_id {known.env_id}")
     if backend == "gym":
         chosen = classic_environment(recipe.dataset)
         with closing(make_env(chosen)) as env:
