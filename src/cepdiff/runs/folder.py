@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,32 @@ import torch
 from filelock import FileLock, Timeout
 
 from cepdiff.errors import RunError
-from cepdiff.files import write_json, write_text
+from cepdiff.files import file_hash, write_text
+from cepdiff.schema import typed
+from cepdiff.seals import content_hash, read_sealed, write_sealed
 
 LOCK = ".lock"
-FORMAT = 2  # of run folders; those of versions before 0.2 name none
+FORMAT = 3  # of run folders; those of versions before 0.2 name none
 EARLIER = ("scores.json", "distances.json", "images.json")  # results of those versions
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """The content of `stage.json`.
+
+    Args:
+        made_from: plain values that name the data, the settings and the stages that the stage depends on.
+        done: True once the stage has finished.
+        seconds: wall clock of the finished stage; a trained stage counts all its sessions.
+        files: name -> hash of each file of the finished stage.
+        format: of the folder.
+    """
+
+    made_from: dict[str, Any]
+    done: bool = False
+    seconds: float = 0.0
+    files: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
 
 
 class StageFolder:
@@ -36,40 +57,64 @@ class StageFolder:
     @property
     def done(self) -> bool:
         """True once the stage has finished."""
-        return bool(self._content().get("done", False))
+        record = self.record()
+        return record is not None and record.done
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the finished stage; a trained stage counts all its sessions."""
-        return float(self._content().get("seconds", 0.0))
+        """Wall-clock seconds of the finished stage, 0 before."""
+        record = self.record()
+        return 0.0 if record is None else record.seconds
 
     @property
     def made_from(self) -> dict[str, Any] | None:
-        """The stage's record, None if there is none."""
-        found: dict[str, Any] | None = self._content().get("made_from")
-        return found
+        """What the stage was made from, None if it has not begun."""
+        record = self.record()
+        return None if record is None else record.made_from
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name -> hash of each file of the finished stage, as they were when it finished."""
+        record = self.record()
+        return {} if record is None else record.files
+
+    @property
+    def record_hash(self) -> str:
+        """Hash of what the stage is made from, which names a state that was saved on the way."""
+        return record_hash(self.made_from or {})
 
     def claim(self, record: Mapping[str, Any], later: Sequence[str] = ()) -> None:
         """Write the record, or check that it is the one of an earlier run; `later` names the stages that follow.
 
         Raises:
-            RunError: the stage was made from something else; says what changed, and what to do.
+            RunError: the stage was made from something else, or changed since; says what, and what to do.
         """
-        found = self.made_from
+        found = self.record()
         if found is None:
             if self.last.exists() or self.final.exists():
                 raise RunError(f"{self.path} holds checkpoints without stage.json; choose another --run_dir")
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.record_file, {"format": FORMAT, "done": False, "made_from": record})
+            write_sealed(self.record_file, asdict(StageRecord(dict(record))))
             return
-        changes = differences(found, record)
+        stale = [self.run_dir / name for name in (self.name, *later) if (self.run_dir / name).exists()]
+        again = f"delete {', '.join(map(str, stale))} to make it again"
+        changes = differences(found.made_from, record)
         if changes:
-            stale = [self.run_dir / name for name in (self.name, *later) if (self.run_dir / name).exists()]
             raise RunError(
                 f"{self.path} was made from something else: {'; '.join(changes[:4])}"
                 f"{f' (and {len(changes) - 4} more)' if len(changes) > 4 else ''}. Choose another --run_dir, "
-                f"undo the change, or delete {', '.join(map(str, stale))} to make it again"
+                f"undo the change, or {again}"
             )
+        if changed := self.changed():
+            raise RunError(f"{self.path / changed} was changed, swapped or lost after it was made; {again}")
+
+    def changed(self) -> str:
+        """The first file of the finished stage that is not as it was then; "" if all are."""
+        for name, known in self.files.items():
+            file = self.path / name
+            if not file.is_file() or file_hash(file) != known:
+                return name
+        return ""
 
     def adopt(self, other: StageFolder, record: Mapping[str, Any]) -> str:
         """Take over another run's finished stage, if nothing is here yet; return why it cannot be, if so."""
@@ -77,15 +122,29 @@ class StageFolder:
             return ""
         if changes := differences(other.made_from, record):
             return f"not taken over from {other.run_dir}: {changes[0]}"
+        if changed := other.changed():
+            return f"not taken over from {other.run_dir}: {changed} was changed, swapped or lost after it was made"
         aside = self.path.with_name(f".{self.name}.adopted")
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(other.path, aside, copy_function=link_or_copy)
+        for name in (*other.files, other.record_file.name):
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(other.path / name, aside / name)
         aside.rename(self.path)
         return ""
 
     def finish(self, seconds: float) -> None:
-        """Mark the stage as done."""
-        write_json(self.record_file, {**self._content(), "done": True, "seconds": round(seconds, 1)})
+        """Mark the stage as done, with the hashes of its files."""
+        found = self.record()
+        left_out = (self.record_file.name, self.last.name)
+        made = sorted(
+            file.relative_to(self.path)
+            for file in self.path.rglob("*")
+            if file.is_file() and file.name not in left_out and not file.name.startswith(".")
+        )
+        record = StageRecord({}) if found is None else found
+        files = {file.as_posix(): file_hash(self.path / file) for file in made}
+        record = replace(record, done=True, seconds=round(seconds, 1), files=files)
+        write_sealed(self.record_file, asdict(record))
         self.last.unlink(missing_ok=True)
 
     def load_weights(self) -> dict[str, Any]:
@@ -93,16 +152,25 @@ class StageFolder:
         weights: dict[str, Any] = read_checkpoint(self.final)["state_dict"]
         return weights
 
-    def _content(self) -> dict[str, Any]:
-        if not self.record_file.is_file():
-            return {}
+    def record(self) -> StageRecord | None:
+        """The content of `stage.json`, None if there is none; raises RunError if it cannot be used."""
+        advice = f"delete {self.path} to make the stage again"
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; expected the stage's folder: {advice}")
+        if not self.record_file.exists():
+            return None
         try:
-            content: dict[str, Any] = {**json.loads(self.record_file.read_text())}
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{self.record_file} is damaged; delete {self.path} to make the stage again") from error
-        if content.get("format") != FORMAT:
-            raise RunError(made_by_another_version(self.path))
-        return content
+            content = read_sealed(self.record_file, FORMAT)
+            if content is None:
+                raise RunError(made_by_another_version(self.path))
+            found = typed(StageRecord, content)
+            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in found.files):
+                raise ValueError("files outside the folder")
+        except ValueError as error:
+            raise RunError(
+                f"{self.record_file} is damaged, or was changed after it was made ({error}); {advice}"
+            ) from error
+        return found
 
 
 class RunFolder:
@@ -173,7 +241,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Hard-link a file, since finished files are replaced, never changed; copy it if there are no links."""
     try:
         os.link(source, target)
@@ -182,8 +250,8 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def record_hash(record: Mapping[str, Any]) -> str:
-    """BLAKE2b of a record's canonical JSON, 16 hexadecimal digits."""
-    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8).hexdigest()
+    """Hash of a record."""
+    return content_hash(record)
 
 
 def differences(found: Any, record: Mapping[str, Any]) -> list[str]:
