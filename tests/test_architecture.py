@@ -18,7 +18,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms from the ground up: a room may import itself and the rooms in the rows above its own.
 FLOORS = (
-    ("errors", "types", "randomness", "precision", "components", "files", "schema", "seals", "trust", "figures", "tables"),
+    (
+        "errors",
+        "types",
+        "randomness",
+        "precision",
+        "components",
+        "files",
+        "schema",
+        "seals",
+        "trust",
+        "figures",
+        "tables",
+    ),
     ("diffusion",),
     ("networks", "data", "envs"),
     ("energy",),

@@ -45,6 +45,15 @@ class DivergenceError(CepdiffError):
     exit_code = 1
 
 
+class LostProcessError(CepdiffError):
+    """Another process of a run on several devices ended, so that this one cannot go on."""
+
+    exit_code = 1
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run ended; run the same command to go on")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean a, b?"` with the names closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

@@ -200,6 +200,13 @@ class RunFolder:
         if any((self.path / name).exists() for name in EARLIER):
             raise RunError(made_by_another_version(self.path))
 
+    def check_kept(self) -> None:
+        """Raise RunError if the folder was deleted while this command ran: what comes later is no whole run."""
+        if not self.config.is_file():
+            raise RunError(
+                f"{self.path} was deleted while this command ran; delete what is there now, and run it again"
+            )
+
     def keep(self, config: str, replace: bool = True) -> None:
         """Write the configuration of the last command that fitted, or the first one's."""
         if replace or not self.config.exists():
