@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +103,7 @@ def in_one_line(folder: RunFolder) -> Iterator[StopSignals]:
     except Interrupted as error:
         raise StoppedError(error.number) from None
     except OSError as error:
-        if str(error.filename).startswith(str(folder.path)):
+        if folder.path.resolve() in Path(os.fsdecode(error.filename or "")).resolve().parents:
             folder.check_kept()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
             raise
