@@ -50,8 +50,9 @@ class LostProcessError(CepdiffError):
 
     exit_code = 1
 
-    def __init__(self) -> None:
-        super().__init__("another process of this run ended; run the same command to go on")
+    def __init__(self, cause: str = "") -> None:
+        seen = cause.split("\n")[0].split(". ")[0][:160]  # of a library's long message
+        super().__init__(f"another process of this run ended{seen and f' ({seen})'}; run the same command to go on")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

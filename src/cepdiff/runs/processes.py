@@ -162,8 +162,8 @@ class Processes:
             self._leaving.set()
             end(self._children)
             if is_loss(error):
-                raise LostProcessError from error
-            if not self.is_main and isinstance(error, CepdiffError):
+                raise LostProcessError(str(error)) from error
+            if not self.is_main and isinstance(error, CepdiffError) and error.exit_code < 128:
                 time.sleep(GRACE / 2)  # the main process reports what all have found, and ends this one
                 print(f"cepdiff: process {self.rank}: {error}", file=sys.stderr)
             raise
