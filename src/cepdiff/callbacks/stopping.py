@@ -38,11 +38,12 @@ class StopSignals:
     def handled(self, deferred: bool = False) -> Iterator[None]:
         """Raise `Interrupted` in this block on a signal; if `deferred`, only at its end, unless it fails or returns.
 
-        Blocks can be nested. Signals that are ignored (nohup) stay so. Only the main thread can handle signals.
+        Blocks can be nested. An ignored SIGHUP (nohup) stays so. Only the main thread can handle signals.
         """
         outer, self._deferred = self._deferred, deferred
         main = threading.current_thread() is threading.main_thread()
-        asking = [number for number in ASKING if main and signal.getsignal(number) is not signal.SIG_IGN]
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        asking = [number for number in ASKING if main and not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, self._handle) for number in asking}
         try:
             yield
