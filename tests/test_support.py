@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from torch import Tensor
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.support_cache import MARKS, NOISE_CHUNK, SupportCache, fill, states_of_rows, support_noise
-from cepdiff.errors import RunError
+from cepdiff.errors import DivergenceError, OutputError, RunError
 
 K, A, NUM_STATES, CHUNK = 3, 2, 40, 4
 STATE_IDS = torch.tensor([*range(0, 20, 2), *range(25, 38)])  # 23 states: five chunks of 4 and one of 3
@@ -164,6 +167,16 @@ def test_laying_out_again_forgets_the_first(tmp_path: Path) -> None:
         lambda folder: np.save(folder / "state_ids.npy", STATE_IDS.numpy() + 30),
         lambda folder: (folder / "chunk_size").unlink(),
         lambda folder: (folder / "chunk_size").write_text("0"),
+        lambda folder: (folder / "chunk_size").write_text("many"),
+        lambda folder: (folder / "chunk_size").write_bytes(b"\xff\xfe"),
+        lambda folder: np.save(folder / "actions.npy", np.zeros((len(STATE_IDS), K, A))),
+        lambda folder: np.save(folder / "actions.npy", np.zeros((len(STATE_IDS), K * A), np.float32)),
+        lambda folder: np.save(folder / "state_ids.npy", STATE_IDS.numpy().astype(np.float32)),
+        lambda folder: np.save(folder / "state_ids.npy", STATE_IDS.numpy()[:, None]),
+        lambda folder: np.save(folder / "state_ids.npy", STATE_IDS.numpy()[::-1]),
+        lambda folder: np.save(folder / "state_ids.npy", STATE_IDS.numpy() - 1),
+        lambda folder: np.save(folder / "state_ids.npy", np.maximum(STATE_IDS.numpy(), 2)),
+        lambda folder: (folder / MARKS.format(0)).mkdir(),
     ],
     ids=[
         "no actions",
@@ -176,6 +189,16 @@ def test_laying_out_again_forgets_the_first(tmp_path: Path) -> None:
         "ids beyond the buffer",
         "no chunk size",
         "chunk size 0",
+        "chunk size in words",
+        "chunk size of bytes",
+        "actions in float64",
+        "actions of two axes",
+        "ids in float32",
+        "ids of two axes",
+        "ids in reverse",
+        "negative ids",
+        "an id twice",
+        "a folder for marks",
     ],
 )
 def test_a_damaged_cache_is_refused_with_what_to_do(tmp_path: Path, damage: Callable[[Path], object]) -> None:
@@ -183,6 +206,64 @@ def test_a_damaged_cache_is_refused_with_what_to_do(tmp_path: Path, damage: Call
     damage(tmp_path)
     with pytest.raises(RunError, match="delete that folder and run again"):
         SupportCache(tmp_path, NUM_STATES).pending()
+
+
+@pytest.mark.parametrize(
+    ("state_ids", "shape"),
+    [(STATE_IDS + 1, (K, A)), (STATE_IDS[:-1], (K, A)), (STATE_IDS, (K - 1, A)), (STATE_IDS, (K, A + 1))],
+)
+def test_a_cache_of_other_states_or_sizes_is_refused(tmp_path: Path, state_ids: Tensor, shape: tuple[int, int]) -> None:
+    cache = lay_out(tmp_path)
+    cache.require(STATE_IDS, K, A)
+    with pytest.raises(RunError, match="delete that folder and run again"):
+        cache.require(state_ids, *shape)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [b"<1>\n<2>\n", b"<1 0>", b"<" + b"9" * 5000 + b" ab>", b"<1 00ff00ff00ff00ff>\n", b"\xff\xfe<\x00", b"1\n2\n"],
+)
+def test_marks_that_no_process_wrote_stand_for_no_chunk(tmp_path: Path, marks: bytes) -> None:
+    lay_out(tmp_path)
+    (tmp_path / MARKS.format(0)).write_bytes(marks)
+    assert SupportCache(tmp_path, NUM_STATES).pending() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_chunk_that_changed_after_it_was_marked_is_drawn_again(tmp_path: Path) -> None:
+    run(lay_out(tmp_path), Draw())
+    actions = np.load(tmp_path / "actions.npy")
+    actions[CHUNK : 2 * CHUNK] = actions[2 * CHUNK : 3 * CHUNK]
+    np.save(tmp_path / "actions.npy", actions)
+    cache = SupportCache(tmp_path, NUM_STATES)
+    assert cache.pending() == [1]
+    run(cache, Draw())
+    check_whole(SupportCache(tmp_path, NUM_STATES))
+
+
+def test_samples_that_are_nan_are_no_support(tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match="NaN"):
+        run(lay_out(tmp_path), lambda state_ids: actions_of(state_ids) / 0.0 - torch.inf)
+
+
+def test_a_full_disk_is_found_before_the_first_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OutputError, match=r"actions\.npy: cannot be written \(No space left on device\)"):
+        lay_out(tmp_path)
+    assert not SupportCache.exists(tmp_path)
+    monkeypatch.undo()
+    run(lay_out(tmp_path), Draw())
+    check_whole(SupportCache(tmp_path, NUM_STATES))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is reserved")
+def test_the_space_of_a_cache_is_taken_when_it_is_laid_out(tmp_path: Path) -> None:
+    """A hole in the file would be filled through memory, where a full disk is a bus error."""
+    SupportCache.create(tmp_path, torch.arange(10_000), K, A, CHUNK)
+    found = (tmp_path / "actions.npy").stat()
+    assert found.st_blocks * 512 >= found.st_size > 10_000 * K * A * 4
 
 
 def test_noise_of_a_state_does_not_depend_on_the_others() -> None:

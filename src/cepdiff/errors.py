@@ -45,6 +45,16 @@ class DivergenceError(CepdiffError):
     exit_code = 1
 
 
+class LostProcessError(CepdiffError):
+    """Another process of a run on several devices ended, so that this one cannot go on."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str = "") -> None:
+        seen = cause.split("\n")[0].split(". ")[0][:160]  # of a library's long message
+        super().__init__(f"another process of this run ended{seen and f' ({seen})'}; run the same command to go on")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean a, b?"` with the names closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

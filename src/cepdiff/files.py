@@ -38,8 +38,11 @@ def path_aside(path: Path) -> Iterator[Path]:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides a full disk
+        if not isinstance(cause, OSError):
+            raise
+        raise OutputError(f"{path}: cannot be written ({cause.strerror or cause})") from error
 
 
 def remove_leftovers(folder: Path, unwanted: Callable[[str, float], bool]) -> None:

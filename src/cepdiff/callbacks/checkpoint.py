@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -14,85 +13,114 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from cepdiff.callbacks.stopping import StopSignals
+from cepdiff.errors import OutputError, RunError
 from cepdiff.files import written_aside
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint aside, flushes it and renames it: a kill leaves the previous file."""
+    """Writes a checkpoint aside, flushes it and renames it: a kill leaves the previous file.
+
+    `record` is a file of the stage's folder: if that is gone, the folder was deleted, and is not made again.
+    """
+
+    def __init__(self, record: Path) -> None:
+        self.record = record
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
+        if not self.record.is_file():
+            raise OutputError(f"{self.record.parent} was deleted while it was in use; run the command again")
         with written_aside(Path(path)) as file:
             torch.save(checkpoint, file)
 
 
 class StageCheckpoint(Checkpoint):
-    """Keeps `path` (last.ckpt) up to date, every `every_n_steps` optimiser steps and on SIGTERM or SIGINT.
+    """Keeps `path` (last.ckpt) up to date, and writes it when a signal asks to stop.
 
     A signal on any rank stops all of them at the end of the block, after a save; `stopped_by` is its number.
     `elapsed` counts the seconds of training over all resumptions.
+
+    Args:
+        path: of the checkpoint.
+        every_n_steps: optimiser steps between saves.
+        minutes: at most between saves, by the first rank's clock.
+        made_from: hash of what the stage is made from, kept in the checkpoint.
+        signals: that ask to stop.
+        clock: in seconds.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        every_n_steps: int,
+        minutes: float,
+        made_from: str,
+        signals: StopSignals,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
+        self.minutes = minutes
+        self.made_from = made_from
+        self.signals = signals
+        self.clock = clock
         self.stopped_by: int | None = None
         self.elapsed = 0.0
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
-        self._saved_at = 0
-        self._clock = 0.0
+        self._counted = 0.0  # the clock when `elapsed` was last counted
+        self._saved_at = (0, 0.0)  # step and clock of the last save
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # After Lightning has set its own handlers in fit(): they would broadcast inside the handler.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._remember)
-        self._saved_at = trainer.global_step
-        self._clock = time.monotonic()
+        self._counted = self.clock()
+        self._saved_at = trainer.global_step, self._counted
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        stop = self._signal is not None
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        finished = trainer.global_step >= trainer.max_steps >= 0
-        due = trainer.global_step // self.every_n_steps > self._saved_at // self.every_n_steps
-        if stop or (due and not finished):
+        step, (saved_step, saved_time) = trainer.global_step, self._saved_at
+        late = trainer.global_rank == 0 and self.clock() - saved_time >= 60.0 * self.minutes
+        asked, late = self._agreed(trainer, self.signals.number or 0, late)
+        finished = step >= trainer.max_steps >= 0
+        due = late or step // self.every_n_steps > saved_step // self.every_n_steps
+        if asked or (due and not finished):
             self._save(trainer)
-        if stop and not finished:
-            self.stopped_by = self._signal or signal.SIGTERM
+        if asked and not finished:
+            self.stopped_by = asked
             trainer.should_stop = True
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step < trainer.max_steps and self.stopped_by is None:  # another callback ends the training
+            self._save(trainer)
         self._count()
-        # Before Lightning removes its own handlers: restored later, they would swallow every later SIGTERM.
-        self._restore_handlers()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"elapsed": self.elapsed}
+        return {"elapsed": self.elapsed, "made_from": self.made_from}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.elapsed = float(state_dict["elapsed"])
 
+    def step_of(self, checkpoint: dict[str, Any]) -> int:
+        """The step of a checkpoint's content; raises RunError if another stage, run or seed has written it."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if state.get("made_from") != self.made_from:
+            raise RunError(f"{self.path} is the checkpoint of another run; delete it to train from the first step")
+        return int(checkpoint["global_step"])
+
+    def _agreed(self, trainer: Trainer, number: int, late: bool) -> tuple[int, bool]:
+        """The signal that reached any rank, 0 for none, and True if the first rank is late: equal on all ranks."""
+        if trainer.world_size == 1:
+            return number, late
+        values = torch.tensor([number, int(late)], device=trainer.strategy.root_device)
+        highest, any_late = torch.as_tensor(trainer.strategy.reduce(values, reduce_op="max")).tolist()
+        return highest, bool(any_late)
+
     def _save(self, trainer: Trainer) -> None:
         self._count()
         trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved_at = trainer.global_step
+        self._saved_at = trainer.global_step, self.clock()
 
     def _count(self) -> None:
-        now = time.monotonic()
-        self.elapsed += now - self._clock
-        self._clock = now
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        now = self.clock()
+        self.elapsed += now - self._counted
+        self._counted = now

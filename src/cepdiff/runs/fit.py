@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cepdiff.errors import ConfigError, RunError
+from cepdiff.callbacks.stopping import Interrupted, StopSignals
+from cepdiff.errors import ConfigError, OutputError, RunError
 from cepdiff.runs.config import Config
 from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
+from cepdiff.runs.stage import StoppedError
 
 
 def fit(
@@ -45,20 +50,24 @@ def fit(
         raise RunError(f"--reuse {reuse} is no run folder")
     if not kept and config.trainer.devices * config.trainer.num_nodes > 1:
         raise ConfigError("run_dir is missing: the processes of a run on several devices share a folder")
-    processes = Processes(config.trainer)
-    processes.on_main(data.prepare_data)
-    data.setup()
-    config = config.supplied(config.problem.network_arguments(data, config.values))
-    run = Run(folder, processes, config.seed, config.components, config.callbacks, list(sources), other, kept)
-    problem = config.problem(run, data, **config.sections)
-    stages = problem.stages()
-    names = [each.name for each in stages]
-    if stage is not None and stage not in names:
-        raise ConfigError(f"there is no stage '{stage}'; stages are {', '.join(names)}")
-    with ExitStack() as held:
+    with in_one_line(folder) as signals, ExitStack() as held:
+        processes = Processes(config.trainer)
+        held.enter_context(processes.together())
+        processes.on_main(data.prepare_data)
+        data.setup()
+        config = config.supplied(config.problem.network_arguments(data, config.values))
+        run = Run(
+            folder, processes, config.seed, config.components, config.callbacks, list(sources), other, kept, signals
+        )
+        problem = config.problem(run, data, **config.sections)
+        stages = problem.stages()
+        names = [each.name for each in stages]
+        if stage is not None and stage not in names:
+            raise ConfigError(f"there is no stage '{stage}'; stages are {', '.join(names)}")
         processes.on_main(lambda: held.enter_context(folder.locked()))
         processes.on_main(lambda: folder.keep(config.to_yaml(), replace=False))
         for each in stages:
+            signals.check()
             needed = stage not in (None, each.name)
             missing = needed and other is None and not each.done
             done = not missing and each.claim(names)
@@ -70,9 +79,36 @@ def fit(
                 if each is not stages[-1]:  # they are of the stage as it was before
                     processes.on_main(partial(folder.results.unlink, missing_ok=True))
                 each.run()
+                processes.on_main(folder.check_kept)
             each.load()
             if each.name == stage:
                 break
         processes.on_main(lambda: folder.keep(config.to_yaml()))
-    processes.close()
     return problem
+
+
+@contextmanager
+def in_one_line(folder: RunFolder) -> Iterator[StopSignals]:
+    """Handle signals; raise them, a full disk and a deleted folder as errors of one line, and of one thread."""
+    signals, excepthook = StopSignals(), threading.excepthook
+
+    def shown(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):  # TensorBoard's writer: the main thread raises it again
+            excepthook(failure)
+
+    threading.excepthook = shown
+    try:
+        with signals.handled():
+            yield signals
+    except Interrupted as error:
+        raise StoppedError(error.number) from None
+    except OSError as error:
+        if folder.path.resolve() in Path(os.fsdecode(error.filename or "")).resolve().parents:
+            folder.check_kept()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise
+        raise OutputError(
+            f"{folder.path}: cannot be written ({error.strerror}); run the same command to go on"
+        ) from error
+    finally:
+        threading.excepthook = excepthook

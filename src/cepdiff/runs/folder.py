@@ -214,6 +214,13 @@ class RunFolder:
         if self.logs.exists() and not self.logs.is_dir():
             raise RunError(f"{self.logs} is a file; expected a folder: delete it, or choose another --run_dir")
 
+    def check_kept(self) -> None:
+        """Raise RunError if the folder was deleted while this command ran: what comes later is no whole run."""
+        if not self.config.is_file():
+            raise RunError(
+                f"{self.path} was deleted while this command ran; delete what is there now, and run it again"
+            )
+
     def keep(self, config: str, replace: bool = True) -> None:
         """Write the configuration of the last command that fitted, or the first one's."""
         if replace or not self.config.exists():

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -12,8 +18,10 @@ import torch.distributed
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from cepdiff.errors import CepdiffError, ConfigError
+from cepdiff.errors import CepdiffError, ConfigError, LostProcessError
 
+PARENT = "CEPDIFF_PARENT"  # environment variable: the process that launched the others of this machine
+GRACE = 5.0  # seconds in which the processes may end by themselves
 T = TypeVar("T")
 SHARED = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # arguments of a Fabric and of a Trainer
 
@@ -63,7 +71,17 @@ class Processes:
             self._fabric = Fabric(**{name: getattr(settings, name) for name in SHARED})
         except Exception as error:  # Lightning raises many kinds, all about these settings
             raise ConfigError(f"trainer: {error}") from error
+        lightnings = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(PARENT) == str(os.getppid())
+        self._parent = os.getppid() if lightnings else None
+        if not lightnings:
+            os.environ[PARENT] = str(os.getpid())
         self._fabric.launch()
+        launched: list[subprocess.Popen[bytes]] = getattr(self._fabric.strategy.launcher, "procs", [])
+        self._children = launched.copy()
+        launched.clear()  # Lightning's observer would kill this process without a word
+        self._leaving = threading.Event()
+        if self.world > 1:
+            threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def rank(self) -> int:
@@ -129,8 +147,57 @@ class Processes:
         """Keyword arguments of every stage's Trainer."""
         return {name: getattr(self.settings, name) for name in (*SHARED, "deterministic", "profiler")}
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """End with the other processes: none works on or waits for one that is gone.
+
+        Raises:
+            LostProcessError: a collective failed because another process ended.
+        """
+        try:
+            yield
+            self.close()
+            self._leaving.set()
+        except BaseException as error:
+            self._leaving.set()
+            end(self._children)
+            if is_loss(error):
+                raise LostProcessError(str(error)) from error
+            if not self.is_main and isinstance(error, CepdiffError) and error.exit_code < 128:
+                time.sleep(GRACE / 2)  # the main process reports what all have found, and ends this one
+                print(f"cepdiff: process {self.rank}: {error}", file=sys.stderr)
+            raise
+
     def close(self) -> None:
         """Leave together: a process that exits early would break another's last collective."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
+
+    def _watch(self) -> None:
+        """End this process if it does not notice by itself that another one of its machine is gone."""
+        while not self._leaving.wait(1.0):
+            orphaned = self._parent is not None and os.getppid() != self._parent
+            if (orphaned or any(child.poll() for child in self._children)) and not self._leaving.wait(GRACE):
+                if self.is_main:
+                    print(f"cepdiff: {LostProcessError()}", file=sys.stderr, flush=True)
+                end(self._children)
+                os._exit(LostProcessError.exit_code)
+
+
+def is_loss(error: BaseException) -> bool:
+    """True if a collective failed because another process ended."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search(r"gloo|NCCL|Connection (closed|reset)", str(error)))
+
+
+def end(children: list[subprocess.Popen[bytes]]) -> None:
+    """End processes, by force if they take too long."""
+    for act in (subprocess.Popen.terminate, subprocess.Popen.kill):
+        until = time.monotonic() + GRACE
+        for child in children:
+            act(child)
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.1, until - time.monotonic()))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
+from cepdiff.callbacks.stopping import StopSignals
 from cepdiff.components import Component
 from cepdiff.errors import ConfigError
 from cepdiff.randomness import stream_seed
@@ -29,6 +30,7 @@ class Run:
         sources: folders with the user's own classes, kept with the policy.
         reuse: another run, whose finished stages are taken over if they were made from the same.
         kept: False if the folder is deleted after the run.
+        signals: that ask the command to stop.
     """
 
     folder: RunFolder
@@ -39,6 +41,7 @@ class Run:
     sources: Sequence[str] = ()
     reuse: RunFolder | None = None
     kept: bool = True
+    signals: StopSignals = field(default_factory=StopSignals)
 
     def module(self, key: str, component: Component[Any], sizes: tuple[int, int], **supplied: Any) -> Any:
         """The module of section `key`; its first weights depend on (seed, key) only."""

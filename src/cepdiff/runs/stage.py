@@ -33,17 +33,19 @@ class StageSettings:
     Args:
         max_steps: optimiser steps, at least 1.
         checkpoint_every: steps between writes of `last.ckpt`, at least 1.
+        checkpoint_minutes: minutes between writes at most, however slow the steps.
     """
 
     max_steps: int = field(metadata={"least": 1})
     checkpoint_every: int = field(default=5000, metadata={"least": 1})
+    checkpoint_minutes: float = field(default=5.0, metadata={"least": 0})
 
 
 class StoppedError(CepdiffError):
-    """A signal stopped the command after its state was saved."""
+    """A signal stopped the command; what had been done is kept."""
 
-    def __init__(self, number: int, where: str) -> None:
-        super().__init__(f"stopped by signal {number} {where}; run the same command to go on")
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__(f"stopped by signal {number}{where}; run the same command to go on")
         self.exit_code = 128 + number
 
 
@@ -137,29 +139,28 @@ class TrainedStage(Stage):
 
         Raises:
             DivergenceError: with the last good checkpoint's name; the checkpoint stays.
-            StoppedError: after SIGTERM or SIGINT; the stage goes on from there next time.
+            StoppedError: a signal asked to stop; the stage goes on from there next time.
+            RunError: `last.ckpt` is another run's, or the training ended before its last step.
         """
         folder, processes = self.folder, self.context.processes
         if not self.settings.max_steps:
             processes.on_main(self._keep_untrained)
             return
-        resume = processes.on_main(folder.last.exists)
-        if resume:
-            processes.on_main(lambda: read_checkpoint(folder.last) and None)
-        checkpoint = StageCheckpoint(folder.last, self.settings.checkpoint_every)
-        trainer = self._trainer(checkpoint)
-        try:
-            trainer.fit(self.module, self.data(), ckpt_path=folder.last if resume else None)
-        except DivergenceError as error:
-            last = folder.last if folder.last.exists() else None
-            kept = "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
-            raise DivergenceError(f"{error}; {kept}") from error
-        if checkpoint.stopped_by is not None:
-            raise StoppedError(checkpoint.stopped_by, f"at step {trainer.global_step} of the {self.name} stage")
-        if trainer.global_step < self.settings.max_steps:
-            raise RunError(f"the {self.name} stage ended at step {trainer.global_step} of {self.settings.max_steps}")
-        trainer.save_checkpoint(folder.final, weights_only=True)
-        processes.on_main(lambda: folder.finish(checkpoint.elapsed, [folder.final]))
+        checkpoint = self._checkpoint()
+        step = processes.on_main(
+            lambda: checkpoint.step_of(read_checkpoint(folder.last)) if folder.last.exists() else 0
+        )
+        if step and processes.is_main:
+            print(f"{self.name}: from step {step:,} of {self.settings.max_steps:,}", file=sys.stderr)
+        data, trainer = self.data(), self._trainer(checkpoint)
+        with self.context.signals.handled(deferred=True):  # the checkpoint answers them
+            try:
+                trainer.fit(self.module, data, ckpt_path=folder.last if step else None)
+            except DivergenceError as error:
+                last = folder.last if folder.last.exists() else None
+                kept = "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
+                raise DivergenceError(f"{error}; {kept}") from error
+            self._finish(trainer, checkpoint)
 
     def load(self) -> None:
         """Load the trained weights into the module, on this process's device, and freeze it."""
@@ -173,21 +174,41 @@ class TrainedStage(Stage):
         self.module.to(self.context.processes.device).eval().requires_grad_(False)
         self.after()
 
+    def _finish(self, trainer: Trainer, checkpoint: StageCheckpoint) -> None:
+        folder, step, steps = self.folder, trainer.global_step, self.settings.max_steps
+        if checkpoint.stopped_by is not None:
+            raise StoppedError(checkpoint.stopped_by, f" at step {step} of the {self.name} stage")
+        if step < steps:
+            raise RunError(
+                f"a callback or the data ended the {self.name} stage at step {step} of {steps}; remove the cause and "
+                f"run the same command to go on from {folder.last}"
+            )
+        trainer.save_checkpoint(folder.final, weights_only=True)
+        self.context.processes.on_main(lambda: folder.finish(checkpoint.elapsed, [folder.final]))
+
+    def _checkpoint(self) -> StageCheckpoint:
+        settings, made_from = self.settings, self.context.processes.on_main(lambda: self.folder.record_hash)
+        every = settings.checkpoint_every, settings.checkpoint_minutes
+        return StageCheckpoint(self.folder.last, *every, made_from, self.context.signals)
+
     def _trainer(self, checkpoint: StageCheckpoint) -> Trainer:
         run, shown = self.context, self.context.processes.settings.progress_bar
         quieten()
-        return Trainer(
+        trainer = Trainer(
             **run.processes.trainer_arguments(),
             max_steps=self.settings.max_steps,
             max_epochs=-1,
             logger=TensorBoardLogger(run.folder.path, name=run.folder.logs.name, version=self.name),
             callbacks=[checkpoint, *([StageProgress(self.name)] if shown else []), *copy.deepcopy(self.callbacks)],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(self.folder.record_file)],
             enable_progress_bar=shown,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the loader shares each batch among the ranks itself
             log_every_n_steps=1,  # counts blocks
         )
+        # Its handlers would broadcast inside a handler, and requeue under SLURM with a checkpoint that any stage loads.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
     def _keep_untrained(self) -> None:
         weights = {name: value.cpu() for name, value in self.module.state_dict().items()}

@@ -2,27 +2,30 @@
 
 A state's id is its row in `TransitionBuffer.states`, so states shared by s' and the next row's s are drawn once. The
 cache is a memory-mapped array in a folder. Any number of processes fill its chunks in any order; a chunk is marked as
-drawn once its data are on disk.
+drawn, with a hash of its data, once they are on disk.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.errors import RunError
+from cepdiff.errors import DivergenceError, OutputError, RunError
 from cepdiff.files import write_text, written_aside
 from cepdiff.randomness import generator
 
-MARKS = "drawn-{}.txt"  # chunks drawn by one process, one per line
+ADVICE = "delete that folder and run again"
+MARKS = "drawn-{}.txt"  # chunks drawn by one process and the hashes of their data, one per line
 NOISE_CHUNK = 1024  # states per noise stream; changing it changes the samples
 
 
@@ -43,24 +46,52 @@ def support_noise(seed: int, state_ids: Tensor, num_actions: int, action_size: i
     return noise
 
 
+def allocate(path: Path, shape: tuple[int, ...]) -> None:
+    """Make an .npy file of float32 zeros whose space on disk is taken: filling it cannot meet a full disk."""
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+        if sys.platform == "linux":
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        size = 4 * int(np.prod(shape)) / 1e6
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); it takes {size:.0f} MB") from error
+
+
+def write_rows(path: Path, first: int, rows: NDArray[np.float32]) -> None:
+    """Replace rows of an .npy file from row `first`, and flush them to disk. Processes may write to it side by side."""
+    start: int = np.load(path, mmap_mode="r").offset
+    with path.open("r+b") as file:
+        file.seek(start + first * rows[:1].nbytes)
+        file.write(rows.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class SupportCache:
     """Support actions (M, K, A) in [-1, 1] of M states, on disk.
 
     `state_ids` (M,) are sorted; `slots` (U,) maps a state id to its index in `actions`, -1 if it has none.
+
+    Raises RunError if the files are damaged.
     """
 
     def __init__(self, folder: Path, num_states: int) -> None:
-        advice = "delete that folder and run again"
         try:
             self.actions: NDArray[np.float32] = np.load(folder / "actions.npy", mmap_mode="c")
             state_ids = np.load(folder / "state_ids.npy")
             self.chunk_size = int((folder / "chunk_size").read_text())
             if self.chunk_size < 1:
                 raise ValueError(f"chunk_size is {self.chunk_size}")
+            if self.actions.dtype != np.float32 or self.actions.ndim != 3:
+                raise ValueError(f"actions.npy is {self.actions.dtype} of shape {self.actions.shape}")
+            if state_ids.dtype != np.int64 or state_ids.shape != self.actions.shape[:1]:
+                raise ValueError(f"state_ids.npy is {state_ids.dtype} of shape {state_ids.shape}")
         except (OSError, ValueError, EOFError) as error:
-            raise RunError(f"the support cache in {folder} cannot be read ({error}); {advice}") from error
-        if len(self.actions) != len(state_ids) or (len(state_ids) and state_ids[-1] >= num_states):
-            raise RunError(f"the support cache in {folder} does not fit this buffer; {advice}")
+            raise RunError(f"the support cache in {folder} cannot be read ({error}); {ADVICE}") from error
+        if (np.diff(state_ids, prepend=-1) < 1).any() or (state_ids >= num_states).any():
+            raise RunError(f"the support cache in {folder} does not fit this buffer; {ADVICE}")
         self.folder = folder
         self.state_ids = torch.from_numpy(state_ids)
         self.slots = torch.full((num_states,), -1, dtype=torch.int64)
@@ -72,8 +103,7 @@ class SupportCache:
         folder.mkdir(parents=True, exist_ok=True)
         for marks in folder.glob(MARKS.format("*")):
             marks.unlink()
-        shape = (len(state_ids), num_actions, action_size)
-        np.lib.format.open_memmap(folder / "actions.npy", mode="w+", dtype=np.float32, shape=shape).flush()
+        allocate(folder / "actions.npy", (len(state_ids), num_actions, action_size))
         write_text(folder / "chunk_size", str(chunk_size))
         with written_aside(folder / "state_ids.npy") as file:
             np.save(file, state_ids.numpy())
@@ -88,13 +118,28 @@ class SupportCache:
         """K."""
         return int(self.actions.shape[1])
 
+    def require(self, state_ids: Tensor, num_actions: int, action_size: int) -> None:
+        """Raise RunError if the cache is of other states or sizes."""
+        if self.actions.shape[1:] != (num_actions, action_size) or not torch.equal(self.state_ids, state_ids):
+            raise RunError(
+                f"the support cache in {self.folder} holds actions {self.actions.shape} of other states or another "
+                f"number; expected {(len(state_ids), num_actions, action_size)}: {ADVICE}"
+            )
+
     def pending(self, rank: int = 0, world: int = 1) -> list[int]:
-        """Chunks that this rank still has to draw; by default, all that are missing."""
-        drawn = set[int]()
-        for marks in self.folder.glob(MARKS.format("*")):
-            drawn.update(int(mark) for mark in re.findall(r"<(\d+)>", marks.read_text()))
+        """Chunks that this rank still has to draw, also those that are not as marked; by default, all of them."""
+        try:
+            marks = b"".join(marks.read_bytes() for marks in self.folder.glob(MARKS.format("*")))
+        except OSError as error:
+            raise RunError(f"the support cache in {self.folder} cannot be read ({error}); {ADVICE}") from error
+        drawn = dict(re.findall(rb"<(\d+) ([0-9a-f]+)>", marks))
         chunks = range(-(-len(self.state_ids) // self.chunk_size))
-        return [chunk for chunk in chunks[rank::world] if chunk not in drawn]
+
+        def is_whole(chunk: int) -> bool:
+            mark = drawn.get(b"%d" % chunk)
+            return mark is not None and mark.decode() == _hash(self.actions[self._span(chunk)])
+
+        return [chunk for chunk in chunks[rank::world] if not is_whole(chunk)]
 
     def chunk_ids(self, chunk: int) -> Tensor:
         """State ids of a chunk."""
@@ -103,19 +148,23 @@ class SupportCache:
     def write(self, chunk: int, actions: Tensor, rank: int = 0) -> None:
         """Store a chunk's actions (M', K, A), then mark it; if killed in between, it is drawn again.
 
+        Raises DivergenceError unless they are finite.
+
         Each process writes its own byte range and its own file of marks, which is safe on shared file systems.
         """
-        row_bytes = self.actions[:1].nbytes
-        with (self.folder / "actions.npy").open("r+b") as file:
-            file.seek(self.actions.offset + self._span(chunk).start * row_bytes)  # type: ignore[attr-defined]
-            file.write(actions.cpu().numpy().astype(np.float32).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        rows = actions.cpu().numpy().astype(np.float32)
+        if not np.isfinite(rows).all():
+            raise DivergenceError("samples of the behavior policy are NaN or infinite, and cannot be support actions")
+        write_rows(self.folder / "actions.npy", self._span(chunk).start, rows)
         with (self.folder / MARKS.format(rank)).open("a") as file:
-            file.write(f"<{chunk}>\n")
+            file.write(f"<{chunk} {_hash(rows)}>\n")
 
     def _span(self, chunk: int) -> slice:
         return slice(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self.state_ids)))
+
+
+def _hash(rows: ArrayLike) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(rows).tobytes(), digest_size=8).hexdigest()
 
 
 def fill(cache: SupportCache, draw: Callable[[Tensor], Tensor], *, rank: int = 0, world: int = 1) -> Iterator[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cepdiff.callbacks.progress import progress
 from cepdiff.data.rl.buffer import select_episodes
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support_cache import SupportCache, fill, states_of_rows, support_noise
+from cepdiff.data.rl.support_cache import SupportCache, allocate, fill, states_of_rows, support_noise, write_rows
 from cepdiff.errors import RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
@@ -25,6 +25,7 @@ from cepdiff.runs.stage import Stage
 
 # Actions sampled at a time on a CPU: activations of this many rows stay in a core's cache, which is twice as fast.
 CACHED_ACTIONS = 2048
+CONTENT = ("actions.npy", "state_ids.npy")  # the marks depend on the number of processes
 
 
 @dataclass
@@ -73,8 +74,9 @@ class SupportStage(Stage):
 
     @property
     def hash(self) -> str:
-        """Hash of the record."""
-        return record_hash(self.made_from())
+        """Hash of the record and of the actions."""
+        files = self.context.processes.on_main(lambda: self.folder.files)
+        return record_hash({**self.made_from(), "files": {name: files.get(name) for name in CONTENT}})
 
     def run(self) -> None:
         run, settings = self.context, self.settings
@@ -83,6 +85,13 @@ class SupportStage(Stage):
     def load(self) -> None:
         """Open the cache anew: it has what other processes wrote."""
         self.cache = SupportCache(self.folder.path, len(self.data.buffer.states))
+        self.cache.require(*expected(self.data, self.settings, self.num_actions, self.context.seed))
+
+
+def expected(data: OfflineDataModule, settings: SupportSettings, count: int, seed: int) -> tuple[Tensor, int, int]:
+    """State ids (M,), K and A of the cache."""
+    state_ids = states_of_rows(data.buffer, select_episodes(data.buffer, settings.max_rows, seed))
+    return state_ids, count, data.buffer.actions.shape[1]
 
 
 def draw_support(
@@ -95,13 +104,12 @@ def draw_support(
     processes: Processes,
 ) -> None:
     """Fill the cache in `folder` with unguided samples, each rank its chunks, from where an earlier run stopped."""
-    buffer = data.buffer
+    buffer, needed = data.buffer, expected(data, settings, num_actions, seed)
     action_size = buffer.actions.shape[1]
 
     def lay_out() -> None:
         if not SupportCache.exists(folder.path):
-            state_ids = states_of_rows(buffer, select_episodes(buffer, settings.max_rows, seed))
-            SupportCache.create(folder.path, state_ids, num_actions, action_size, settings.chunk_size)
+            SupportCache.create(folder.path, *needed, settings.chunk_size)
 
     def finish() -> None:
         if missing := SupportCache(folder.path, len(buffer.states)).pending():
@@ -124,6 +132,7 @@ def draw_support(
 
     processes.on_main(lay_out)
     cache = SupportCache(folder.path, len(buffer.states))
+    cache.require(*needed)
     started = time.monotonic()
     mine = sum(len(cache.chunk_ids(chunk)) for chunk in cache.pending(processes.rank, processes.world))
     with progress(mine * num_actions, "support", "action", enabled=processes.shows_progress) as bar:
@@ -139,12 +148,7 @@ def support_energies(
     """Energies -Q(s, a_k) (M, K) of all support actions, computed once from the frozen critic and shared by a file."""
     path = folder.path / "energies.npy"
     shape = tuple(cache.actions.shape[:2])
-
-    def lay_out() -> None:
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
-
-    processes.on_main(lay_out)
-    energies = np.load(path, mmap_mode="r+")
+    processes.on_main(lambda: allocate(path, shape))
     spans = range(0, shape[0], cache.chunk_size)[processes.rank :: processes.world]
     with progress(len(spans) * cache.chunk_size, "energies", "state", enabled=processes.shows_progress) as bar:
         for start in spans:
@@ -152,8 +156,8 @@ def support_energies(
             states = data.normalize(data.buffer.states[cache.state_ids[span]]).to(processes.device)
             actions = torch.from_numpy(cache.actions[span]).to(processes.device)
             with torch.no_grad():
-                energies[span] = -critic.q_value(states.unsqueeze(1), actions).cpu().numpy()
+                energies = -critic.q_value(states.unsqueeze(1), actions)
+            write_rows(path, start, energies.float().cpu().numpy())
             bar.update(cache.chunk_size)
-    energies.flush()
     processes.barrier()
     return torch.from_numpy(np.load(path))

@@ -1,0 +1,73 @@
+"""Signals that ask a command to stop: an exception at once, or remembered until a good place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PATIENCE = 5.0  # seconds until another signal interrupts again: a library may have swallowed the first exception
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop; no `except Exception` takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+class StopSignals:
+    """The signals that asked this command to stop; `number` is the first one's, None so far.
+
+    Further signals change nothing: the command is stopping already.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._deferred = False
+        self._last = 0.0
+        self._process = os.getpid()
+
+    @contextmanager
+    def handled(self, deferred: bool = False) -> Iterator[None]:
+        """Raise `Interrupted` in this block on a signal; if `deferred`, only at its end, unless it fails or returns.
+
+        Blocks can be nested. An ignored SIGHUP (nohup) stays so. Only the main thread can handle signals.
+        """
+        outer, self._deferred = self._deferred, deferred
+        main = threading.current_thread() is threading.main_thread()
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        asking = [number for number in ASKING if main and not (nohup and number == signal.SIGHUP)]
+        before = {number: signal.signal(number, self._handle) for number in asking}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._deferred = outer
+        if deferred:
+            self.check()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has come, and was deferred or swallowed."""
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked worker, which its parent ends by a signal
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        now = time.monotonic()
+        again = self.number is not None and now - self._last < PATIENCE
+        if self.number is None:
+            self.number = number
+        if not self._deferred and not again:
+            self._last = now
+            raise Interrupted(number)
