@@ -27,10 +27,13 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import fault_buffers
 import fault_configs
+import fault_kills
+import fault_runs
 from cepdiff.tables import Table
 from fault_cases import Case, Part, Verdict, judge, start, verdict_of
 
-PARTS = {part.name: part for part in (fault_configs.PART, fault_buffers.PART)}
+_ALL = (fault_configs.PART, fault_buffers.PART, fault_runs.PART, fault_kills.KILLS, fault_kills.PROCESSES)
+PARTS = {part.name: part for part in _ALL}
 COLUMNS = ("clear line", "valid", "traceback", "silent", "hang")
 
 
