@@ -14,6 +14,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ def judge(cases: Sequence[Case], folder: Path, seconds: int, workers: int) -> It
             index, case = waiting.pop()
             place = folder / str(index)
             place.mkdir(parents=True)
-            running[start(lambda case=case, place=place: case.run(place), place, seconds)] = index, place, time.monotonic()  # type: ignore[misc]
+            running[start(partial(case.run, place), place, seconds)] = index, place, time.monotonic()
         for pid, (index, place, since) in list(running.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             late = time.monotonic() - since > 4 * seconds

@@ -14,7 +14,7 @@ import yaml
 
 from cepdiff.runs.config import load_config
 from fault_cases import CANARY, Case, Part, Verdict, call, chosen, random_of
-from fault_buffers import write_toy
+from fault_toy import write_toy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OFFLINE = [
@@ -32,8 +32,9 @@ POINTS = [
 ]  # fmt: skip
 IMAGES = [
     "data.num_images=24", "data.block_size=1", "behavior.batch_size=4", "guidance.batch_size=4", "solver.num_steps=2",
-    "behavior.net.block_channels=[8]", "guidance.net.block_channels=[8]", "stages.behavior.max_steps=1", "stages.guidance.max_steps=1",
-    "evaluation={scales: [0, 1], num_samples: 10, classifier_steps: 2}", "trainer.progress_bar=false",
+    "behavior.net.block_channels=[8]", "guidance.net.block_channels=[8]", "stages.behavior.max_steps=1",
+    "stages.guidance.max_steps=1", "evaluation={scales: [0, 1], num_samples: 10, classifier_steps: 2}",
+    "trainer.progress_bar=false",
 ]  # fmt: skip
 SHIPPED = {  # name -> (file, what makes a whole run last a second)
     "quickstart": ("quickstart.yaml", OFFLINE),
@@ -44,59 +45,69 @@ SHIPPED = {  # name -> (file, what makes a whole run last a second)
     "digits": ("images/digits_class.yaml", IMAGES),
 }
 SIGNED = ("action_low", "action_high", "seed")  # leaves that may be negative
+NEGATIVE = ("negative", "minus one", "huge", "2^63", "minus 2^63")
 OPEN = ("dataset_dir", "run_dir")  # any text will do
 REFUSED, EITHER = "refused", "either"  # "either": refused, or a whole run
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**20
-ODD = {  # kind of the leaf -> name of the fault -> (value, expectation)
+ODD: dict[str, dict[str, Any]] = {  # kind of the leaf -> name of the fault -> value
     "number": {
-        "text": ("seven", REFUSED), "empty text": ("", REFUSED), "quoted": ("8", EITHER), "NaN": (NAN, REFUSED),
-        "infinite": (INFINITE, REFUSED), "minus infinite": (-INFINITE, REFUSED), "negative": (-3, REFUSED),
-        "minus one": (-1, REFUSED), "zero": (0, EITHER), "huge": (HUGE, EITHER), "tiny": (1e-300, EITHER),
-        "large": (1e39, EITHER), "boolean": (True, REFUSED), "list": ([8], REFUSED), "mapping": ({"a": 8}, REFUSED),
-        "unicode": ("Ω\u202e７", REFUSED), "date": ("2020-01-01", REFUSED), "hexadecimal": ("0xZZ", REFUSED),
-        "list of lists": ([[]], REFUSED), "null byte": ("8\0", REFUSED), "words": ("1 000", REFUSED),
+        "text": "seven", "empty text": "", "quoted": "8", "NaN": NAN,
+        "infinite": INFINITE, "minus infinite": -INFINITE, "negative": -3,
+        "minus one": -1, "zero": 0, "huge": HUGE, "tiny": 1e-300,
+        "large": 1e39, "boolean": True, "list": [8], "mapping": {"a": 8},
+        "unicode": "Ω\u202e７", "date": "2020-01-01", "hexadecimal": "0xZZ",
+        "list of lists": [[]], "null byte": "8\0", "words": "1 000",
     },
-    "integer": {"fraction": (2.5, REFUSED), "huge": (HUGE, REFUSED), "2^63": (2**63, REFUSED), "large": (1e39, REFUSED),
-                "minus 2^63": (-(2**63), REFUSED), "tiny": (1e-300, REFUSED)},
+    "integer": {"fraction": 2.5, "huge": HUGE, "2^63": 2**63, "large": 1e39,
+                "minus 2^63": -(2**63), "tiny": 1e-300},
     "flag": {
-        "text": ("maybe", REFUSED), "two": (2, REFUSED), "NaN": (NAN, REFUSED), "list": ([True], REFUSED),
-        "mapping": ({"a": True}, REFUSED), "quoted": ("true", EITHER), "empty text": ("", REFUSED),
+        "text": "maybe", "two": 2, "NaN": NAN, "list": [True],
+        "mapping": {"a": True}, "quoted": "true", "empty text": "",
     },
     "text": {
-        "unknown": ("nonsense", REFUSED), "empty text": ("", EITHER), "unicode": ("Ω\u202e７", REFUSED),
-        "number": (3, REFUSED), "NaN": (NAN, REFUSED), "list": (["a"], REFUSED), "mapping": ({"a": 1}, REFUSED),
-        "null byte": ("a\0b", REFUSED), "boolean": (True, REFUSED), "long": ("a" * 500, REFUSED),
-        "up": ("../../..", REFUSED), "space": (" ", REFUSED),
+        "unknown": "nonsense", "empty text": "", "unicode": "Ω\u202e７",
+        "number": 3, "NaN": NAN, "list": ["a"], "mapping": {"a": 1},
+        "null byte": "a\0b", "boolean": True, "long": "a" * 500,
+        "up": "../../..", "space": " ",
     },
     "class": {
-        "unknown": ("nonsense", REFUSED), "unknown module": ("nowhere.Net", REFUSED), "foreign": ("torch.nn.Linear", REFUSED),
-        "function": ("os.system", REFUSED), "module": ("cepdiff.networks", REFUSED), "empty text": ("", EITHER),
-        "other kind": ("cepdiff.diffusion.solver.DPMSolver", REFUSED), "number": (3, REFUSED), "list": ([], REFUSED),
-        "dots": ("..", REFUSED), "dictionary": ("collections.OrderedDict", REFUSED), "abstract": ("abc.ABC", REFUSED),
-        "null byte": ("a\0.b", REFUSED), "unicode": ("cepdiff.Ω", REFUSED), "mapping": ({"a": 1}, REFUSED),
-        "private": ("cepdiff.cli._Missing", REFUSED), "builtin": ("builtins.exec", REFUSED),
+        "unknown": "nonsense", "unknown module": "nowhere.Net", "foreign": "torch.nn.Linear",
+        "function": "os.system", "module": "cepdiff.networks", "empty text": "",
+        "other kind": "cepdiff.diffusion.solver.DPMSolver", "number": 3, "list": [],
+        "dots": "..", "dictionary": "collections.OrderedDict", "abstract": "abc.ABC",
+        "null byte": "a\0.b", "unicode": "cepdiff.Ω", "mapping": {"a": 1},
+        "private": "cepdiff.cli._Missing", "builtin": "builtins.exec",
     },
     "list": {
-        "empty": ([], EITHER), "texts": (["a"], REFUSED), "NaN": ([NAN], REFUSED), "infinite": ([INFINITE], REFUSED),
-        "negative": ([-1], REFUSED), "zero": ([0], EITHER), "huge": ([HUGE], REFUSED), "large": ([1e39], REFUSED),
-        "nested": ([[1]], REFUSED), "nulls": ([None], REFUSED), "flags": ([True], REFUSED), "text": ("seven", REFUSED),
-        "number": (8, REFUSED), "mapping": ({"a": 1}, REFUSED), "mappings": ([{"a": 1}], REFUSED),
+        "empty": [], "texts": ["a"], "NaN": [NAN], "infinite": [INFINITE],
+        "negative": [-1], "zero": [0], "huge": [HUGE], "large": [1e39],
+        "nested": [[1]], "nulls": [None], "flags": [True], "text": "seven",
+        "number": 8, "mapping": {"a": 1}, "mappings": [{"a": 1}],
     },
     "options": {
-        "text": ("seven", REFUSED), "number": (8, REFUSED), "list": ([1], REFUSED), "unknown": ({"nonsense": 1}, EITHER),
-        "NaN": ({"a": NAN}, REFUSED), "nested": ({"a": {"b": [None]}}, EITHER),
+        "text": "seven", "number": 8, "list": [1], "unknown": {"nonsense": 1},
+        "NaN": {"a": NAN}, "nested": {"a": {"b": [None]}},
     },
     "nothing": {
-        "text": ("seven", EITHER), "NaN": (NAN, REFUSED), "infinite": (INFINITE, REFUSED), "negative": (-3, EITHER),
-        "zero": (0, EITHER), "huge": (HUGE, EITHER), "list": ([], EITHER), "list of texts": (["a"], EITHER),
-        "mapping": ({"nonsense": 1}, REFUSED), "boolean": (True, EITHER), "large": (1e39, EITHER),
-        "list with NaN": ([NAN], REFUSED), "null byte": ("a\0b", REFUSED), "unicode": ("Ω\u202e７", EITHER),
+        "text": "seven", "NaN": NAN, "infinite": INFINITE, "negative": -3,
+        "zero": 0, "huge": HUGE, "list": [], "list of texts": ["a"],
+        "mapping": {"nonsense": 1}, "boolean": True, "large": 1e39,
+        "list with NaN": [NAN], "null byte": "a\0b", "unicode": "Ω\u202e７",
     },
 }  # fmt: skip
-ANY = {  # the same for all leaves
-    "missing": ("???", REFUSED), "itself": ("${HERE}", REFUSED), "nowhere": ("${nowhere.key}", REFUSED),
-    "broken reference": ("${", REFUSED), "unknown resolver": ("${nonsense:1}", REFUSED), "a section": ("${data}", REFUSED),
+ANY: dict[str, Any] = {  # the same for all leaves
+    "missing": "???", "itself": "${HERE}", "nowhere": "${nowhere.key}",
+    "broken reference": "${", "unknown resolver": "${nonsense:1}", "a section": "${data}",
 }  # fmt: skip
+MAY = {  # odd values that may be accepted, if the run is whole
+    "number": ("quoted", "zero", "huge", "tiny", "large"),
+    "flag": ("quoted",),
+    "text": ("empty text",),
+    "class": ("empty text",),
+    "list": ("empty", "zero"),
+    "options": ("unknown", "nested"),
+    "nothing": ("text", "negative", "zero", "huge", "list", "list of texts", "boolean", "large", "unicode"),
+}
 SECTION = {
     "text": "seven", "number": 8, "list": [1], "NaN": NAN, "missing": "???", "itself": "${HERE}", "flag": True,
     "list of mappings": [{"a": 1}], "unicode": "Ω\u202e７",
@@ -105,13 +116,14 @@ KEYS: dict[str, Any] = {
     "unknown": "nonsense", "number": 7, "null": None, "flag": True, "empty": "", "dotted": "a.b", "method": "items",
     "dunder": "__class__", "unicode": "Ωmega", "space": "max steps", "null byte": "a\0b", "dashes": "--seed",
 }  # fmt: skip
+COMMAND = f"\nextra: !!python/object/apply:os.system ['touch {CANARY}']\n"
 FILES: dict[str, tuple[Callable[[bytes, np.random.Generator], bytes], str]] = {
     "cut off": (lambda text, rng: text[: int(rng.integers(len(text)))], EITHER),
     "a byte changed": (lambda text, rng: replaced(text, rng, 1), EITHER),
     "ten bytes changed": (lambda text, rng: replaced(text, rng, 10), EITHER),
     "a line lost": (lambda text, rng: without_line(text, rng), EITHER),
     "a line twice": (lambda text, rng: with_line_twice(text, rng), EITHER),
-    "lines indented": (lambda text, rng: b"\n".join(b" " * int(rng.integers(3)) + x for x in text.split(b"\n")), EITHER),
+    "lines indented": (lambda text, rng: indented(text, rng), EITHER),
     "binary": (lambda text, rng: rng.bytes(500), REFUSED),
     "byte order mark": (lambda text, rng: b"\xef\xbb\xbf" + text, EITHER),
     "UTF-16": (lambda text, rng: text.decode().encode("utf-16"), EITHER),
@@ -136,7 +148,7 @@ FILES: dict[str, tuple[Callable[[bytes, np.random.Generator], bytes], str]] = {
     "merge of a number": (lambda text, rng: text + b"\n<<: 3\n", REFUSED),
     "complex key": (lambda text, rng: text + b"\n? [1, 2]\n: 3\n", REFUSED),
     "directive": (lambda text, rng: b"%NONSENSE\n---\n" + text, EITHER),
-    "runs a command": (lambda text, rng: text + f"\nextra: !!python/object/apply:os.system ['touch {CANARY}']\n".encode(), REFUSED),
+    "runs a command": (lambda text, rng: text + COMMAND.encode(), REFUSED),
     "makes an object": (lambda text, rng: text + b"\nextra: !!python/object:builtins.object {}\n", REFUSED),
     "JSON": (lambda text, rng: json.dumps(yaml.safe_load(text)).encode(), EITHER),
 }  # fmt: skip
@@ -144,8 +156,9 @@ OPTIONS = (
     "--", "--.a", "--a.", "--a..b", "--=3", "--seed", "--seed=", "--data", "--seed=[", "--seed={", "--stages..x=1",
     "--critic.tau=${", "--data.dataset.name=3", "--seed.x=1", "--a[0]=1", "--callbacks=[1]", "--callbacks=nonsense",
     "--trainer=3", "--stages=null", "--data=null", "--seed=1e400", "--seed=''", "--problem=3", "--problem=os.path",
-    "--problem=[1]", "--data.class_path=", "--run_dir=", "--run_dir=a\0b", "--run_dir=/dev/null", "--run_dir=/dev/null/x",
-    "--run_dir=/proc/x", "--run_dir=[1]", "--run_dir=" + "a" * 300, "--reuse=nowhere", "--reuse=/dev/null", "--reuse=",
+    "--problem=[1]", "--data.class_path=", "--run_dir=", "--run_dir=a\0b", "--run_dir=/dev/null",
+    "--run_dir=/dev/null/x", "--run_dir=/proc/x", "--run_dir=[1]", "--run_dir=" + "a" * 300,
+    "--reuse=nowhere", "--reuse=/dev/null", "--reuse=",
     "--stage=nonsense", "--stage=", "--config=/dev/null", "--config=.", "--config=nowhere.yaml", "--config=",
     "--config=a\0b", "--config=/proc/self/mem", "nonsense", "-x", "--seed=1,2", "--evaluation.scales=1", "--Ω=1",
     "--callbacks=[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: behavior/loss}}]",
@@ -171,7 +184,10 @@ def prepare(folder: Path) -> None:
 
 def cases(folder: Path, seed: int, count: int) -> list[Case]:
     """Undamaged configurations first, then odd ones in random order."""
-    whole = [Case(f"{name}: unchanged", partial(run_file, (folder / f"{name}.yaml").read_bytes(), "accepted")) for name in SHIPPED]
+    whole = [
+        Case(f"{name}: unchanged", partial(run_file, (folder / f"{name}.yaml").read_bytes(), "accepted"))
+        for name in SHIPPED
+    ]
     trees = {name: yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in SHIPPED}
     values = [case for name, tree in trees.items() for case in odd_values(name, tree)]
     files = list(damaged_files(folder, seed))
@@ -199,24 +215,26 @@ def odd_values(base: str, tree: Any) -> Iterator[Case]:
                 swapped = known[1] + known[0] + known[2:] if len(known) > 1 and known[0] != known[1] else known + "_"
                 yield changed(base, tree, (*path, swapped), value[known], REFUSED, f"{where}.{known} is misspelt")
             continue
-        for name, (odd, expected) in {**ODD[kind_of(path, value)], **INTEGER(path, value), **ANY}.items():
-            if path[-1] in SIGNED and isinstance(value, int) and name not in ("text", "mapping", "NaN", "infinite"):
-                expected = EITHER
-            if path[-1] in OPEN and kind_of(path, value) == "nothing":
-                expected = EITHER
+        kind = kind_of(path, value)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        for name, odd in {**ODD[kind], **(ODD["integer"] if whole else {}), **ANY}.items():
+            signed = path[-1] in SIGNED and name in NEGATIVE
+            may = ("quoted", "zero") if whole else MAY.get(kind, ())
+            expected = EITHER if signed or path[-1] in OPEN or name in may else REFUSED
             yield changed(base, tree, path, fill(odd, where), expected, f"{where} is {name}")
-
-
-def INTEGER(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Further odd values of whole numbers."""
-    return ODD["integer"] if isinstance(value, int) and not isinstance(value, bool) else {}
 
 
 def kind_of(path: Sequence[str], value: Any) -> str:
     """Row of the table of odd values."""
     if path[-1] in ("class_path", "problem"):
         return "class"
-    kinds: list[tuple[Any, str]] = [(bool, "flag"), ((int, float), "number"), (str, "text"), (list, "list"), (dict, "options")]
+    kinds: list[tuple[Any, str]] = [
+        (bool, "flag"),
+        ((int, float), "number"),
+        (str, "text"),
+        (list, "list"),
+        (dict, "options"),
+    ]
     return next((kind for cls, kind in kinds if isinstance(value, cls)), "nothing")
 
 
@@ -284,6 +302,10 @@ def replaced(text: bytes, rng: np.random.Generator, count: int) -> bytes:
     for place in rng.integers(len(text), size=count):
         changed[place] = int(rng.integers(256))
     return bytes(changed)
+
+
+def indented(text: bytes, rng: np.random.Generator) -> bytes:
+    return b"\n".join(b" " * int(rng.integers(3)) + line for line in text.split(b"\n"))
 
 
 def without_line(text: bytes, rng: np.random.Generator) -> bytes:

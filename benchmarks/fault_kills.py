@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fault_cases import Called, Case, Part, Verdict, call, random_of
-from fault_runs import STAGES, fingerprint, made, write_config
+from fault_run_table import STAGES
+from fault_runs import fingerprint, made, write_config
 
 KILL_STEPS, PROCESS_STEPS = 60, 200
 OTHER_FILE_SYSTEM = Path("/dev/shm")
@@ -139,7 +140,9 @@ def disturbed(shared: Path, fault: str, mark: str, seed: int, index: int, place:
     once.touch()
     more = {"FAULT_ONCE": str(once)} if fault.startswith("exception") else {}
     with (place / "stderr.txt").open("w+") as errors:
-        process = subprocess.Popen(command_of(shared, run), env=environment(**more), stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(
+            command_of(shared, run), env=environment(**more), stdout=subprocess.DEVNULL, stderr=errors
+        )
         if not more:
             wait_for(run / mark, process)
             time.sleep(float(random_of("processes", seed, index).uniform(0, 0.3)))
@@ -155,7 +158,9 @@ def disturbed(shared: Path, fault: str, mark: str, seed: int, index: int, place:
             time.sleep(0.1)
         errors.seek(0)
         text = errors.read()
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith((*STAGES, "support", "evaluation"))]
+    lines = [
+        line for line in text.splitlines() if line.strip() and not line.startswith((*STAGES, "support", "evaluation"))
+    ]
     again = subprocess.run(command_of(shared, run), env=environment(), capture_output=True, text=True)
     if again.returncode:
         return Verdict("traceback", f"not resumed: {again.stderr[-300:]}")

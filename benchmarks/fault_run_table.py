@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from fault_cases import CANARY
-from fault_runs import STAGES, Damage
 
+STAGES = ("behavior", "critic", "guidance")
 Random = np.random.Generator
+Damage = Callable[[Path, Path, Random], Any]
+"""(the run folder to damage, a folder with other runs, random numbers)."""
 EVIL = f"""
 open({CANARY!r}, "w").close()
 from cepdiff.networks.score import MLPScore
@@ -65,8 +67,21 @@ def damages(files: list[str]) -> Iterator[tuple[str, Damage]]:
         for kind, edit in ARRAYS.items():
             yield f"{name}: {kind}", lambda run, shared, rng, n=name, e=edit: edited(run / n, e, rng)
     for text in ("", "0", "-1", "seven", "1e3", "100000000000000000000", "1", "31", "\0", "32 32"):
-        yield f"support/chunk_size is {text!r}", lambda run, shared, rng, t=text: (run / "support/chunk_size").write_text(t)
-    for text in ("", "<0>\n", "<99>\n", "<-1>\n", "nonsense", "<" * 99, "<0><0><0>", "<1>\n<2>\n", "<999999999999999999999>\n"):
+        yield (
+            f"support/chunk_size is {text!r}",
+            lambda run, shared, rng, t=text: (run / "support/chunk_size").write_text(t),
+        )
+    for text in (
+        "",
+        "<0>\n",
+        "<99>\n",
+        "<-1>\n",
+        "nonsense",
+        "<" * 99,
+        "<0><0><0>",
+        "<1>\n<2>\n",
+        "<999999999999999999999>\n",
+    ):
         yield f"marks are {text[:20]!r}", lambda run, shared, rng, t=text: (run / "support/drawn-0.txt").write_text(t)
     for name in (".lock", ".last.ckpt.1234", "behavior/.last.ckpt.1234", "behavior/last.ckpt", "support/drawn-1.txt",
                  "notes.txt", "evaluation.json", "scores.json"):  # fmt: skip
@@ -84,7 +99,10 @@ def executions() -> Iterator[tuple[str, Damage]]:
     yield "results.json names a module", lambda run, shared, rng: evil_results(run)
     yield "a module beside the run", lambda run, shared, rng: (run / "torch.py").write_text(EVIL)
     yield "the run's configuration names a module", lambda run, shared, rng: evil_config(run)
-    yield "data_check.json replaced by a pickle", lambda run, shared, rng: torch.save(Payload(), run / "data_check.json")
+    yield (
+        "data_check.json replaced by a pickle",
+        lambda run, shared, rng: torch.save(Payload(), run / "data_check.json"),
+    )
 
 
 def stopped_damages() -> Iterator[tuple[str, Damage]]:
@@ -97,9 +115,16 @@ def stopped_damages() -> Iterator[tuple[str, Damage]]:
         for odd in (None, "seven", [], {}, -1, 10**20, float("nan")):
             yield f"last.ckpt: {key} is {odd!r}", lambda run, shared, rng, k=key, o=odd: rewritten(
                 run / "critic/last.ckpt", lambda content, rng: {**content, k: o}, rng)  # fmt: skip
-        yield f"last.ckpt without {key}", lambda run, shared, rng, k=key: rewritten(
-            run / "critic/last.ckpt", lambda content, rng: {n: v for n, v in content.items() if n != k}, rng)  # fmt: skip
-    yield "a temporary file of a kill", lambda run, shared, rng: (run / "critic/.last.ckpt.99").write_bytes(rng.bytes(99))
+        yield (
+            f"last.ckpt without {key}",
+            lambda run, shared, rng, k=key: rewritten(
+                run / "critic/last.ckpt", lambda content, rng: without(content, k), rng
+            ),
+        )
+    yield (
+        "a temporary file of a kill",
+        lambda run, shared, rng: (run / "critic/.last.ckpt.99").write_bytes(rng.bytes(99)),
+    )
 
 
 def of_file(name: str) -> Iterator[tuple[str, Damage]]:
@@ -119,11 +144,14 @@ def of_file(name: str) -> Iterator[tuple[str, Damage]]:
     yield f"{name} a link to nothing", on(lambda path, rng: (path.unlink(), path.symlink_to("nothing")))
     yield f"{name} a link to itself", on(lambda path, rng: (path.unlink(), path.symlink_to(path.name)))
     yield f"{name} unreadable", on(lambda path, rng: path.chmod(0))
-    yield f"{name} of another seed", lambda run, shared, rng: (
-        shutil.copy(shared / "seed" / name, run / name) if (shared / "seed" / name).exists() else None, None)[1]  # fmt: skip
+    yield f"{name} of another seed", lambda run, shared, rng: other_file(run, shared / "seed", name)
     for index in range(3):
         yield f"{name} one bit flipped ({index})", on(flip)
     yield f"{name} 16 bytes changed", on(lambda path, rng: [flip(path, rng) for _ in range(16)])
+
+
+def without(content: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != key}
 
 
 def flip(path: Path, rng: Random) -> None:
@@ -135,6 +163,11 @@ def flip(path: Path, rng: Random) -> None:
 def as_folder(path: Path) -> None:
     path.unlink(missing_ok=True)
     path.mkdir()
+
+
+def other_file(run: Path, other: Path, name: str) -> None:
+    if (other / name).exists():
+        shutil.copy(other / name, run / name)
 
 
 def other_folder(run: Path, other: Path, name: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO
-from fault_buffers import write_toy
-from fault_cases import CANARY, Case, Part, Verdict, call, chosen, random_of
+from fault_cases import Case, Part, Verdict, call, chosen, random_of
+from fault_run_table import STAGES, Damage, damages, stopped_damages
+from fault_toy import write_toy
 
-STAGES = ("behavior", "critic", "guidance")
 CONFIG = """
 data: {{dataset: {file}, env_id: InvertedPendulum-v5, action_low: -3, action_high: 3, block_size: 5}}
 behavior: {{net: {{class_path: cepdiff.networks.score.MLPScore, hidden: [8]}}, batch_size: 16}}
@@ -33,8 +32,6 @@ stages:
 evaluation: {{scales: [0, 1], episodes: 2}}
 trainer: {{progress_bar: false}}
 """
-Damage = Callable[[Path, Path, np.random.Generator], None]
-"""(the run folder to damage, a folder with other runs, random numbers)."""
 
 
 def write_config(folder: Path, steps: int, actions: int = 3) -> Path:
@@ -62,7 +59,9 @@ def fingerprint(run: Path) -> dict[str, Any]:
     for stage in STAGES:
         state = torch.load(run / stage / "final.ckpt", weights_only=True)["state_dict"]
         found[stage] = digest(*(state[name].numpy().tobytes() for name in sorted(state)))
-    found["support"] = digest(*(np.load(run / "support" / f"{name}.npy").tobytes() for name in ("state_ids", "actions")))
+    found["support"] = digest(
+        *(np.load(run / "support" / f"{name}.npy").tobytes() for name in ("state_ids", "actions"))
+    )
     found["results"] = rows_of(run / "results.json")
     return found
 
@@ -160,7 +159,6 @@ def outcome(command: str, run: Path, shared: Path, facts: dict[str, Any]) -> Ver
 
 def cases(folder: Path, seed: int, count: int) -> list[Case]:
     """The whole folders, then damages in random order."""
-    from fault_run_table import damages, stopped_damages
 
     def case(name: str, base: str, damage: Damage, index: int) -> Case:
         return Case(f"{base}: {name}", partial(examine, folder, name, base, damage, seed, index))

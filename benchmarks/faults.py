@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """A campaign of faults: odd configurations, damaged buffers and run folders, kills, and losses of processes.
 
     python benchmarks/faults.py [--quick] [--only configs,buffers] [--seed 0] [--output DIR]
