@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def structures() -> Iterator[tuple[str, Damage]]:
         def edit(change: Any, name: str = name) -> Any:
             return lambda arrays: {k: change(v) if k == name else v for k, v in arrays.items()}
 
-        yield f"{name} missing", on_arrays(lambda a, n=name: {k: v for k, v in a.items() if k != n}, needed)
-        yield f"{name} renamed", on_arrays(lambda a, n=name: {k + "_" * (k == n): v for k, v in a.items()}, needed)
+        yield f"{name} missing", on_arrays(partial(without, name), needed)
+        yield f"{name} renamed", on_arrays(partial(renamed, name), needed)
         yield f"{name} as float64", on_arrays(edit(lambda v: v.astype(np.float64)), None)
         yield f"{name} as big-endian", on_arrays(edit(lambda v: v.astype(">f4")), None)
         yield f"{name} as bytes", on_arrays(edit(lambda v: v.astype("S")), needed)
@@ -63,24 +64,24 @@ def structures() -> Iterator[tuple[str, Damage]]:
             for odd in (2, -1, 0.5, np.nan, 255):
                 yield (
                     f"{name} with {odd}",
-                    on_arrays(edit(lambda v, odd=odd: with_value(v.astype(np.float64), odd)), LINE),
+                    on_arrays(edit(partial(with_value, odd)), LINE),
                 )
         else:
             for odd in (np.nan, np.inf, -np.inf):
-                yield f"{name} with {odd}", on_arrays(edit(lambda v, odd=odd: with_value(v, odd)), needed)
+                yield f"{name} with {odd}", on_arrays(edit(partial(with_value, odd)), needed)
             yield (
                 f"{name} with 1e39 as float64",
-                on_arrays(edit(lambda v: with_value(v.astype(np.float64), 1e39)), needed),
+                on_arrays(edit(partial(with_value, 1e39)), needed),
             )
-            yield f"{name} with 1e38", on_arrays(edit(lambda v: with_value(v, 1e38)), EITHER)
+            yield f"{name} with 1e38", on_arrays(edit(partial(with_value, 1e38)), EITHER)
             yield f"{name} all NaN", on_arrays(edit(lambda v: np.full_like(v, np.nan)), needed)
             yield f"{name} subnormal", on_arrays(edit(lambda v: (v * 1e-40).astype(np.float32)), EITHER)
-        yield f"{name} a group", on_file(lambda file, n=name: as_group(file, n), LINE if needed == LINE else EITHER)
+        yield f"{name} a group", on_file(partial(as_group, name), LINE if needed == LINE else EITHER)
         for kind in STORED:
             expected = TOLD if kind in ("unwritten", "half written") and needed == LINE else needed
-            yield f"{name}: {kind}", on_file(lambda file, n=name, k=kind: store(file, n, k), expected)
-        yield f"{name} chunked by row", on_file(lambda file, n=name: rewritten(file, n, chunks=True), SAME)
-        yield f"{name} with checksums", on_file(lambda file, n=name: rewritten(file, n, fletcher32=True), SAME)
+            yield f"{name}: {kind}", on_file(partial(store, name, kind), expected)
+        yield f"{name} chunked by row", on_file(partial(rewritten, name, chunks=True), SAME)
+        yield f"{name} with checksums", on_file(partial(rewritten, name, fletcher32=True), SAME)
 
 
 STORED = (
@@ -89,26 +90,34 @@ STORED = (
 )  # fmt: skip
 
 
-def with_value(array: Any, value: float) -> Any:
-    array = array.copy()
+def without(name: str, arrays: Arrays) -> Arrays:
+    return {key: array for key, array in arrays.items() if key != name}
+
+
+def renamed(name: str, arrays: Arrays) -> Arrays:
+    return {f"{key}_" if key == name else key: array for key, array in arrays.items()}
+
+
+def with_value(value: float, array: Any) -> Any:
+    array = array.astype(np.float64)
     array.reshape(-1)[len(array) // 3] = value
     return array
 
 
-def as_group(file: h5py.File, name: str) -> None:
+def as_group(name: str, file: h5py.File) -> None:
     if name in file:
         del file[name]
     file.create_group(name)["data"] = 1
 
 
-def rewritten(file: h5py.File, name: str, **options: Any) -> None:
+def rewritten(name: str, file: h5py.File, **options: Any) -> None:
     if name in file:
         data = file[name][()]
         del file[name]
         file.create_dataset(name, data=data, **options)
 
 
-def store(file: h5py.File, name: str, kind: str) -> None:
+def store(name: str, kind: str, file: h5py.File) -> None:
     """Replace an array by one that HDF5 can hold but a buffer must not."""
     data = file["observations" if name not in file else name][()]
     if name in file:
@@ -176,7 +185,7 @@ def values() -> Iterator[tuple[str, Damage]]:
     yield "last episode not ended", on_arrays(lambda a: cut(a, slice(0, -2)), EITHER)
     yield "all rows terminal", on_arrays(lambda a: a["terminals"].__setitem__(slice(None), True), TOLD)
     yield "all rows time limits", on_arrays(lambda a: a["timeouts"].__setitem__(slice(None), True), TOLD)
-    yield "no flags", on_arrays(lambda a: [a[name].fill(False) for name in ("terminals", "timeouts")], TOLD)
+    yield "no flags", on_arrays(lambda a: {**a, **{k: np.zeros_like(a[k]) for k in ("terminals", "timeouts")}}, TOLD)
     yield "flags swapped", on_arrays(lambda a: {**a, "terminals": a["timeouts"], "timeouts": a["terminals"]}, EITHER)
     yield "flags one row late", on_arrays(lambda a: rolled(a, "terminals", "timeouts"), EITHER)
     yield "rows at time limits dropped", limits_dropped

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ def metadata() -> Iterator[tuple[str, Damage]]:
     bounds = ("action_low", "action_high")
     numbers = ("horizon", "reference_min", "reference_max", *bounds)
     for name in numbers:
-        for odd in ("seven", "", np.nan, np.inf, -np.inf, b"\xff\xfe"):
+        for odd in NO_NUMBERS:
             yield f"metadata {name} is {odd!r}", on_metadata(name, odd, TOLD)
-        for odd in (0, -1, 1e300, 2**62, 2.5, [1.0, 2.0, 3.0], [[1.0, 2.0]], [], True, "20", "{}", ["a", "b"]):
+        for odd in ODD_NUMBERS:
             yield f"metadata {name} is {odd!r}", on_metadata(name, odd, EITHER)
     yield "bounds swapped", on_arrays(lambda a: None, LINE, action_low=[1.0, 1.0], action_high=[-1.0, -1.0])
     yield "bounds equal", on_arrays(lambda a: None, LINE, action_low=[1.0, 1.0], action_high=[1.0, 1.0])
@@ -34,11 +35,11 @@ def metadata() -> Iterator[tuple[str, Damage]]:
     yield "references equal", on_arrays(lambda a: None, TOLD, reference_min=1.0, reference_max=1.0)
     yield "references swapped", on_arrays(lambda a: None, TOLD, reference_min=5.0, reference_max=-5.0)
     yield "one reference", on_arrays(lambda a: None, EITHER, reference_min=None)
-    for odd in (7, np.nan, [1, 2], ["a", "b"], True):
+    for odd in NO_TEXTS:
         yield f"metadata env_id is {odd!r}", on_metadata("env_id", odd, TOLD)
-    for odd in ("", "no such env", "nowhere:Env-v0", "a" * 100_000, "Ω\u202e", "../..", "a\nb", b"\xff"):
+    for odd in ODD_TEXTS:
         yield f"metadata env_id is {str(odd)[:20]!r}", on_metadata("env_id", odd, EITHER)
-    for odd in (7, "[1]", "{", '{"a": NaN}', [1, 2], '{"a": ' * 2000, b"\xff"):
+    for odd in NO_OPTIONS:
         yield f"metadata env_kwargs is {str(odd)[:20]!r}", on_metadata("env_kwargs", odd, TOLD)
     for name in ("env_id", "env_kwargs", *numbers):
         for kind, write in WRITTEN.items():
@@ -50,6 +51,11 @@ def metadata() -> Iterator[tuple[str, Damage]]:
     yield "group in itself", on_file(lambda file: replaced_by(file, "loop", file["/"]), SAME)
 
 
+NO_NUMBERS: list[Any] = ["seven", "", np.nan, np.inf, -np.inf, b"\xff\xfe"]
+ODD_NUMBERS: list[Any] = [0, -1, 1e300, 2**62, 2.5, [1.0, 2.0, 3.0], [[1.0, 2.0]], [], True, "20", "{}", ["a", "b"]]
+NO_TEXTS: list[Any] = [7, np.nan, [1, 2], ["a", "b"], True]
+ODD_TEXTS: list[Any] = ["", "no such env", "nowhere:Env-v0", "a" * 100_000, "Ω\u202e", "../..", "a\nb", b"\xff"]
+NO_OPTIONS: list[Any] = [7, "[1]", "{", '{"a": NaN}', [1, 2], '{"a": ' * 2000, b"\xff"]
 LOOP, ELSEWHERE = h5py.SoftLink("/metadata"), h5py.ExternalLink("x.hdf5", "/")
 WRITTEN: dict[str, Any] = {
     "a group": lambda file, name: file.create_group(name),
@@ -95,18 +101,28 @@ def files() -> Iterator[tuple[str, Damage]]:
     yield "user block", on_bytes(lambda data, rng: bytes(512) + data, SAME)
     yield "bytes appended", on_bytes(lambda data, rng: data + b"\0" * 100, SAME)
     yield "twice in one file", on_bytes(lambda data, rng: data + data, SAME)
-    yield "a folder", lambda path, arrays, rng: (path.mkdir(), LINE)[1]
-    yield "missing", lambda path, arrays, rng: LINE
-    yield "a pipe", lambda path, arrays, rng: (os.mkfifo(path), LINE)[1]
-    yield "a link to itself", lambda path, arrays, rng: (path.symlink_to(path), LINE)[1]
-    yield "a link to nothing", lambda path, arrays, rng: (path.symlink_to("nothing"), LINE)[1]
-    yield "a device", lambda path, arrays, rng: (path.symlink_to("/dev/zero"), LINE)[1]
+    yield "a folder", instead(lambda path: path.mkdir())
+    yield "missing", instead(lambda path: None)
+    yield "a pipe", instead(os.mkfifo)
+    yield "a link to itself", instead(lambda path: path.symlink_to(path))
+    yield "a link to nothing", instead(lambda path: path.symlink_to("nothing"))
+    yield "a device", instead(lambda path: path.symlink_to("/dev/zero"))
     yield "unreadable", unreadable
-    yield "an empty HDF5 file", lambda path, arrays, rng: (h5py.File(path, "w").close(), LINE)[1]
+    yield "an empty HDF5 file", instead(lambda path: h5py.File(path, "w").close())
     yield "everything in a group", in_group
     yield "a billion rows", a_billion_rows
     for version in ("earliest", "latest"):
-        yield f"HDF5's {version} format", lambda path, arrays, rng, v=version: as_version(path, arrays, v)
+        yield f"HDF5's {version} format", partial(as_version, version)
+
+
+def instead(make: Callable[[Path], object]) -> Damage:
+    """Something else under the file's name, which must be refused."""
+
+    def damage(path: Path, arrays: Arrays, rng: Random) -> str:
+        make(path)
+        return LINE
+
+    return damage
 
 
 def unreadable(path: Path, arrays: Arrays, rng: Random) -> str:
@@ -130,7 +146,7 @@ def a_billion_rows(path: Path, arrays: Arrays, rng: Random) -> str:
     return LINE
 
 
-def as_version(path: Path, arrays: Arrays, version: str) -> str:
+def as_version(version: str, path: Path, arrays: Arrays, rng: Random) -> str:
     with h5py.File(path, "w", libver=version) as file:
         for name, array in arrays.items():
             file[name] = array

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+import cepdiff
 from cepdiff.cli import main
 
 LONGEST_LINE = 1200  # characters of a clear line
@@ -101,7 +102,10 @@ class Called:
     @property
     def detail(self) -> str:
         """One line for the report."""
-        return self.error or self.line or f"exit code {self.code}: {' | '.join(self.err.splitlines()[-3:])[-300:]}"
+        last = self.err.replace("\r", "\n").splitlines()[-3:]
+        return (
+            self.error or self.line or f"exit code {self.code}, {len(self.err)} characters: {' | '.join(last)[-300:]}"
+        )
 
 
 def call(*arguments: object) -> Called:
@@ -110,8 +114,10 @@ def call(*arguments: object) -> Called:
     sys.stderr.flush()
     starts = [os.fstat(stream).st_size for stream in (1, 2)]
     code, error = None, ""
+    words = [str(argument) for argument in arguments]
+    sys.argv = [str(Path(cepdiff.__file__).with_name("__main__.py")), *words]  # Lightning's launcher repeats it
     try:
-        code = main([str(argument) for argument in arguments])
+        code = main(words)
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1
     except BaseException as found:  # anything else is what a user would see as a traceback

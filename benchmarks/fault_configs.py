@@ -44,7 +44,9 @@ SHIPPED = {  # name -> (file, what makes a whole run last a second)
     "8gaussians": ("toy/8gaussians.yaml", [*POINTS, "guidance.objective.class_path=MSE"]),
     "digits": ("images/digits_class.yaml", IMAGES),
 }
-SIGNED = ("action_low", "action_high", "seed")  # leaves that may be negative
+SIGNED = ("action_low", "action_high", "seed", "fourier_scale")  # leaves that may be negative
+NEVER = ("huge", "2^63")
+PROCESSES = ("devices", "num_nodes")  # leaves whose large values start processes: see OPTIONS
 NEGATIVE = ("negative", "minus one", "huge", "2^63", "minus 2^63")
 OPEN = ("dataset_dir", "run_dir")  # any text will do
 REFUSED, EITHER = "refused", "either"  # "either": refused, or a whole run
@@ -155,7 +157,7 @@ FILES: dict[str, tuple[Callable[[bytes, np.random.Generator], bytes], str]] = {
 OPTIONS = (
     "--", "--.a", "--a.", "--a..b", "--=3", "--seed", "--seed=", "--data", "--seed=[", "--seed={", "--stages..x=1",
     "--critic.tau=${", "--data.dataset.name=3", "--seed.x=1", "--a[0]=1", "--callbacks=[1]", "--callbacks=nonsense",
-    "--trainer=3", "--stages=null", "--data=null", "--seed=1e400", "--seed=''", "--problem=3", "--problem=os.path",
+    "--trainer=3", "--data=null", "--seed=1e400", "--seed=''", "--problem=3", "--problem=os.path",
     "--problem=[1]", "--data.class_path=", "--run_dir=", "--run_dir=a\0b", "--run_dir=/dev/null",
     "--run_dir=/dev/null/x", "--run_dir=/proc/x", "--run_dir=[1]", "--run_dir=" + "a" * 300,
     "--reuse=nowhere", "--reuse=/dev/null", "--reuse=",
@@ -167,7 +169,7 @@ OPTIONS = (
     "--callbacks=[{class_path: lightning.pytorch.callbacks.LearningRateMonitor}]",
     "--callbacks=[{class_path: torch.nn.Linear}]", "--trainer.precision=64-true", "--trainer.precision=16-mixed",
     "--trainer.precision=nonsense", "--trainer.accelerator=gpu", "--trainer.accelerator=tpu", "--trainer.devices=-1",
-    "--trainer.devices=0", "--trainer.devices=99", "--trainer.num_nodes=0", "--trainer.strategy=nonsense",
+    "--trainer.devices=0", "--trainer.num_nodes=0", "--trainer.strategy=nonsense",
 )  # fmt: skip
 
 
@@ -178,7 +180,8 @@ def prepare(folder: Path) -> None:
         config = load_config([CONFIGS / file], [text.replace("TOY", str(toy)) for text in short])
         tree = yaml.safe_load(config.to_yaml())
         for section in ("behavior", "guidance"):
-            tree[section]["init_args"]["net"]["init_args"].pop("channels", None)  # images supply it
+            for supplied in ("channels", "schedule"):
+                tree[section]["init_args"]["net"]["init_args"].pop(supplied, None)
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
@@ -205,6 +208,8 @@ def odd_values(base: str, tree: Any) -> Iterator[Case]:
     """Every leaf with every odd value of its kind, every section with odd ones, and odd keys."""
     for path, value in nodes(tree):
         where = ".".join(path)
+        if path[-1] in PROCESSES:
+            continue
         if isinstance(value, dict) and value:
             for name, odd in SECTION.items():
                 yield changed(base, tree, path, fill(odd, where), REFUSED, f"{where} is a {name}")
@@ -220,7 +225,8 @@ def odd_values(base: str, tree: Any) -> Iterator[Case]:
         for name, odd in {**ODD[kind], **(ODD["integer"] if whole else {}), **ANY}.items():
             signed = path[-1] in SIGNED and name in NEGATIVE
             may = ("quoted", "zero") if whole else MAY.get(kind, ())
-            expected = EITHER if signed or path[-1] in OPEN or name in may else REFUSED
+            never = path[-1] == "checkpoint_every" and name in NEVER
+            expected = EITHER if never or signed or path[-1] in OPEN or name in may else REFUSED
             yield changed(base, tree, path, fill(odd, where), expected, f"{where} is {name}")
 
 

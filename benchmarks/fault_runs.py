@@ -15,7 +15,8 @@ import torch
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO
 from fault_cases import Case, Part, Verdict, call, chosen, random_of
-from fault_run_table import STAGES, Damage, damages, stopped_damages
+from fault_executions import Damage, executions
+from fault_run_table import STAGES, damages, nothing, stopped_damages
 from fault_toy import write_toy
 
 CONFIG = """
@@ -93,7 +94,7 @@ def prepare(folder: Path) -> None:
         stop_in(config, folder / "stopped", "critic")
     os.waitpid(pid, 0)
     assert (folder / "stopped" / "critic" / "last.ckpt").exists()
-    facts = {"fit": fingerprint(folder / "run")}
+    facts: dict[str, Any] = {"fit": fingerprint(folder / "run")}
     shutil.copytree(folder / "run", folder / "copy" / "run")
     made("evaluate", folder / "copy" / "run", "--episodes", 1)
     facts["evaluate"] = rows_of(folder / "copy" / "run" / "evaluation.json")
@@ -163,16 +164,15 @@ def cases(folder: Path, seed: int, count: int) -> list[Case]:
     def case(name: str, base: str, damage: Damage, index: int) -> Case:
         return Case(f"{base}: {name}", partial(examine, folder, name, base, damage, seed, index))
 
-    def nothing(run: Path, shared: Path, rng: np.random.Generator) -> None:
-        return None
-
     files = sorted(str(path.relative_to(folder / "run")) for path in (folder / "run").rglob("*") if path.is_file())
     files = [name for name in files if not name.startswith(("logs", ".lock")) and not name.endswith(".png")]
     pool = [case(name, "run", damage, index) for index, (name, damage) in enumerate(damages(files))]
     stopped = [case(name, "stopped", damage, index) for index, (name, damage) in enumerate(stopped_damages())]
     few = chosen("runs", stopped, seed, max(1, count // 10))
-    whole = [case("unchanged", base, nothing, 0) for base in ("run",)]
-    return [*whole, *few, *chosen("runs", pool, seed, count - len(few) - len(whole))]
+    foreign = [case(name, "run", damage, 0) for name, damage in executions()]
+    few += chosen("runs", foreign, seed, max(2, count // 20))
+    whole = case("unchanged", "run", nothing, 0)
+    return [whole, *few, *chosen("runs", pool, seed, count - len(few) - 1)]
 
 
 PART = Part("runs", 300, 12, 30, prepare, cases)

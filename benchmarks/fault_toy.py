@@ -61,11 +61,11 @@ def toy() -> Arrays:
     }
 
 
-def write_toy(path: Path, arrays: Arrays | None = None, packed: bool = True, **changes: Any) -> Path:
+def write_toy(path: Path, arrays: Arrays | None = None, **changes: Any) -> Path:
     """Write a buffer with the toy's metadata; None in `changes` leaves an entry of the metadata out."""
     with h5py.File(path, "w") as file:
         for name, array in (toy() if arrays is None else arrays).items():
-            packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if packed and array.ndim else {}
+            packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if array.ndim else {}
             file.create_dataset(name, data=array, **packing)
         for name, value in {**METADATA, **changes}.items():
             if value is not None:

@@ -82,7 +82,8 @@ def preload() -> None:
 
 def size_of(part: Part, options: argparse.Namespace) -> int:
     """Number of cases."""
-    return max(1, round((part.quick if options.quick else part.count) * options.scale))
+    scale: float = options.scale
+    return max(1, round((part.quick if options.quick else part.count) * scale))
 
 
 def prepared(part: Part, options: argparse.Namespace, folder: Path) -> list[Case]:
@@ -136,7 +137,7 @@ def repeat(part: Part, index: int, options: argparse.Namespace, folder: Path) ->
         print(f"--- std{stream}\n{place.with_suffix(f'.{stream}').read_text(errors='replace')}")
     verdict = verdict_of(place, status, part.seconds)
     print(f"--- {verdict.outcome}: {verdict.detail}")
-    return int(verdict.bad)
+    return 1 if verdict.bad else 0
 
 
 def table(found: dict[str, list[tuple[Case, Verdict]]]) -> Table:
