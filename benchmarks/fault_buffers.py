@@ -107,4 +107,4 @@ def cases(folder: Path, seed: int, count: int) -> list[Case]:
     return [*whole, *few, *random[: count - len(whole) - len(few)]]
 
 
-PART = Part("buffers", 500, 60, 20, prepare, cases)
+PART = Part("buffers", 1200, 50, 20, prepare, cases)

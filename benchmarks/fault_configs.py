@@ -48,7 +48,7 @@ SIGNED = ("action_low", "action_high", "seed", "fourier_scale")  # leaves that m
 NEVER = ("huge", "2^63")
 PROCESSES = ("devices", "num_nodes")  # leaves whose large values start processes: see OPTIONS
 NEGATIVE = ("negative", "minus one", "huge", "2^63", "minus 2^63")
-OPEN = ("dataset_dir", "run_dir")  # any text will do
+OPEN = ("dataset_dir", "run_dir", "env_kwargs")  # anything of their type will do
 REFUSED, EITHER = "refused", "either"  # "either": refused, or a whole run
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**20
 ODD: dict[str, dict[str, Any]] = {  # kind of the leaf -> name of the fault -> value
@@ -180,7 +180,7 @@ def prepare(folder: Path) -> None:
         config = load_config([CONFIGS / file], [text.replace("TOY", str(toy)) for text in short])
         tree = yaml.safe_load(config.to_yaml())
         for section in ("behavior", "guidance"):
-            for supplied in ("channels", "schedule"):
+            for supplied in ("channels", "schedule", "num_heads"):  # by the images
                 tree[section]["init_args"]["net"]["init_args"].pop(supplied, None)
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
@@ -333,4 +333,4 @@ def laughs() -> bytes:
     return ("\n" + "\n".join(lines) + "\n").encode()
 
 
-PART = Part("configs", 1000, 60, 30, prepare, cases)
+PART = Part("configs", 1000, 50, 30, prepare, cases)

@@ -34,7 +34,7 @@ class Payload:
 
 def executions() -> Iterator[tuple[str, Damage]]:
     """Files that name code of their own, which must not run."""
-    for section in ("networks.behavior", "networks.guidance", "schedule", "solver", "objective", "sampler"):
+    for section in ("networks", "schedule", "solver", "objective", "sampler"):
         yield f"policy.pt names a module for {section}", partial(evil_policy, section)
     yield "policy.pt names a module of its environment", partial(evil_environment, {"module": "evil"})
     yield "policy.pt names an environment in a module", partial(evil_environment, {"env_id": "evil:Env-v0"})
@@ -67,8 +67,7 @@ def evil_policy(where: str, run: Path, shared: Path, rng: Random) -> None:
     content = torch.load(run / "policy.pt", weights_only=True)
     recipe = content["recipe"]
     recipe["sources"] = [str(evil_module(run))]
-    section, _, part = where.partition(".")
-    held = recipe[section][part] if part else recipe[section]
+    held = next(iter(recipe[where].values())) if where == "networks" else recipe[where]
     held["class_path"] = "evil.Net"
     torch.save(content, run / "policy.pt")
 

@@ -209,5 +209,5 @@ def strike(fault: str, leader: int) -> bool:
     return bool(targets)
 
 
-KILLS = Part("kills", 50, 3, 60, prepare_kills, kills)
+KILLS = Part("kills", 50, 2, 60, prepare_kills, kills)
 PROCESSES = Part("processes", 20, 1, 90, prepare_processes, process_cases)
