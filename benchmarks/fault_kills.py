@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fault_cases import Called, Case, Part, Verdict, call, random_of
-from fault_run_table import STAGES
 from fault_runs import fingerprint, made, write_config
 
 KILL_STEPS, PROCESS_STEPS = 60, 200
 OTHER_FILE_SYSTEM = Path("/dev/shm")
-FEW_LINES = 6  # on stderr after a loss, besides a line per stage
+FEW_LINES = 6  # on stderr after a loss, besides those of an undisturbed run
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
 
 
@@ -112,7 +111,8 @@ def prepare_processes(folder: Path) -> None:
     done = subprocess.run(command_of(folder, folder / "run"), env=environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-300:])
-    facts = {"fit": fingerprint(folder / "run"), "files": files_of(folder / "run")}
+    usual = [line.strip() for line in done.stderr.splitlines()]  # Lightning names its processes
+    facts = {"fit": fingerprint(folder / "run"), "files": files_of(folder / "run"), "usual": usual}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
@@ -158,9 +158,8 @@ def disturbed(shared: Path, fault: str, mark: str, seed: int, index: int, place:
             time.sleep(0.1)
         errors.seek(0)
         text = errors.read()
-    lines = [
-        line for line in text.splitlines() if line.strip() and not line.startswith((*STAGES, "support", "evaluation"))
-    ]
+    known = {"", *facts["usual"]}  # besides these, a resumed command names its stages
+    lines = [line for line in text.splitlines() if line.strip() not in known and ": running" not in line]
     again = subprocess.run(command_of(shared, run), env=environment(), capture_output=True, text=True)
     if again.returncode:
         return Verdict("traceback", f"not resumed: {again.stderr[-300:]}")
