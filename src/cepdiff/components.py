@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cepdiff.errors import ConfigError, nearest
+from cepdiff.ranges import check_arguments
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -152,6 +153,14 @@ def class_path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def check_spec(spec: Mapping[str, Any], where: str) -> None:
+    """`check_arguments` of a class given as `class_path` and `init_args`, and of the classes among its arguments."""
+    check_arguments(import_class(spec["class_path"], object, where), spec["init_args"], where)
+    for name, value in spec["init_args"].items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            check_spec({"init_args": {}, **value}, f"{where}.{name}")
+
+
 def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tuple[type, ...] = ()) -> T:
     """Instantiate `{"class_path": ..., "init_args": {...}}` with `args` first; nested specifications too.
 
@@ -166,4 +175,5 @@ def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tu
                 raise ConfigError(f"{where}.{name}: {value['class_path']} cannot be a part of {spec['class_path']}")
             value = build(value, part, f"{where}.{name}", parts=parts)
         init_args[name] = value
+    check_arguments(cls, init_args, where)
     return cls(*args, **init_args)

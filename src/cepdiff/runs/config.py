@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +15,22 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cepdiff.components import Component, class_path_of, import_class
+from cepdiff.components import Component, check_spec, class_path_of, import_class
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.errors import CepdiffError, ConfigError
+from cepdiff.ranges import check_settings
 from cepdiff.runs.merging import forget_replaced, lifted
 from cepdiff.runs.messages import (
     one_line,
     readable,
     refuse_null,
-    refuse_out_of_range,
+    refuse_quoted,
     refuse_reserved,
+    refuse_unholdable,
     refuse_unknown,
     refuse_unknown_nested,
     unresolved,
@@ -101,7 +103,9 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
         for layer in (*(lifted(layer, components, problem.nested) for layer in layers), OmegaConf.merge({}, *named)):
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
-        tree = OmegaConf.to_container(merged, resolve=True)
+        tree = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except RecursionError as error:
+        raise ConfigError("the configuration is nested too deeply, or a part of it contains itself") from error
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(unresolved(error)) from error
     assert isinstance(tree, dict)
@@ -119,7 +123,9 @@ def read_layer(path: Path) -> Any:
         layer = OmegaConf.load(path)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {unresolved(error)}") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply, or a part of it contains itself") from error
+    except (yaml.YAMLError, OSError, ValueError) as error:  # a date or a number that is none is a ValueError
         raise ConfigError(f"{path} is no readable YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(layer):
         raise ConfigError(f"{path} holds a list; expected a mapping of sections")
@@ -227,13 +233,17 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     for key, arguments in known.items():
         refuse_other(values[key]["init_args"]["net"]["init_args"], arguments, f"{key}.net")
     found = {key: built[key] for key in settings}
-    for key, value in found.items():
-        refuse_out_of_range(value, key)
+    refuse_quoted(given, values, "")
+    if built.run_dir is not None and not built.run_dir.strip():
+        raise ConfigError("run_dir is empty; leave it out for the default")
     for key, value in leaves(values):
-        try:
-            json.dumps(value, allow_nan=False)
-        except ValueError as error:
-            raise ConfigError(f"{key.replace('.init_args', '')} is {value}; expected finite numbers") from error
+        refuse_unholdable(value, key.replace(".init_args", ""))
+    for key, value in found.items():
+        check_settings(value, key)
+    for key in components:
+        check_spec(values[key], key)
+    if any(isinstance(callback, EarlyStopping) for callback in built.callbacks):
+        raise ConfigError("callbacks: EarlyStopping acts at the end of an epoch, and a stage has one: set max_steps")
     problem.check(found)
     arguments_of = {key: dict(vars(built.get(key) or SimpleNamespace())) for key in components}
     return Config(

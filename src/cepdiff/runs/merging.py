@@ -46,7 +46,7 @@ def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[
     def lift(section: Any, key: str) -> Any:
         if not isinstance(section, dict) or "init_args" not in section:
             return section
-        init_args = section["init_args"] or {}
+        init_args = {} if section["init_args"] is None else section["init_args"]
         if not isinstance(init_args, dict):
             raise ConfigError(f"{key}: its arguments are {init_args!r}; expected a mapping of options")
         return {**init_args, **{name: value for name, value in section.items() if name != "init_args"}}

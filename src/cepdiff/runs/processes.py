@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from cepdiff.errors import CepdiffError, ConfigError
+from cepdiff.ranges import Processors
 
 T = TypeVar("T")
 SHARED = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # arguments of a Fabric and of a Trainer
@@ -36,14 +37,14 @@ class TrainerSettings:
     """
 
     accelerator: str = "auto"
-    devices: int = field(default=1, metadata={"least": 1})
-    num_nodes: int = field(default=1, metadata={"least": 1})
+    devices: Processors = 1
+    num_nodes: Processors = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    num_threads: int | None = field(default=None, metadata={"least": 1})
+    num_threads: Processors | None = None
     deterministic: bool = False
-    profiler: str | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
     progress_bar: bool = True
 
 

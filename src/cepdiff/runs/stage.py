@@ -8,7 +8,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cepdiff.callbacks.progress import StageProgress
 from cepdiff.errors import CepdiffError, DivergenceError, RunError
 from cepdiff.files import written_aside
 from cepdiff.modules.base import StageModule
+from cepdiff.ranges import Count
 from cepdiff.runs.folder import StageFolder, read_checkpoint
 from cepdiff.runs.results import Results, are_finished
 from cepdiff.runs.run import Run
@@ -35,8 +36,8 @@ class StageSettings:
         checkpoint_every: steps between writes of `last.ckpt`, at least 1.
     """
 
-    max_steps: int = field(metadata={"least": 1})
-    checkpoint_every: int = field(default=5000, metadata={"least": 1})
+    max_steps: Count
+    checkpoint_every: Count = 5000
 
 
 class StoppedError(CepdiffError):
@@ -157,7 +158,9 @@ class TrainedStage(Stage):
         if checkpoint.stopped_by is not None:
             raise StoppedError(checkpoint.stopped_by, f"at step {trainer.global_step} of the {self.name} stage")
         if trainer.global_step < self.settings.max_steps:
-            raise RunError(f"the {self.name} stage ended at step {trainer.global_step} of {self.settings.max_steps}")
+            trainer.save_checkpoint(folder.last, weights_only=False)
+            steps = f"step {trainer.global_step} of {self.settings.max_steps}"
+            raise RunError(f"a callback stopped the {self.name} stage at {steps}; run the same command to go on")
         trainer.save_checkpoint(folder.final, weights_only=True)
         processes.on_main(lambda: folder.finish(checkpoint.elapsed))
 

@@ -22,6 +22,7 @@ from cepdiff.data.rl.source import load_dataset, resolve, short_name
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError
+from cepdiff.ranges import Count
 from cepdiff.types import Batch, DataSpec
 
 
@@ -62,7 +63,7 @@ class OfflineDataModule(StageDataModule):
         action_high: float | list[float] | None = None,
         fraction: float = 1.0,
         choose: Choice = "random",
-        block_size: int = 50,
+        block_size: Count = 50,
         seed: int = 0,
     ) -> None:
         super().__init__(block_size, seed)

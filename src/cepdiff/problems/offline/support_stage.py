@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from cepdiff.data.rl.support_cache import SupportCache, fill, states_of_rows, su
 from cepdiff.errors import RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
+from cepdiff.ranges import AtLeastTwo, Count
 from cepdiff.runs.folder import StageFolder, record_hash
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
@@ -37,9 +38,9 @@ class SupportSettings:
         chunk_size: states drawn at a time.
     """
 
-    num_actions: int | None = field(default=None, metadata={"least": 2})
-    max_rows: int | None = field(default=None, metadata={"least": 1})
-    chunk_size: int = field(default=4096, metadata={"least": 1})
+    num_actions: AtLeastTwo | None = None
+    max_rows: Count | None = None
+    chunk_size: Count = 4096
 
 
 class SupportStage(Stage):
