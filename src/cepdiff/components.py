@@ -7,13 +7,14 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from cepdiff.errors import ConfigError, nearest
+from cepdiff.errors import CepdiffError, ConfigError, nearest
 from cepdiff.ranges import check_arguments
 
 T = TypeVar("T")
@@ -111,7 +112,8 @@ def import_class(class_path: str, base: type[T], where: str) -> type[T]:
     """
     found = _import_name(class_path, where, "class")
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ConfigError(f"{where}: {class_path} is not a subclass of {base.__name__}")
+        expected = "class" if base is object else f"subclass of {base.__name__}"
+        raise ConfigError(f"{where}: {class_path} is not a {expected}")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(f"{where}: {class_path} cannot be built, because it does not define {missing}")
@@ -128,8 +130,8 @@ def import_function(path: str, where: str) -> Callable[..., Any]:
 
 def _import_name(path: str, where: str, kind: str) -> Any:
     module_name, _, name = path.rpartition(".")
-    if not module_name:
-        raise ConfigError(f"{where}: '{path}' is no {kind} path; expected package.module.{path}")
+    if not module_name or not all(part.isidentifier() for part in path.split(".")):
+        raise ConfigError(f"{where}: '{path[:100]}' is no {kind} path; expected package.module.{name or 'Name'}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -139,9 +141,17 @@ def _import_name(path: str, where: str, kind: str) -> Any:
                 f"{where}: there is no module '{module_name}'; a file next to the configuration, or an installed "
                 f"package, is found by its name"
             ) from error
-        raise
+        raise ConfigError(f"{where}: {module_name} imports {missing}, which is not there") from error
     except SyntaxError as error:
         raise ConfigError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except CepdiffError:
+        raise
+    except (Exception, SystemExit) as error:  # of the user's own code
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"{where}: importing {module_name[:100]} fails at {place.filename}, line {place.lineno}: {what}"
+        ) from error
     found = getattr(module, name, None)
     if found is None:
         raise ConfigError(f"{where}: '{module_name}' has no {kind} '{name}'.{nearest(name, vars(module))}")

@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from cepdiff.diffusion.schedule import NoiseSchedule
-from cepdiff.ranges import Count, check_arguments
+from cepdiff.ranges import Range, check_arguments
 from cepdiff.types import Predictor
 
 Spacing = Literal["time_uniform", "logsnr", "time_quadratic"]
@@ -143,7 +143,7 @@ class DPMSolver:
 
     def __init__(
         self,
-        num_steps: Count = 15,
+        num_steps: Annotated[int, Range(1, 100_000, "[]")] = 15,
         order: Literal[1, 2, 3] = 2,
         method: Literal["multistep", "singlestep"] = "multistep",
         spacing: Spacing = "logsnr",

@@ -96,6 +96,8 @@ def readable(error: BaseException) -> str:
     text = one_line(error)
     keys = [key.replace(".init_args", "") for key in re.findall(r'Parser key "([^"]+)"', text)]
     where = f"{'.'.join(keys)}: " if keys else ""
+    if untyped := re.search(r"Parameter '(\w+)' from '(\S+)\.__init__' does not specify a type", text):
+        return f"{where}parameter '{untyped.group(1)}' of {untyped.group(2)} needs a type annotation"
     option = re.search(r"Option '([^']+)' is not accepted", text)
     if option:
         return f"{where}unknown option '{option.group(1)}'"
@@ -114,7 +116,7 @@ def readable(error: BaseException) -> str:
     if expected and given:
         names = dict.fromkeys((a or b).replace("NoneType", "null").replace("Sequence", "list") for a, b in expected)
         return f"{where}expected {' or '.join(names)}{found}"
-    return where + re.sub(r'^Parser key "[^"]+": ?', "", text)
+    return where + re.sub(r'^Parser key "[^"]+": ?| Subclass types expect one of: .*', "", text)
 
 
 def unresolved(error: BaseException) -> str:
