@@ -128,9 +128,14 @@ def import_function(path: str, where: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def is_dotted(text: str) -> bool:
+    """True for `name` and `package.module.name`."""
+    return all(part.isidentifier() for part in text.split("."))
+
+
 def _import_name(path: str, where: str, kind: str) -> Any:
     module_name, _, name = path.rpartition(".")
-    if not module_name or not all(part.isidentifier() for part in path.split(".")):
+    if not module_name or not is_dotted(path):
         raise ConfigError(f"{where}: '{path[:100]}' is no {kind} path; expected package.module.{name or 'Name'}")
     try:
         module = importlib.import_module(module_name)

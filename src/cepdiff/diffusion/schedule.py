@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from cepdiff.errors import ConfigError
-from cepdiff.ranges import OpenUnit, Positive, check_arguments
+from cepdiff.ranges import OpenUnit, Positive, Range, check_arguments
 
 
 class NoiseSchedule(ABC):
@@ -50,10 +51,13 @@ class NoiseSchedule(ABC):
         return self.t_min + (1.0 - self.t_min) * uniform**exponent
 
 
+Rate = Annotated[float, Range(0, 300, "(]")]  # at higher ones alpha_1 vanishes in float32
+
+
 class LinearVP(NoiseSchedule):
     """VP-SDE with a linear beta(t) (Song et al. 2021, Eq. 32-33): log alpha_t = -(b1-b0)/4 t² - b0/2 t."""
 
-    def __init__(self, beta_min: Positive = 0.1, beta_max: Positive = 20.0, t_min: OpenUnit = 1e-3) -> None:
+    def __init__(self, beta_min: Rate = 0.1, beta_max: Rate = 20.0, t_min: OpenUnit = 1e-3) -> None:
         super().__init__(t_min)
         check_arguments(LinearVP, locals(), "schedule")
         if not beta_min < beta_max:

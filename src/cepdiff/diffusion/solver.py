@@ -143,7 +143,7 @@ class DPMSolver:
 
     def __init__(
         self,
-        num_steps: Annotated[int, Range(1, 100_000, "[]")] = 15,
+        num_steps: Annotated[int, Range(1, 10_000, "[]")] = 15,
         order: Literal[1, 2, 3] = 2,
         method: Literal["multistep", "singlestep"] = "multistep",
         spacing: Spacing = "logsnr",

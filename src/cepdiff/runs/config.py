@@ -243,8 +243,7 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     refuse_quoted(written, plain(parsed), "")
     if built.run_dir is not None and not built.run_dir.strip():
         raise ConfigError("run_dir is empty; leave it out for the default")
-    for key, value in leaves(values):
-        refuse_unholdable(value, key.replace(".init_args", ""))
+    refuse_unholdable(values, "")
     for key, value in found.items():
         check_settings(value, key)
     for key in components:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from cepdiff.components import is_dotted
 from cepdiff.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ def forget_replaced(merged: Any, layer: Any) -> None:
             del merged[name]
     for name in layer:
         if name in merged and not OmegaConf.is_interpolation(layer, name):
-            alone = not OmegaConf.is_interpolation(merged, name) and isinstance(merged[name], str)
+            alone = not OmegaConf.is_interpolation(merged, name) and is_dotted(str(merged[name]))
             if alone and OmegaConf.is_dict(layer[name]):
                 merged[name] = {"class_path": merged[name]}
             forget_replaced(merged._get_node(name), layer._get_node(name))

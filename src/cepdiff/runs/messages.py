@@ -65,9 +65,13 @@ def refuse_quoted(found: Any, parsed: Any, where: str) -> None:
 
 
 def refuse_unholdable(value: Any, where: str) -> None:
-    """Raise ConfigError for numbers that float32 or int64 cannot hold: they would become infinite, 0 or another."""
+    """Raise ConfigError for numbers that float32 or int64 cannot hold, and for values that YAML cannot."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            refuse_unholdable(item, where if name == "init_args" else f"{where}.{name}" if where else name)
+        return
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, list):
+        if isinstance(item, (list, Mapping)):
             refuse_unholdable(item, where)
         elif isinstance(item, float) and not math.isfinite(item):
             raise ConfigError(f"{where} is {value}; expected finite numbers")
@@ -77,7 +81,7 @@ def refuse_unholdable(value: Any, where: str) -> None:
             raise ConfigError(f"{where} is {value}; expected integers of at most 64 bits, up to 9e18")
         elif isinstance(item, str) and "\0" in item:
             raise ConfigError(f"{where} is {value!r}; expected a text without NUL characters")
-        elif not isinstance(item, (str, int, float, Mapping, type(None))):
+        elif not isinstance(item, (str, int, float, type(None))):
             raise ConfigError(f"{where} is {value!r}; expected texts and numbers")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cepdiff.errors import CepdiffError, ConfigError
 from cepdiff.ranges import Processors
+from cepdiff.runs.messages import one_line
 
 T = TypeVar("T")
 SHARED = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # arguments of a Fabric and of a Trainer
@@ -63,7 +64,7 @@ class Processes:
         try:
             self._fabric = Fabric(**{name: getattr(settings, name) for name in SHARED})
         except Exception as error:  # Lightning raises many kinds, all about these settings
-            raise ConfigError(f"trainer: {error}") from error
+            raise ConfigError(f"trainer: {one_line(error)}") from error
         self._fabric.launch()
 
     @property

@@ -18,11 +18,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO, StageCheckpoint
 from cepdiff.callbacks.progress import StageProgress
-from cepdiff.errors import CepdiffError, DivergenceError, RunError
+from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError
 from cepdiff.files import written_aside
 from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count
 from cepdiff.runs.folder import StageFolder, read_checkpoint
+from cepdiff.runs.messages import one_line
 from cepdiff.runs.results import Results, are_finished
 from cepdiff.runs.run import Run
 
@@ -179,7 +180,7 @@ class TrainedStage(Stage):
     def _trainer(self, checkpoint: StageCheckpoint) -> Trainer:
         run, shown = self.context, self.context.processes.settings.progress_bar
         quieten()
-        return Trainer(
+        arguments: dict[str, Any] = dict(
             **run.processes.trainer_arguments(),
             max_steps=self.settings.max_steps,
             max_epochs=-1,
@@ -191,6 +192,10 @@ class TrainedStage(Stage):
             use_distributed_sampler=False,  # the loader shares each batch among the ranks itself
             log_every_n_steps=1,  # counts blocks
         )
+        try:
+            return Trainer(**arguments)
+        except Exception as error:  # Lightning raises many kinds, all about these settings
+            raise ConfigError(f"trainer and callbacks: {one_line(error)}") from error
 
     def _keep_untrained(self) -> None:
         weights = {name: value.cpu() for name, value in self.module.state_dict().items()}

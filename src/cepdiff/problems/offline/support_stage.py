@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from cepdiff.data.rl.support_cache import SupportCache, fill, states_of_rows, su
 from cepdiff.errors import RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
-from cepdiff.ranges import AtLeastTwo, Count
+from cepdiff.ranges import Count, Range
 from cepdiff.runs.folder import StageFolder, record_hash
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
@@ -38,7 +38,7 @@ class SupportSettings:
         chunk_size: states drawn at a time.
     """
 
-    num_actions: AtLeastTwo | None = None
+    num_actions: Annotated[int, Range(2, 2**16, "[]")] | None = None
     max_rows: Count | None = None
     chunk_size: Count = 4096
 
