@@ -7,13 +7,15 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from cepdiff.errors import ConfigError, nearest
+from cepdiff.errors import CepdiffError, ConfigError, nearest
+from cepdiff.ranges import check_arguments
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -110,7 +112,8 @@ def import_class(class_path: str, base: type[T], where: str) -> type[T]:
     """
     found = _import_name(class_path, where, "class")
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ConfigError(f"{where}: {class_path} is not a subclass of {base.__name__}")
+        expected = "class" if base is object else f"subclass of {base.__name__}"
+        raise ConfigError(f"{where}: {class_path} is not a {expected}")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(f"{where}: {class_path} cannot be built, because it does not define {missing}")
@@ -125,10 +128,15 @@ def import_function(path: str, where: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def is_dotted(text: str) -> bool:
+    """True for `name` and `package.module.name`."""
+    return all(part.isidentifier() for part in text.split("."))
+
+
 def _import_name(path: str, where: str, kind: str) -> Any:
     module_name, _, name = path.rpartition(".")
-    if not module_name:
-        raise ConfigError(f"{where}: '{path}' is no {kind} path; expected package.module.{path}")
+    if not module_name or not is_dotted(path):
+        raise ConfigError(f"{where}: '{path[:100]}' is no {kind} path; expected package.module.{name or 'Name'}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -138,9 +146,17 @@ def _import_name(path: str, where: str, kind: str) -> Any:
                 f"{where}: there is no module '{module_name}'; a file next to the configuration, or an installed "
                 f"package, is found by its name"
             ) from error
-        raise
+        raise ConfigError(f"{where}: {module_name} imports {missing}, which is not there") from error
     except SyntaxError as error:
         raise ConfigError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except CepdiffError:
+        raise
+    except (Exception, SystemExit) as error:  # of the user's own code
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            f"{where}: importing {module_name[:100]} fails at {place.filename}, line {place.lineno}: {what}"
+        ) from error
     found = getattr(module, name, None)
     if found is None:
         raise ConfigError(f"{where}: '{module_name}' has no {kind} '{name}'.{nearest(name, vars(module))}")
@@ -150,6 +166,14 @@ def _import_name(path: str, where: str, kind: str) -> Any:
 def class_path_of(cls: type) -> str:
     """Inverse of `import_class`."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def check_spec(spec: Mapping[str, Any], where: str) -> None:
+    """`check_arguments` of a class given as `class_path` and `init_args`, and of the classes among its arguments."""
+    check_arguments(import_class(spec["class_path"], object, where), spec["init_args"], where)
+    for name, value in spec["init_args"].items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            check_spec({"init_args": {}, **value}, f"{where}.{name}")
 
 
 def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tuple[type, ...] = ()) -> T:
@@ -166,4 +190,5 @@ def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tu
                 raise ConfigError(f"{where}.{name}: {value['class_path']} cannot be a part of {spec['class_path']}")
             value = build(value, part, f"{where}.{name}", parts=parts)
         init_args[name] = value
+    check_arguments(cls, init_args, where)
     return cls(*args, **init_args)

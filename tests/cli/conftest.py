@@ -44,6 +44,12 @@ def write_buffer(path: Path, **changes: np.ndarray) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def show_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw is raised, so that a test which meets one shows where."""
+    monkeypatch.setenv("CEPDIFF_TRACEBACK", "1")
+
+
 @pytest.fixture
 def make_buffer() -> Callable[..., Path]:
     """`write_buffer`."""

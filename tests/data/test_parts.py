@@ -130,7 +130,7 @@ def test_random_episodes_depend_on_the_seed_only() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fraction": 0.0}, r"data.fraction is 0.0; expected a number above 0 and up to 1"),
+        ({"fraction": 0.0}, r"data.fraction is 0.0; expected a number in \(0, 1\]"),
         ({"fraction": 1.5}, "data.fraction is 1.5"),
         ({"fraction": float("nan")}, "data.fraction is nan"),
         ({"choose": "worst"}, "data.choose is 'worst'; expected random or best"),

@@ -93,9 +93,11 @@ def test_parts_of_a_tape() -> None:
         assert all(torch.equal(*pair) for pair in zip(values, expected, strict=True))
 
 
-@pytest.mark.parametrize("size", [0, -2, 3])
-def test_a_size_that_does_not_divide(size: int) -> None:
-    with pytest.raises(ConfigError, match=rf"micro_batch_size is {size}; expected a divisor of batch_size 8"):
+@pytest.mark.parametrize(
+    ("size", "expected"), [(0, "at least 1"), (-2, "at least 1"), (3, "a divisor of batch_size 8")]
+)
+def test_a_size_that_does_not_divide(size: int, expected: str) -> None:
+    with pytest.raises(ConfigError, match=rf"micro_batch_size is {size}; expected {expected}"):
         make("behavior", batch_size=8, micro_batch_size=size)
 
 

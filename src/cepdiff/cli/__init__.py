@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,16 +11,17 @@ from cepdiff.cli import collect, data, evaluate, export, fit, report, sample
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for a failed training, 2 for bad input, 128 + n on signal n."""
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for bad input, 128 + n on signal n.
+
+    With $CEPDIFF_TRACEBACK set, an error that this package did not foresee is raised instead of reported.
+    """
     from cepdiff.errors import CepdiffError
 
-    parser = build_parser()
-    parsed, rest = parser.parse_known_args(args)
-    if rest and not getattr(parsed, "takes_overrides", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    parsed.overrides = rest
+    parsed = parse(args)
     try:
         code: int = parsed.run(parsed)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
     except CepdiffError as error:
         from cepdiff.cli.messages import is_first_process
 
@@ -30,7 +32,29 @@ def main(args: Sequence[str] | None = None) -> int:
         advice = "; run the same command to go on" if parsed.command == "fit" else ""
         print(f"cepdiff: interrupted{advice}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get("CEPDIFF_TRACEBACK"):
+            raise
+        from cepdiff.cli.messages import report_unforeseen
+
+        return report_unforeseen(error)
     return code
+
+
+def parse(args: Sequence[str] | None) -> argparse.Namespace:
+    """The command's arguments; those of no option are `overrides`."""
+    parser = build_parser()
+    try:
+        parsed, rest = parser.parse_known_args(args)
+    except SystemExit:  # after --help
+        from cepdiff.cli.messages import close_output
+
+        close_output()
+        raise
+    if rest and not getattr(parsed, "takes_overrides", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.overrides = rest
+    return parsed
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,10 +1,84 @@
-"""Decide which process prints to the user."""
+"""Decide which process prints to the user, and report errors that nobody foresaw."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
+import platform
+import re
+import select
+import sys
+import tempfile
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = ("cepdiff", "torch", "lightning", "jsonargparse", "omegaconf", "numpy", "gymnasium", "mujoco", "h5py")
 
 
 def is_first_process() -> bool:
     """True unless a launcher (Lightning, torchrun, SLURM) started this process with a rank above 0."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def report_unforeseen(error: Exception) -> int:
+    """Print one line about an error that is no `CepdiffError`, with a report file where that helps; the exit code."""
+    if isinstance(error, BrokenPipeError) and close_output():
+        return 128 + 13  # SIGPIPE: the reader has seen enough, as in `cepdiff data list | head -1`
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    if is_memory(error):
+        line = f"not enough memory ({text[:200]}); choose a smaller network, batch_size, num_samples or chunk_size"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        close_output()
+        line = f"{error.strerror}: {error.filename or 'the output'}; make room and run the same command again"
+    else:
+        line = f"{type(error).__name__}: {text[:200]}; {where_reported(error)}"
+    if is_first_process():
+        print(f"cepdiff: {line}", file=sys.stderr)
+    return 1
+
+
+def is_memory(error: Exception) -> bool:
+    """True if memory ran out, on the CPU or on a GPU; torch says so in a RuntimeError's text."""
+    signs = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
+
+
+def close_output() -> bool:
+    """Drop what cannot be written to stdout or stderr, or Python complains when it exits; True if there is any."""
+    lost = False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # closed at the start, or a test's own
+            pipe = select.poll()
+            pipe.register(stream.fileno(), 0)
+            try:
+                stream.flush()
+                broken = any(event & select.POLLERR for _, event in pipe.poll(0))
+            except OSError:
+                broken = True
+            if broken:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            lost = lost or broken
+    return lost
+
+
+def where_reported(error: Exception) -> str:
+    """Write the traceback, the versions and the command to a file in the working folder; a remark that names it."""
+    versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES if list(metadata.distributions(name=name))]
+    report = [
+        f"command: {' '.join(sys.argv)}",
+        f"versions: Python {platform.python_version()}, {', '.join(versions)}; {platform.platform()}",
+        "".join(traceback.format_exception(error)),
+    ]
+    name = f"cepdiff-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        if folder != Path.home():
+            with contextlib.suppress(OSError):
+                (folder / name).write_text("\n".join(report), encoding="utf-8")
+                return f"details are in {folder / name}"
+    return "set CEPDIFF_TRACEBACK=1 for details"

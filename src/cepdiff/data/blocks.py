@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import stream_seed
+from cepdiff.ranges import Count, check_arguments
 from cepdiff.types import STEP_SEEDS, Batch, DataSpec
 
 
@@ -79,10 +80,9 @@ class StageDataModule(LightningDataModule, ABC):
     """Class path of the problem that these data are for, unless a configuration names another."""
     supplied: ClassVar[frozenset[str]] = frozenset({"seed"})
 
-    def __init__(self, block_size: int = 50, seed: int = 0) -> None:
+    def __init__(self, block_size: Count = 50, seed: int = 0) -> None:
         super().__init__()
-        if block_size < 1:
-            raise ConfigError(f"data.block_size is {block_size}; expected at least 1")
+        check_arguments(StageDataModule, locals(), "data")
         self.block_size = block_size
         self.seed = seed
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from cepdiff.errors import ConfigError
+from cepdiff.ranges import OpenUnit, Positive, Range, check_arguments
 
 
 class NoiseSchedule(ABC):
@@ -17,9 +19,8 @@ class NoiseSchedule(ABC):
     `t_min` in (0, 1) is the smallest diffusion time of training, and the time at which samplers end.
     """
 
-    def __init__(self, t_min: float = 1e-3) -> None:
-        if not 0.0 < t_min < 1.0:
-            raise ConfigError(f"t_min is {t_min}; expected a number in (0, 1)")
+    def __init__(self, t_min: OpenUnit = 1e-3) -> None:
+        check_arguments(NoiseSchedule, locals(), "schedule")
         self.t_min = t_min
 
     @abstractmethod
@@ -50,13 +51,17 @@ class NoiseSchedule(ABC):
         return self.t_min + (1.0 - self.t_min) * uniform**exponent
 
 
+Rate = Annotated[float, Range(0, 300, "(]")]  # at higher ones alpha_1 vanishes in float32
+
+
 class LinearVP(NoiseSchedule):
     """VP-SDE with a linear beta(t) (Song et al. 2021, Eq. 32-33): log alpha_t = -(b1-b0)/4 t² - b0/2 t."""
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> None:
+    def __init__(self, beta_min: Rate = 0.1, beta_max: Rate = 20.0, t_min: OpenUnit = 1e-3) -> None:
         super().__init__(t_min)
-        if not 0.0 < beta_min < beta_max:
-            raise ConfigError(f"beta_min {beta_min} and beta_max {beta_max}: expected 0 < beta_min < beta_max")
+        check_arguments(LinearVP, locals(), "schedule")
+        if not beta_min < beta_max:
+            raise ConfigError(f"schedule.beta_min is {beta_min}; expected less than beta_max, which is {beta_max}")
         self.beta_min = beta_min
         self.beta_max = beta_max
 
@@ -78,10 +83,9 @@ class CosineVP(NoiseSchedule):
     Times run over t' = t * t_max, which keeps alpha_1 above zero.
     """
 
-    def __init__(self, offset: float = 0.008, t_max: float = 0.995, t_min: float = 1e-3) -> None:
+    def __init__(self, offset: Positive = 0.008, t_max: OpenUnit = 0.995, t_min: OpenUnit = 1e-3) -> None:
         super().__init__(t_min)
-        if not (offset > 0.0 and 0.0 < t_max < 1.0):
-            raise ConfigError(f"offset {offset} and t_max {t_max}: expected offset > 0 and t_max in (0, 1)")
+        check_arguments(CosineVP, locals(), "schedule")
         self.offset = offset
         self.t_max = t_max
         self._log_cos_0 = math.log(math.cos(0.5 * math.pi * offset / (1.0 + offset)))

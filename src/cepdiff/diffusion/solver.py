@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from cepdiff.diffusion.schedule import NoiseSchedule
-from cepdiff.errors import ConfigError
+from cepdiff.ranges import Range, check_arguments
 from cepdiff.types import Predictor
 
 Spacing = Literal["time_uniform", "logsnr", "time_quadratic"]
@@ -132,8 +132,8 @@ class DPMSolver:
     """Samples x at t_min from noise at t = 1 with `num_steps` evaluations of a data predictor.
 
     Args:
-        num_steps: network evaluations (NFE), at least 1.
-        order: 1 to 3.
+        num_steps: network evaluations (NFE).
+        order: of the method.
         method: "multistep" reuses earlier predictions, "singlestep" evaluates at points between; both spend
             `num_steps` evaluations (a singlestep grid ends with a shorter step where `order` does not divide it).
         spacing: see `time_grid`.
@@ -143,21 +143,14 @@ class DPMSolver:
 
     def __init__(
         self,
-        num_steps: int = 15,
-        order: int = 2,
+        num_steps: Annotated[int, Range(1, 10_000, "[]")] = 15,
+        order: Literal[1, 2, 3] = 2,
         method: Literal["multistep", "singlestep"] = "multistep",
         spacing: Spacing = "logsnr",
         lower_order_final: bool = True,
         denoise_to_zero: bool = False,
     ) -> None:
-        if num_steps < 1:
-            raise ConfigError(f"num_steps is {num_steps}; a sampler needs at least 1")
-        if order not in (1, 2, 3):
-            raise ConfigError(f"order is {order}; DPM-Solver++ has orders 1, 2 and 3")
-        if method not in ("multistep", "singlestep"):
-            raise ConfigError(f"method is '{method}'; expected multistep or singlestep")
-        if spacing not in ("time_uniform", "logsnr", "time_quadratic"):
-            raise ConfigError(f"spacing is '{spacing}'; expected time_uniform, logsnr or time_quadratic")
+        check_arguments(DPMSolver, locals(), "solver")
         self.num_steps = num_steps
         self.order = order
         self.method = method

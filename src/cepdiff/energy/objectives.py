@@ -14,7 +14,6 @@ targets (..., H, K), each head on its own; only the classifiers compare the head
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cepdiff.errors import ConfigError
+from cepdiff.ranges import Positive, check_arguments
 from cepdiff.types import Metrics
 
 
@@ -92,9 +92,8 @@ class EnergyObjective(ABC):
     allows_infinite: ClassVar[bool] = False
     """True if energies may be +inf, e.g. those of labels: -log p(y|x) for all classes but the sample's own."""
 
-    def __init__(self, inverse_temperature: float = 3.0) -> None:
-        if not (inverse_temperature > 0.0 and math.isfinite(inverse_temperature)):
-            raise ConfigError(f"inverse_temperature is {inverse_temperature}; expected a finite number above 0")
+    def __init__(self, inverse_temperature: Positive = 3.0) -> None:
+        check_arguments(EnergyObjective, locals(), "guidance.objective")
         self.inverse_temperature = inverse_temperature
 
     @abstractmethod

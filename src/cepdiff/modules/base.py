@@ -19,6 +19,7 @@ from cepdiff.modules.noise import RandomStream, seed_global
 from cepdiff.networks.mlp import all_finite
 from cepdiff.precision import uncached_casts
 from cepdiff.randomness import stream_seed
+from cepdiff.ranges import Count, NonNegative, OpenUnit, Positive, Whole, check_arguments
 from cepdiff.types import STEP_SEEDS, Batch, Metrics
 
 
@@ -52,32 +53,23 @@ class StageModule(LightningModule, ABC):
     def __init__(
         self,
         net: nn.Module,
-        learning_rate: float,
-        batch_size: int,
+        learning_rate: Positive,
+        batch_size: Count,
         lr_schedule: Literal["constant", "cosine"] = "constant",
-        warmup_steps: int = 0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-        ema_decay: float | None = None,
+        warmup_steps: Whole = 0,
+        weight_decay: NonNegative = 0.0,
+        max_grad_norm: Positive | None = None,
+        ema_decay: OpenUnit | None = None,
         cuda_graphs: bool = True,
-        micro_batch_size: int | None = None,
+        micro_batch_size: Count | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        decays = ema_decay is None or 0.0 < ema_decay < 1.0
-        divides = micro_batch_size is None or (micro_batch_size >= 1 and batch_size % micro_batch_size == 0)
-        for name, value, fits, expected in (
-            ("learning_rate", learning_rate, learning_rate > 0, "a number above 0"),
-            ("batch_size", batch_size, batch_size > 0, "a number above 0"),
-            ("lr_schedule", lr_schedule, lr_schedule in ("constant", "cosine"), "constant or cosine"),
-            ("warmup_steps", warmup_steps, warmup_steps >= 0, "0 or more"),
-            ("weight_decay", weight_decay, weight_decay >= 0.0, "0 or more"),
-            ("max_grad_norm", max_grad_norm, max_grad_norm is None or max_grad_norm > 0.0, "a number above 0, or null"),
-            ("ema_decay", ema_decay, decays, "a number in (0, 1), or null for none"),
-            ("micro_batch_size", micro_batch_size, divides, f"a divisor of batch_size {batch_size}"),
-        ):
-            if not fits:
-                raise ConfigError(f"{self.stage}.{name} is {value!r}; expected {expected}")
+        check_arguments(StageModule, locals(), self.stage)
+        if micro_batch_size is not None and batch_size % micro_batch_size:
+            raise ConfigError(
+                f"{self.stage}.micro_batch_size is {micro_batch_size}; expected a divisor of batch_size {batch_size}"
+            )
         self.net = net
         self.ema_net = None if ema_decay is None else frozen_copy(net)
         self.learning_rate = learning_rate

@@ -13,6 +13,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.score import ResidualUNet
+from cepdiff.ranges import Count, Positive
 from cepdiff.types import Batch, Metrics
 
 
@@ -43,8 +44,8 @@ class BehaviorDiffusion(StageModule):
         schedule: NoiseSchedule | None = None,
         weighting: str = "uniform",
         average_targets: bool = False,
-        learning_rate: float = 1e-4,
-        batch_size: int = 4096,
+        learning_rate: Positive = 1e-4,
+        batch_size: Count = 4096,
         **options: Any,
     ) -> None:
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.base import StageModule, frozen_copy, polyak_update
 from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
+from cepdiff.ranges import Count, Fraction, NonNegative, Positive, Range, check_arguments
 from cepdiff.types import Batch, Metrics
 
 RUNAWAY_FACTOR = 10.0
@@ -46,22 +47,17 @@ class SoftmaxQCritic(StageModule):
         observation_size: int,
         action_size: int,
         net: Callable[[int, int], nn.Module] = QEnsemble,
-        discount: float = 0.99,
-        tau: float = 0.005,
-        bellman_inverse_temperature: float = 1.0,
-        learning_rate: float = 3e-4,
-        batch_size: int = 256,
+        discount: Fraction = 0.99,
+        tau: Annotated[float, Range(0, 1, "(]")] = 0.005,
+        bellman_inverse_temperature: NonNegative = 1.0,
+        learning_rate: Positive = 3e-4,
+        batch_size: Count = 256,
         **options: Any,
     ) -> None:
+        check_arguments(SoftmaxQCritic, locals(), self.stage)
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
         if self.ema_net is not None:
             raise ConfigError("critic.ema_decay: the target critics are the critic's average; set critic.tau instead")
-        if not 0.0 <= discount < 1.0:
-            raise ConfigError(f"critic.discount is {discount}; expected a number in [0, 1)")
-        if not 0.0 < tau <= 1.0:
-            raise ConfigError(f"critic.tau is {tau}; expected a number in (0, 1]")
-        if not 0.0 <= bellman_inverse_temperature < math.inf:
-            raise ConfigError(f"critic.bellman_inverse_temperature is {bellman_inverse_temperature}; expected >= 0")
         self.target_net = frozen_copy(self.net)
         self.discount = discount
         self.tau = tau

@@ -17,6 +17,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.precision import float32_products
+from cepdiff.ranges import AtLeastTwo, Count, Positive, check_arguments
 from cepdiff.types import Batch, Metrics
 
 
@@ -48,14 +49,13 @@ class EnergyGuidance(StageModule):
         schedule: NoiseSchedule | None = None,
         objective: EnergyObjective | None = None,
         average_targets: bool = False,
-        time_exponent: float = 1.0,
-        learning_rate: float = 3e-4,
-        batch_size: int = 256,
+        time_exponent: Positive = 1.0,
+        learning_rate: Positive = 3e-4,
+        batch_size: Count = 256,
         **options: Any,
     ) -> None:
+        check_arguments(EnergyGuidance, locals(), self.stage)
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
-        if not time_exponent > 0.0:
-            raise ConfigError(f"guidance.time_exponent is {time_exponent}; expected a number above 0")
         self.schedule = schedule or LinearVP()
         self.objective = objective or CEP()
         self.average_targets = average_targets
@@ -117,12 +117,14 @@ class BatchEnergyGuidance(EnergyGuidance):
         net: Callable[[int, int], nn.Module] = ResidualEnergy,
         schedule: NoiseSchedule | None = None,
         objective: EnergyObjective | None = None,
-        times_per_step: int = 8,
+        times_per_step: Count = 8,
         average_targets: bool = True,
-        time_exponent: float = 1.5,
-        learning_rate: float = 3e-3,
+        time_exponent: Positive = 1.5,
+        learning_rate: Positive = 3e-3,
+        batch_size: AtLeastTwo = 256,  # the batch is contrasted
         **options: Any,
     ) -> None:
+        check_arguments(BatchEnergyGuidance, locals(), self.stage)
         super().__init__(
             observation_size,
             action_size,
@@ -132,14 +134,11 @@ class BatchEnergyGuidance(EnergyGuidance):
             average_targets,
             time_exponent,
             learning_rate,
+            batch_size,
             **options,
         )
         if observation_size:
             raise ConfigError(f"BatchEnergyGuidance takes no condition; observations have size {observation_size}")
-        if self.batch_size < 2:
-            raise ConfigError(f"guidance.batch_size is {self.batch_size}; the batch is contrasted, expected at least 2")
-        if times_per_step < 1:
-            raise ConfigError(f"guidance.times_per_step is {times_per_step}; expected at least 1")
         self.times_per_step = times_per_step
         self.check_micro_batch(contrasted=True)
 

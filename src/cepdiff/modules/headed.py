@@ -13,6 +13,7 @@ from cepdiff.errors import ConfigError
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.modules.noise import RandomStream
 from cepdiff.precision import float32_products
+from cepdiff.ranges import AtLeastTwo, Count, Positive
 from cepdiff.types import Batch, Metrics
 
 
@@ -45,11 +46,11 @@ class HeadedEnergyGuidance(BatchEnergyGuidance):
         net: Callable[[int, int], nn.Module],
         schedule: NoiseSchedule | None = None,
         objective: EnergyObjective | None = None,
-        times_per_step: int = 1,
+        times_per_step: Count = 1,
         average_targets: bool = True,
-        time_exponent: float = 1.0,
-        learning_rate: float = 3e-4,
-        batch_size: int = 128,
+        time_exponent: Positive = 1.0,
+        learning_rate: Positive = 3e-4,
+        batch_size: AtLeastTwo = 128,
         **options: Any,
     ) -> None:
         super().__init__(

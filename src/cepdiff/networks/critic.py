@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cepdiff.errors import ConfigError
 from cepdiff.networks.mlp import JointMLP
+from cepdiff.ranges import Repeats, Width
 
 
 class QEnsemble(nn.Module):
@@ -21,13 +21,11 @@ class QEnsemble(nn.Module):
         self,
         observation_size: int,
         action_size: int,
-        hidden: Sequence[int] = (256, 256, 256),
-        num_critics: int = 2,
+        hidden: Sequence[Width] = (256, 256, 256),
+        num_critics: Repeats = 2,
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        if num_critics < 1:
-            raise ConfigError(f"num_critics is {num_critics}; expected at least 1")
         self.critics = nn.ModuleList(
             JointMLP([action_size, observation_size], hidden, 1, activation) for _ in range(num_critics)
         )

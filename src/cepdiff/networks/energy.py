@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.networks.embeddings import FourierFeatures
 from cepdiff.networks.mlp import JointLinear, JointMLP, OutputLinear, present, residual_block
+from cepdiff.ranges import Blocks, Even, EvenOrNone, Positive, Width
 
 
 class EnergyMLP(nn.Module):
@@ -21,10 +22,10 @@ class EnergyMLP(nn.Module):
         self,
         condition_size: int,
         data_size: int,
-        hidden: Sequence[int] = (256, 256, 256, 256),
-        time_features: int = 32,
+        hidden: Sequence[Width] = (256, 256, 256, 256),
+        time_features: Even = 32,
         activation: str = "silu",
-        fourier_scale: float = 30.0,
+        fourier_scale: Positive = 30.0,
     ) -> None:
         super().__init__()
         features = FourierFeatures(time_features, fourier_scale)
@@ -59,11 +60,11 @@ class ResidualEnergy(nn.Module):
         self,
         condition_size: int,
         data_size: int,
-        width: int = 128,
-        depth: int = 2,
-        time_features: int = 32,
-        position_features: int = 0,
-        position_scale: float = 1.0,
+        width: Width = 128,
+        depth: Blocks = 2,
+        time_features: Even = 32,
+        position_features: EvenOrNone = 0,
+        position_scale: Positive = 1.0,
         schedule: NoiseSchedule | None = None,
     ) -> None:
         super().__init__()

@@ -71,8 +71,6 @@ class JointMLP(nn.Module):
 
     def __init__(self, in_sizes: Sequence[int], hidden: Sequence[int], out_size: int, activation: str = "relu") -> None:
         super().__init__()
-        if not hidden:
-            raise ConfigError("hidden is empty; expected the width of one layer or more")
         self.joint = JointLinear(in_sizes, hidden[0])
         self.rest = mlp([*hidden, out_size], activation, first=activation_class(activation)())
 

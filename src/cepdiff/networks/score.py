@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cepdiff.errors import ConfigError
 from cepdiff.networks.embeddings import FourierFeatures
 from cepdiff.networks.mlp import JointLinear, JointMLP, OutputLinear, present, residual_block
+from cepdiff.ranges import Blocks, Even, EvenOrNone, Positive, Width
 
 
 class ResidualBlock(nn.Module):
@@ -49,11 +50,11 @@ class ResidualUNet(nn.Module):
         self,
         condition_size: int,
         data_size: int,
-        widths: Sequence[int] = (512, 256, 128),
-        time_features: int = 32,
-        condition_features: int = 32,
-        embedding_size: int = 128,
-        fourier_scale: float = 30.0,
+        widths: Sequence[Width] = (512, 256, 128),
+        time_features: Even = 32,
+        condition_features: Width = 32,
+        embedding_size: Width = 128,
+        fourier_scale: Positive = 30.0,
     ) -> None:
         super().__init__()
         if len(widths) != 3:
@@ -96,10 +97,10 @@ class MLPScore(nn.Module):
         self,
         condition_size: int,
         data_size: int,
-        hidden: Sequence[int] = (256, 256, 256),
-        time_features: int = 32,
+        hidden: Sequence[Width] = (256, 256, 256),
+        time_features: Even = 32,
         activation: str = "silu",
-        fourier_scale: float = 1.0,
+        fourier_scale: Positive = 1.0,
     ) -> None:
         super().__init__()
         self.time = FourierFeatures(time_features, fourier_scale)
@@ -131,12 +132,12 @@ class ResidualMLPScore(nn.Module):
         self,
         condition_size: int,
         data_size: int,
-        width: int = 256,
-        depth: int = 3,
-        time_features: int = 32,
-        fourier_scale: float = 1.0,
-        position_features: int = 0,
-        position_scale: float = 1.0,
+        width: Width = 256,
+        depth: Blocks = 3,
+        time_features: Even = 32,
+        fourier_scale: Positive = 1.0,
+        position_features: EvenOrNone = 0,
+        position_scale: Positive = 1.0,
     ) -> None:
         super().__init__()
         self.time = FourierFeatures(time_features, fourier_scale)

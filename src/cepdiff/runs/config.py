@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +15,23 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cepdiff.components import Component, class_path_of, import_class
+from cepdiff.components import Component, check_spec, class_path_of, import_class
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.errors import CepdiffError, ConfigError
+from cepdiff.ranges import check_settings
+from cepdiff.runs.classes import class_arguments, component_class, parameters_of, refuse_other, supply
 from cepdiff.runs.merging import forget_replaced, lifted
 from cepdiff.runs.messages import (
     one_line,
     readable,
     refuse_null,
-    refuse_out_of_range,
+    refuse_quoted,
     refuse_reserved,
+    refuse_unholdable,
     refuse_unknown,
     refuse_unknown_nested,
     unresolved,
@@ -84,9 +87,9 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     for override in overrides:
         try:
             named.append(OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        except (OmegaConfBaseException, ValueError, yaml.YAMLError, RecursionError) as error:
             key, _, value = override.partition("=")
-            raise ConfigError(f"{key}: the value '{value}' is no readable YAML") from error
+            raise ConfigError(f"{key[:100]}: the value '{value[:100]}' is no readable YAML") from error
     return merge_config(layers, named)
 
 
@@ -94,6 +97,8 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
     """`load_config` for layers in memory (mappings); the order of `overrides` makes no difference."""
     try:
         layers = [layer if OmegaConf.is_dict(layer) else OmegaConf.create(layer) for layer in layers]
+        for key in sorted(key for layer in overrides for key in OmegaConf.missing_keys(layer)):
+            raise ConfigError(f"{key} is ???; expected a value")
         problem = problem_of(OmegaConf.merge({}, *layers, *overrides))
         components, _ = sections_of(problem)
         named = [lifted(layer, components, problem.nested) for layer in overrides]
@@ -101,7 +106,9 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
         for layer in (*(lifted(layer, components, problem.nested) for layer in layers), OmegaConf.merge({}, *named)):
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
-        tree = OmegaConf.to_container(merged, resolve=True)
+        tree = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except RecursionError as error:
+        raise ConfigError("the configuration is nested too deeply, or a part of it contains itself") from error
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(unresolved(error)) from error
     assert isinstance(tree, dict)
@@ -119,7 +126,9 @@ def read_layer(path: Path) -> Any:
         layer = OmegaConf.load(path)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {unresolved(error)}") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply, or a part of it contains itself") from error
+    except (yaml.YAMLError, OSError, ValueError) as error:  # a date or a number that is none is a ValueError
         raise ConfigError(f"{path} is no readable YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(layer):
         raise ConfigError(f"{path} holds a list; expected a mapping of sections")
@@ -193,8 +202,11 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     for key, cls in classes.items():
         base, default = components[key]
         skipped = set(getattr(base, "supplied", ())) | set(getattr(cls, "supplied", ()))
-        refuse_reserved(set(inspect.signature(cls).parameters) - skipped, f"{key}.")
-        parser.add_class_arguments(cls, key, skip=skipped, instantiate=False)
+        refuse_reserved(set(parameters_of(cls, key)) - skipped, f"{key}.")
+        try:
+            parser.add_class_arguments(cls, key, skip=skipped, instantiate=False)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {readable(error)}") from error
         if cls is default.cls:
             parser.set_defaults({f"{key}.{name}": value for name, value in default.arguments.items()})
     for key, kind in settings.items():
@@ -214,6 +226,7 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
             if isinstance(value, Mapping) and "class_path" in value and isinstance(defaults[key].get(name), Mapping):
                 # Another class than the default must not inherit the default's arguments.
                 parser.set_defaults({f"{key}.{name}": {"class_path": value["class_path"]}})
+    written = copy.deepcopy(given)  # the parser converts lists in place
     try:
         parsed = parser.parse_object(given)
         built = parser.instantiate(parsed) if hasattr(parser, "instantiate") else parser.instantiate_classes(parsed)
@@ -227,13 +240,16 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     for key, arguments in known.items():
         refuse_other(values[key]["init_args"]["net"]["init_args"], arguments, f"{key}.net")
     found = {key: built[key] for key in settings}
+    refuse_quoted(written, plain(parsed), "")
+    if built.run_dir is not None and not built.run_dir.strip():
+        raise ConfigError("run_dir is empty; leave it out for the default")
+    refuse_unholdable(values, "")
     for key, value in found.items():
-        refuse_out_of_range(value, key)
-    for key, value in leaves(values):
-        try:
-            json.dumps(value, allow_nan=False)
-        except ValueError as error:
-            raise ConfigError(f"{key.replace('.init_args', '')} is {value}; expected finite numbers") from error
+        check_settings(value, key)
+    for key in components:
+        check_spec(values[key], key)
+    if any(isinstance(callback, EarlyStopping) for callback in built.callbacks):
+        raise ConfigError("callbacks: EarlyStopping acts at the end of an epoch, and a stage has one: set max_steps")
     problem.check(found)
     arguments_of = {key: dict(vars(built.get(key) or SimpleNamespace())) for key in components}
     return Config(
@@ -280,58 +296,6 @@ def sections_given(
             if name in defaults[key] and not given.get(key, {}).get(name):
                 given.setdefault(key, {})[name] = copy.deepcopy(default)
     return given
-
-
-def component_class(key: str, section: Any, base: type, default: type) -> type:
-    """The class that a section names, or its default."""
-    if isinstance(section, Mapping) and "class_path" in section:
-        return import_class(str(section["class_path"]), base, key)
-    if inspect.isabstract(default):
-        raise ConfigError(f"{key}.class_path is missing: name a subclass of {base.__name__}")
-    return default
-
-
-def class_arguments(section: Any, nested: Mapping[str, Any], key: str) -> Any:
-    """The arguments of a component's class as jsonargparse reads them: nested classes with `init_args`.
-
-    An argument that is itself a class may be written without `class_path` if its default is known, and a sibling of the
-    default by its bare name (`objective: MSE`).
-    """
-    if not isinstance(section, Mapping):
-        return section
-    arguments = {name: value for name, value in section.items() if name != "class_path"}
-    for name, value in arguments.items():
-        default = nested.get(name)
-        known = default if isinstance(default, Mapping) and "class_path" in default else {}
-        if known and isinstance(value, str):
-            value = {"class_path": value}
-        if known and value is not None and not isinstance(value, Mapping):
-            raise ConfigError(f"{key}.{name} is {value!r}; expected a class_path and its options")
-        if isinstance(value, Mapping) and ("class_path" in value or known):
-            class_path = str(value.get("class_path", known.get("class_path")))
-            if known and "." not in class_path:  # a sibling of the default, by its bare name
-                class_path = f"{known['class_path'].rpartition('.')[0]}.{class_path}"
-            init_args = {name: given for name, given in value.items() if name != "class_path"}
-            parameters = inspect.signature(import_class(class_path, object, f"{key}.{name}")).parameters
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-                refuse_unknown(init_args, list(parameters), f"{key}.{name}.")
-            arguments[name] = {"class_path": class_path, "init_args": init_args}
-    return arguments
-
-
-def supply(net: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to a network's `init_args` those `arguments` that its class has, unless given; return these."""
-    parameters = inspect.signature(import_class(str(net["class_path"]), object, "net")).parameters
-    taken = {name: value for name, value in arguments.items() if name in parameters}
-    net["init_args"] = {**taken, **(net.get("init_args") or {})}
-    return taken
-
-
-def refuse_other(found: Mapping[str, Any], supplied: Mapping[str, Any], where: str) -> None:
-    """ConfigError for an argument that the configuration gives another value than this run has."""
-    for name, value in supplied.items():
-        if found[name] != value:
-            raise ConfigError(f"{where}.{name} is {found[name]}, but here it is {value}: leave it out, it is supplied")
 
 
 def leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:

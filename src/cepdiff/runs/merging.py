@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from cepdiff.components import is_dotted
 from cepdiff.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ def forget_replaced(merged: Any, layer: Any) -> None:
             del merged[name]
     for name in layer:
         if name in merged and not OmegaConf.is_interpolation(layer, name):
-            alone = not OmegaConf.is_interpolation(merged, name) and isinstance(merged[name], str)
+            alone = not OmegaConf.is_interpolation(merged, name) and is_dotted(str(merged[name]))
             if alone and OmegaConf.is_dict(layer[name]):
                 merged[name] = {"class_path": merged[name]}
             forget_replaced(merged._get_node(name), layer._get_node(name))
@@ -46,7 +47,7 @@ def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[
     def lift(section: Any, key: str) -> Any:
         if not isinstance(section, dict) or "init_args" not in section:
             return section
-        init_args = section["init_args"] or {}
+        init_args = {} if section["init_args"] is None else section["init_args"]
         if not isinstance(init_args, dict):
             raise ConfigError(f"{key}: its arguments are {init_args!r}; expected a mapping of options")
         return {**init_args, **{name: value for name, value in section.items() if name != "init_args"}}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from cepdiff.errors import CepdiffError, ConfigError, nearest
+
+FLOATS = torch.finfo(torch.float32)
 
 
 def refuse_unknown(found: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -50,18 +52,37 @@ def refuse_null(found: Mapping[str, Any], default: Mapping[str, Any], where: str
             raise ConfigError(f"{where}.{key} is null; expected {kind}, or leave it out for the default")
 
 
-def refuse_out_of_range(found: Any, where: str) -> None:
-    """Raise ConfigError for a number below the `least` in the metadata of its dataclass field; null passes."""
-    if not is_dataclass(found):
+def refuse_quoted(found: Any, parsed: Any, where: str) -> None:
+    """Raise ConfigError for a text where a number or a truth value is wanted; jsonargparse would convert it."""
+    if isinstance(found, Mapping) and isinstance(parsed, Mapping):
+        for key in found.keys() & parsed.keys():
+            refuse_quoted(found[key], parsed[key], where if key == "init_args" else f"{where}.{key}" if where else key)
+    elif isinstance(found, (list, tuple)) and isinstance(parsed, (list, tuple)):
+        for value, number in zip(found, parsed, strict=False):
+            refuse_quoted(value, number, where)
+    elif isinstance(found, (str, bytes)) and not isinstance(parsed, (str, Mapping)):
+        raise ConfigError(f"{where} is the text {found!r}; expected {type(parsed).__name__}, which has no quotes")
+
+
+def refuse_unholdable(value: Any, where: str) -> None:
+    """Raise ConfigError for numbers that float32 or int64 cannot hold, and for values that YAML cannot."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            refuse_unholdable(item, where if name == "init_args" else f"{where}.{name}" if where else name)
         return
-    for item in fields(found):
-        value, least, key = getattr(found, item.name), item.metadata.get("least"), f"{where}.{item.name}"
-        refuse_out_of_range(value, key)
-        if isinstance(value, list) and least is not None:
-            if not value or not all(least <= number < math.inf for number in value):
-                raise ConfigError(f"{key} is {value}; expected one or more numbers of {least} or more")
-        elif value is not None and least is not None and not value >= least:
-            raise ConfigError(f"{key} is {value}; expected {f'at least {least}' if least else '0 or more'}")
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, (list, Mapping)):
+            refuse_unholdable(item, where)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ConfigError(f"{where} is {value}; expected finite numbers")
+        elif isinstance(item, float) and item and not FLOATS.tiny <= abs(item) <= FLOATS.max:
+            raise ConfigError(f"{where} is {value}; expected sizes that float32 can hold, 1e-37 to 3e38")
+        elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+            raise ConfigError(f"{where} is {value}; expected integers of at most 64 bits, up to 9e18")
+        elif isinstance(item, str) and "\0" in item:
+            raise ConfigError(f"{where} is {value!r}; expected a text without NUL characters")
+        elif not isinstance(item, (str, int, float, type(None))):
+            raise ConfigError(f"{where} is {value!r}; expected texts and numbers")
 
 
 def one_line(error: BaseException) -> str:
@@ -79,6 +100,8 @@ def readable(error: BaseException) -> str:
     text = one_line(error)
     keys = [key.replace(".init_args", "") for key in re.findall(r'Parser key "([^"]+)"', text)]
     where = f"{'.'.join(keys)}: " if keys else ""
+    if untyped := re.search(r"Parameter '(\w+)' from '(\S+)\.__init__' does not specify a type", text):
+        return f"{where}parameter '{untyped.group(1)}' of {untyped.group(2)} needs a type annotation"
     option = re.search(r"Option '([^']+)' is not accepted", text)
     if option:
         return f"{where}unknown option '{option.group(1)}'"
@@ -97,7 +120,7 @@ def readable(error: BaseException) -> str:
     if expected and given:
         names = dict.fromkeys((a or b).replace("NoneType", "null").replace("Sequence", "list") for a, b in expected)
         return f"{where}expected {' or '.join(names)}{found}"
-    return where + re.sub(r'^Parser key "[^"]+": ?', "", text)
+    return where + re.sub(r'^Parser key "[^"]+": ?| Subclass types expect one of: .*', "", text)
 
 
 def unresolved(error: BaseException) -> str:

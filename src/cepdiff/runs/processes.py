@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,6 +19,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from cepdiff.errors import CepdiffError, ConfigError, LostProcessError
+from cepdiff.ranges import Processors
+from cepdiff.runs.messages import one_line
 
 PARENT = "CEPDIFF_PARENT"  # environment variable: the process that launched the others of this machine
 GRACE = 5.0  # seconds in which the processes may end by themselves
@@ -44,14 +46,14 @@ class TrainerSettings:
     """
 
     accelerator: str = "auto"
-    devices: int = field(default=1, metadata={"least": 1})
-    num_nodes: int = field(default=1, metadata={"least": 1})
+    devices: Processors = 1
+    num_nodes: Processors = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    num_threads: int | None = field(default=None, metadata={"least": 1})
+    num_threads: Processors | None = None
     deterministic: bool = False
-    profiler: str | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
     progress_bar: bool = True
 
 
@@ -70,7 +72,7 @@ class Processes:
         try:
             self._fabric = Fabric(**{name: getattr(settings, name) for name in SHARED})
         except Exception as error:  # Lightning raises many kinds, all about these settings
-            raise ConfigError(f"trainer: {error}") from error
+            raise ConfigError(f"trainer: {one_line(error)}") from error
         lightnings = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(PARENT) == str(os.getppid())
         self._parent = os.getppid() if lightnings else None
         if not lightnings:

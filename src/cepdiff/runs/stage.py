@@ -8,7 +8,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO, StageCheckpoint
 from cepdiff.callbacks.progress import StageProgress
-from cepdiff.errors import CepdiffError, DivergenceError, RunError
+from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError
 from cepdiff.files import written_aside
 from cepdiff.modules.base import StageModule
+from cepdiff.ranges import Count, NonNegative
 from cepdiff.runs.folder import StageFolder, read_checkpoint
+from cepdiff.runs.messages import one_line
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
 
@@ -36,9 +38,9 @@ class StageSettings:
         checkpoint_minutes: minutes between writes at most, however slow the steps.
     """
 
-    max_steps: int = field(metadata={"least": 1})
-    checkpoint_every: int = field(default=5000, metadata={"least": 1})
-    checkpoint_minutes: float = field(default=5.0, metadata={"least": 0})
+    max_steps: Count
+    checkpoint_every: Count = 5000
+    checkpoint_minutes: NonNegative = 5.0
 
 
 class StoppedError(CepdiffError):
@@ -194,7 +196,7 @@ class TrainedStage(Stage):
     def _trainer(self, checkpoint: StageCheckpoint) -> Trainer:
         run, shown = self.context, self.context.processes.settings.progress_bar
         quieten()
-        trainer = Trainer(
+        arguments: dict[str, Any] = dict(
             **run.processes.trainer_arguments(),
             max_steps=self.settings.max_steps,
             max_epochs=-1,
@@ -206,6 +208,10 @@ class TrainedStage(Stage):
             use_distributed_sampler=False,  # the loader shares each batch among the ranks itself
             log_every_n_steps=1,  # counts blocks
         )
+        try:
+            trainer = Trainer(**arguments)
+        except Exception as error:  # Lightning raises many kinds, all about these settings
+            raise ConfigError(f"trainer and callbacks: {one_line(error)}") from error
         # Its handlers would broadcast inside a handler, and requeue under SLURM with a checkpoint that any stage loads.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer

@@ -17,6 +17,7 @@ from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.densities.densities import DENSITIES, Density, find_density, tilted_sample
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
+from cepdiff.ranges import AtLeastTwo, Count, check_arguments
 from cepdiff.types import Batch, DataSpec
 
 
@@ -39,11 +40,15 @@ class EnergyDataModule(StageDataModule):
     problem = "cepdiff.problems.density.points.PointDensity"
 
     def __init__(
-        self, dataset: str, energy: str | None = None, num_points: int = 1_000_000, block_size: int = 50, seed: int = 0
+        self,
+        dataset: str,
+        energy: str | None = None,
+        num_points: AtLeastTwo = 1_000_000,
+        block_size: Count = 50,
+        seed: int = 0,
     ) -> None:
         super().__init__(block_size, seed)
-        if num_points < 2:
-            raise ConfigError(f"data.num_points is {num_points}; expected at least 2")
+        check_arguments(EnergyDataModule, locals(), "data")
         self.dataset = dataset
         self.energy = energy
         self.num_points = num_points

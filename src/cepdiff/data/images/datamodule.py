@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +25,11 @@ from cepdiff.data.images.energies import (
 from cepdiff.data.images.files import ImageFormat, ImageSet, open_hub, read_digits, read_folder, read_hub
 from cepdiff.errors import ConfigError, DataError, nearest
 from cepdiff.randomness import generator
+from cepdiff.ranges import AtLeastTwo, Count, Fraction, Width, check_arguments
 from cepdiff.types import Batch, DataSpec
 
 DIGITS = "digits"
 _HUB = "hub:"
-_BROKEN = ("refuse", "skip")
 
 
 class ImageDataModule(StageDataModule):
@@ -63,33 +64,24 @@ class ImageDataModule(StageDataModule):
     def __init__(
         self,
         dataset: str = DIGITS,
-        image_size: int | None = None,
+        image_size: Width | None = None,
         channels: int | None = None,
         tint: bool = False,
         horizontal_flip: bool = False,
         energy: str | None = None,
-        holdout: float = 0.1,
+        holdout: Fraction = 0.1,
         split: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
-        on_broken: str = "refuse",
-        num_images: int | None = None,
-        block_size: int = 50,
+        on_broken: Literal["refuse", "skip"] = "refuse",
+        num_images: AtLeastTwo | None = None,
+        block_size: Count = 50,
         seed: int = 0,
     ) -> None:
         super().__init__(block_size, seed)
-        if image_size is not None and image_size < 1:
-            raise ConfigError(f"data.image_size is {image_size}; expected at least 1")
+        check_arguments(ImageDataModule, locals(), "data")
         if channels not in (None, 1, 3):
             raise ConfigError(f"data.channels is {channels}; expected 1 or 3")
-        if not 0.0 <= holdout < 1.0:
-            raise ConfigError(f"data.holdout is {holdout}; expected a fraction of the images in [0, 1)")
-        if on_broken not in _BROKEN:
-            raise ConfigError(
-                f"data.on_broken is '{on_broken}'; expected {' or '.join(_BROKEN)}.{nearest(on_broken, _BROKEN)}"
-            )
-        if num_images is not None and num_images < 2:
-            raise ConfigError(f"data.num_images is {num_images}; expected at least 2")
         for key, value in (("split", split), ("image_column", image_column), ("label_column", label_column)):
             if value is not None and not dataset.startswith(_HUB):
                 raise ConfigError(f"data.{key} only applies to '{_HUB}NAME' datasets; data.dataset is '{dataset}'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,14 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.data.rl.parts import Choice, check_fraction, part_names, some_episodes
+from cepdiff.data.rl.parts import Choice, part_names, some_episodes
 from cepdiff.data.rl.rewards import Scaling, usable_scaling
 from cepdiff.data.rl.settings import Settings, settings_of
 from cepdiff.data.rl.source import load_dataset, resolve, short_name
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError
+from cepdiff.ranges import Count, Range, check_arguments
 from cepdiff.types import Batch, DataSpec
 
 
@@ -60,13 +61,13 @@ class OfflineDataModule(StageDataModule):
         normalize_observations: bool = False,
         action_low: float | list[float] | None = None,
         action_high: float | list[float] | None = None,
-        fraction: float = 1.0,
+        fraction: Annotated[float, Range(0, 1, "(]")] = 1.0,
         choose: Choice = "random",
-        block_size: int = 50,
+        block_size: Count = 50,
         seed: int = 0,
     ) -> None:
         super().__init__(block_size, seed)
-        check_fraction(fraction, choose)
+        check_arguments(OfflineDataModule, locals(), "data")
         self.fraction, self.choose = fraction, choose
         self.dataset = dataset
         self.env_id, self.env_kwargs = env_id, env_kwargs

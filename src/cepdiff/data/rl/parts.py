@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,14 +77,6 @@ def _facts(raw: RawArrays) -> dict[str, Any]:
     bounds = dict(zip(_BOUNDS, (bound.tolist() for bound in action_bounds(raw)), strict=True))
     shared = {name: raw.metadata[name] for name in _SHARED if name in raw.metadata}
     return {"the arrays": ", ".join(raw.fields), **sizes, **bounds, **shared}
-
-
-def check_fraction(fraction: float, choose: str) -> None:
-    """Raise `ConfigError` for a fraction outside (0, 1] or an unknown choice."""
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"data.fraction is {fraction}; expected a number above 0 and up to 1")
-    if choose not in get_args(Choice):
-        raise ConfigError(f"data.choose is '{choose}'; expected {' or '.join(get_args(Choice))}")
 
 
 def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) -> tuple[RawArrays, Finding]:

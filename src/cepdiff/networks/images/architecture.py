@@ -32,10 +32,6 @@ def unet_config(
     levels = len(block_channels)
     if not levels or min(block_channels) < HEAD_SIZE:
         raise ConfigError(f"block_channels is {list(block_channels)}; expected {HEAD_SIZE} or more channels per level")
-    if layers_per_block < 1:
-        raise ConfigError(f"layers_per_block is {layers_per_block}; expected at least 1")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout is {dropout}; expected a number in [0, 1)")
     if unknown := sorted(set(attention) - set(range(levels))):
         raise ConfigError(f"attention names level {unknown[0]}; block_channels has levels 0 to {levels - 1}")
     kinds = ["Attn" if level in attention else "" for level in range(levels)]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
-from cepdiff.errors import ConfigError
 from cepdiff.networks.images.architecture import HEAD_SIZE, build_unet, check_unet, checkpoint_gradients, unet_config
 from cepdiff.networks.images.layout import as_images, refuse_condition, square_side
 from cepdiff.networks.images.timesteps import scaled_times
 from cepdiff.networks.mlp import OutputLinear
+from cepdiff.ranges import Count, Fraction, Repeats, Width, check_arguments
 
 
 class HalfUNet(nn.Module):
@@ -44,23 +45,20 @@ class HalfUNet(nn.Module):
         self,
         condition_size: int,
         data_size: int,
-        num_heads: int = 1,
-        channels: int = 3,
-        block_channels: Sequence[int] = (64, 128, 128),
-        layers_per_block: int = 2,
+        num_heads: Count = 1,
+        channels: Count = 3,
+        block_channels: Sequence[Width] = (64, 128, 128),
+        layers_per_block: Repeats = 2,
         attention: Sequence[int] = (),
-        dropout: float = 0.0,
-        pooling: str = "attention",
+        dropout: Fraction = 0.0,
+        pooling: Literal["average", "attention"] = "attention",
         schedule: NoiseSchedule | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
         refuse_condition(condition_size, "HalfUNet")
-        if num_heads < 1:
-            raise ConfigError(f"num_heads is {num_heads}; expected at least 1")
-        if pooling not in ("average", "attention"):
-            raise ConfigError(f"pooling is '{pooling}'; expected average or attention")
+        check_arguments(HalfUNet, locals(), "guidance.net")
         side = square_side(data_size, channels)
         config = unet_config(side, channels, block_channels, layers_per_block, attention, dropout)
         check_unet(config, channels, side, "the half U-Net")

@@ -12,8 +12,6 @@ from cepdiff.errors import ConfigError
 
 def square_side(data_size: int, channels: int) -> int:
     """Side H = W of images with `channels` channels and `data_size` values; raises ConfigError if there is none."""
-    if channels < 1:
-        raise ConfigError(f"channels is {channels}; expected at least 1")
     side = math.isqrt(data_size // channels)
     if channels * side * side != data_size or not side:
         raise ConfigError(f"{data_size} values do not form a square image of {channels} channels: check channels")

@@ -15,6 +15,7 @@ from cepdiff.networks.images.architecture import build_unet, check_unet, checkpo
 from cepdiff.networks.images.layout import as_images, refuse_condition, square_side
 from cepdiff.networks.images.pretrained import find_pretrained
 from cepdiff.networks.images.timesteps import MatchedTimesteps, alphas_cumprod, scaled_times
+from cepdiff.ranges import Count, Fraction, Repeats, Width, check_arguments
 from cepdiff.types import Predictor
 
 # Prediction type in diffusers' terms -> conversion to a noise prediction.
@@ -64,11 +65,11 @@ class UNetScore(nn.Module):
         self,
         condition_size: int,
         data_size: int,
-        channels: int = 3,
-        block_channels: Sequence[int] = (64, 128, 128),
-        layers_per_block: int = 2,
+        channels: Count = 3,
+        block_channels: Sequence[Width] = (64, 128, 128),
+        layers_per_block: Repeats = 2,
         attention: Sequence[int] = (),
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
         pretrained: str | None = None,
         revision: str | None = None,
         cache_dir: str | None = None,
@@ -81,6 +82,7 @@ class UNetScore(nn.Module):
     ) -> None:
         super().__init__()
         refuse_condition(condition_size, "UNetScore")
+        check_arguments(UNetScore, locals(), "behavior.net")
         side = square_side(data_size, channels)
         if pretrained is not None:
             if config is not None:

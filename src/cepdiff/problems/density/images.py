@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -34,6 +34,7 @@ from cepdiff.problems.density.problem import DensityProblem
 from cepdiff.problems.density.report import image_sections
 from cepdiff.problems.density.samples import GUIDED, write_samples
 from cepdiff.problems.guided import OBJECTIVE
+from cepdiff.ranges import AtLeastTwo, Count, NonNegative, Range, Whole
 from cepdiff.runs.logs import log_result
 from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results, Row
@@ -54,7 +55,7 @@ class ImageStageSettings(StageSettings):
         checkpoint_every: steps between writes of `last.ckpt`, at least 1.
     """
 
-    max_steps: int = field(metadata={"least": 0})
+    max_steps: Whole
 
 
 @dataclass
@@ -85,14 +86,14 @@ class ImageEvaluation:
         fid_weights: a file of torch-fidelity's Inception weights, for the FID; null for none.
     """
 
-    scales: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 4.0], metadata={"least": 0})
-    num_samples: int = field(default=250, metadata={"least": 8})
-    batch_size: int = field(default=250, metadata={"least": 1})
-    classifier_steps: int = field(default=1000, metadata={"least": 1})
-    floor_repeats: int = field(default=8, metadata={"least": 2})
-    grid_columns: int = field(default=10, metadata={"least": 1})
+    scales: list[NonNegative] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 4.0])
+    num_samples: Annotated[int, Range(8)] = 250
+    batch_size: Count = 250
+    classifier_steps: Count = 1000
+    floor_repeats: AtLeastTwo = 8
+    grid_columns: Count = 10
     seed: int | None = None
-    every_n_steps: int | None = field(default=None, metadata={"least": 1})
+    every_n_steps: Count | None = None
     fid_weights: str | None = None
 
 

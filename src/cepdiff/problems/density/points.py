@@ -26,6 +26,7 @@ from cepdiff.problems.density.samples import (
     write_samples,
 )
 from cepdiff.randomness import generator
+from cepdiff.ranges import AtLeastTwo, NonNegative
 from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
@@ -51,9 +52,9 @@ class PointEvaluation:
         seed: of the samples' noise and of the exact draws; null is the run's seed.
     """
 
-    num_samples: int = field(default=10_000, metadata={"least": 2})
-    scales: list[float] = field(default_factory=lambda: [0.0, 1.0], metadata={"least": 0})
-    floor_repeats: int = field(default=4, metadata={"least": 2})
+    num_samples: AtLeastTwo = 10_000
+    scales: list[NonNegative] = field(default_factory=lambda: [0.0, 1.0])
+    floor_repeats: AtLeastTwo = 4
     seed: int | None = None
 
 

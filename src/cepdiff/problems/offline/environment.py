@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.settings import Settings, horizon_of, references_of
 from cepdiff.errors import ConfigError
+from cepdiff.ranges import Count, NonNegative, Whole
 from cepdiff.rollout.checked import try_out
 from cepdiff.rollout.environment import check_reference, choose_environment, classic_environment, limited
 from cepdiff.rollout.envs import EnvSpec, check_spaces, make_checked_env
@@ -34,12 +35,12 @@ class EvaluationSettings:
             a CUDA graph on GPUs and torch elsewhere.
     """
 
-    scales: list[float] | None = field(default=None, metadata={"least": 0})
-    episodes: int | None = field(default=None, metadata={"least": 0})
-    every_n_steps: int | None = field(default=None, metadata={"least": 1})
+    scales: list[NonNegative] | None = None
+    episodes: Whole | None = None
+    every_n_steps: Count | None = None
     seed: int | None = None
-    max_episode_steps: int | None = field(default=None, metadata={"least": 1})
-    max_envs: int = field(default=128, metadata={"least": 1})
+    max_episode_steps: Count | None = None
+    max_envs: Count = 128
     backend: Literal["gymnasium", "gym"] = "gymnasium"
     engine: str | None = None
 

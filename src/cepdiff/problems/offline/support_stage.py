@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from cepdiff.data.rl.support_cache import SupportCache, allocate, fill, states_o
 from cepdiff.errors import RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
+from cepdiff.ranges import Count, Range
 from cepdiff.runs.folder import StageFolder, record_hash
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
@@ -38,9 +39,9 @@ class SupportSettings:
         chunk_size: states drawn at a time.
     """
 
-    num_actions: int | None = field(default=None, metadata={"least": 2})
-    max_rows: int | None = field(default=None, metadata={"least": 1})
-    chunk_size: int = field(default=4096, metadata={"least": 1})
+    num_actions: Annotated[int, Range(2, 2**16, "[]")] | None = None
+    max_rows: Count | None = None
+    chunk_size: Count = 4096
 
 
 class SupportStage(Stage):

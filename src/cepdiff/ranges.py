@@ -1,0 +1,124 @@
+"""Ranges of arguments, written where the argument is: `discount: Annotated[float, Range(0, 1)]`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from numbers import Real
+from typing import Annotated, Any
+
+from cepdiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, without an end whose bracket is round; with `step` 2 the even ones.
+
+    An infinity and a NaN lie in no range. A list whose items have a range needs at least one.
+    """
+
+    low: float
+    high: float = math.inf
+    ends: str = "[)"
+    step: int | None = None
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low or (value == self.low and self.ends[0] == "[")
+        below = value < self.high or (value == self.high and self.ends[1] == "]")
+        return above and below and (self.step is None or value % self.step == 0)
+
+    def __str__(self) -> str:
+        even = "an even number, " if self.step else ""
+        if self.ends == "[]":
+            return f"{even}at least {self.low:g} and at most {self.high:g}"
+        if self.high < math.inf:
+            return f"{even}a number in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
+        if self.ends[0] == "(":
+            return f"{even}a number above {self.low:g}"
+        return f"{even}at least {self.low:g}" if self.low else f"{even}0 or more"
+
+
+Positive = Annotated[float, Range(0, ends="()")]
+OpenUnit = Annotated[float, Range(0, 1, "()")]
+Fraction = Annotated[float, Range(0, 1)]
+NonNegative = Annotated[float, Range(0)]
+Count = Annotated[int, Range(1)]
+AtLeastTwo = Annotated[int, Range(2)]
+Whole = Annotated[int, Range(0)]
+Even = Annotated[int, Range(2, 2**16, "[]", step=2)]
+EvenOrNone = Annotated[int, Range(0, 2**16, "[]", step=2)]
+Width = Annotated[int, Range(1, 2**16, "[]")]  # of a layer; beyond, a single matrix takes 16 GiB
+Processors = Annotated[int, Range(1, 1024, "[]")]
+Blocks = Annotated[int, Range(0, 1000, "[]")]  # each is built in turn, which for a slip of 10^9 would never end
+Repeats = Annotated[int, Range(1, 1000, "[]")]
+
+
+def check_arguments(cls: type, arguments: Mapping[str, Any], where: str = "") -> None:
+    """Raise ConfigError for arguments of `cls` that are out of the ranges, or no choice, in its signature.
+
+    Classes among the arguments, `{"class_path": ..., "init_args": {...}}` or settings, are the caller's to check.
+    """
+    for name, hint in argument_hints(cls).items():
+        if name in arguments:
+            _check(arguments[name], hint, f"{where}.{name}" if where else name)
+
+
+def check_settings(settings: Any, where: str) -> None:
+    """`check_arguments` of a dataclass and of those in its fields; other values pass."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+        check_arguments(type(settings), values, where)
+        for name, value in values.items():
+            check_settings(value, f"{where}.{name}")
+
+
+@cache
+def argument_hints(cls: type) -> dict[str, Any]:
+    """Argument -> annotation, of the constructor of `cls` and of the base classes that may get its `**options`."""
+    hints: dict[str, Any] = {}
+    for base in reversed(inspect.getmro(cls)):
+        if "__init__" in vars(base):
+            try:
+                hints |= typing.get_type_hints(vars(base)["__init__"], include_extras=True)
+            except (NameError, TypeError):  # names that only a type checker imports
+                continue
+    return hints
+
+
+def _check(value: Any, hint: Any, where: str) -> None:
+    """Raise ConfigError if no part of the annotation that is for such a value allows it."""
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{where} is empty; leave it out for the default")
+    if typing.get_origin(hint) in (typing.Union, type(int | None)):
+        is_list = isinstance(value, (list, tuple))
+        parts = [part for part in typing.get_args(hint) if part is not type(None) and _is_list(part) == is_list]
+        if value is None or len(parts) != 1:
+            return
+        (hint,) = parts
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if not any(value == choice and isinstance(value, type(choice)) for choice in choices) or value is True:
+            raise ConfigError(f"{where} is {value!r}; expected {', '.join(map(str, choices[:-1]))} or {choices[-1]}")
+    elif _is_list(hint) and isinstance(value, (list, tuple)):
+        allowed = _range(next(iter(typing.get_args(hint)), None))
+        if allowed and not (value and all(_fits(item, allowed) for item in value)):
+            raise ConfigError(f"{where} is {list(value)}; expected one or more numbers, each {allowed}")
+    elif (allowed := _range(hint)) and not _fits(value, allowed):
+        raise ConfigError(f"{where} is {value!r}; expected {allowed}")
+
+
+def _is_list(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    return inspect.isclass(origin) and issubclass(origin, Sequence)
+
+
+def _range(hint: Any) -> Range | None:
+    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Range)), None)
+
+
+def _fits(value: Any, allowed: Range) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and float(value) in allowed
