@@ -1,15 +1,18 @@
-"""JSON files that carry a hash of their own content: a changed or torn one is noticed when it is read."""
+"""Files that carry a hash of their own content, JSON and torch's: a changed or torn one is noticed when it is read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cepdiff.files import write_json
+import torch
+from torch import Tensor
+
+from cepdiff.files import write_json, written_aside
 
 SEAL = "hash"
 
@@ -49,3 +52,40 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"holds {text}")
     return value
+
+
+def save_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` plain values and tensors, and their hash."""
+    with written_aside(path) as file:
+        torch.save({**content, SEAL: tree_hash(content)}, file)
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """What `save_sealed` was given, from the file's content; raises ValueError if it is something else."""
+    if not isinstance(content, dict):
+        raise ValueError(f"holds a {type(content).__name__}")
+    values = {key: value for key, value in content.items() if key != SEAL}
+    if content.get(SEAL) != tree_hash(values):
+        raise ValueError("the hash is of another content")
+    return values
+
+
+def tree_hash(values: Any) -> str:
+    """BLAKE2b of nested mappings and lists of plain values and tensors, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in _parts(values):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, (Mapping, list, tuple)):
+        yield b"("
+        for item in value.items() if isinstance(value, Mapping) else value:
+            yield from _parts(item)
+        yield b")"
+    else:
+        yield f"{value!r},".encode()

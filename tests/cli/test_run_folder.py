@@ -12,7 +12,7 @@ import torch
 
 from cepdiff.cli import main
 from cepdiff.files import file_hash
-from cepdiff.seals import content_hash
+from cepdiff.seals import content_hash, save_sealed, unsealed
 
 
 def flip(path: Path) -> None:
@@ -25,9 +25,9 @@ def flip(path: Path) -> None:
 def swap_weights(run: Path) -> None:
     """The behavior policy of another run, with a record that knows its hash."""
     final, record = run / "behavior" / "final.ckpt", run / "behavior" / "stage.json"
-    content = torch.load(final, weights_only=True)
+    content = unsealed(torch.load(final, weights_only=True))
     next(iter(content["state_dict"].values())).view(-1)[0] += 1.0
-    torch.save(content, final)
+    save_sealed(final, content)
     values = json.loads(record.read_text())
     del values["hash"]
     values["files"]["final.ckpt"] = file_hash(final)

@@ -213,6 +213,14 @@ def test_the_printed_configuration_is_the_same(load: Load, text: str) -> None:
     assert changed.components["critic"].arguments["discount"] == 0.5
 
 
+def test_what_the_data_supply_is_not_printed_before_they_are_loaded(load: Load) -> None:
+    text = "data: {class_path: cepdiff.ImageDataModule, energy: labels}\nguidance: {net: {channels: 1}}\n"
+    printed = yaml.safe_load(load(text).to_yaml(loaded=False))
+    nets = {key: printed[key]["init_args"]["net"]["init_args"] for key in ("behavior", "guidance")}
+    assert {"channels", "schedule"}.isdisjoint(nets["behavior"])
+    assert nets["guidance"].keys() & {"channels", "schedule", "num_heads"} == {"channels"}  # given by the user
+
+
 def test_values_are_complete_and_plain(load: Load) -> None:
     values = load().values
     assert values["critic"]["init_args"]["net"]["init_args"]["hidden"] == [256, 256, 256]

@@ -38,6 +38,7 @@ class Server:
     statuses: list[int] = field(default_factory=list)  # error statuses before the first success
     announced: int | None = None  # a false Content-Length; 0 for none at all
     drip: int = 0  # bytes every 5 ms instead of all at once
+    header_drips: int = 0  # lines of headers that come one every 5 ms
     requests: list[str | None] = field(default_factory=list)
 
 
@@ -68,9 +69,14 @@ def server() -> Iterator[Server]:
             if state.etag:
                 self.send_header("ETag", state.etag)
             self.send_header("Content-Type", "text/plain")
+            with suppress(ConnectionError):  # the client may hang up
+                for number in range(state.header_drips):
+                    self.send_header(f"X-{number}", "more")
+                    self.flush_headers()
+                    time.sleep(0.005)
             self.end_headers()
             body = state.content[start:]
-            with suppress(ConnectionError):  # the client may hang up
+            with suppress(ConnectionError):
                 while state.drip and body:
                     self.wfile.write(body[: state.drip])
                     body = body[state.drip :]
@@ -222,6 +228,13 @@ def test_a_drip_is_given_up(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the server sent \d\d? bytes in 0 s\); download it by hand"):
         fetch(server, tmp_path, retries=2, timeout=0.05)
     assert len(server.requests) == 3
+
+
+def test_headers_that_never_end_are_given_up(server: Server, tmp_path: Path) -> None:
+    server.header_drips = 60
+    with pytest.raises(DataError, match=r"the server did not answer in 0 s\); download it by hand"):
+        fetch(server, tmp_path, retries=1, timeout=0.05)
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("size", [None, 100_000])

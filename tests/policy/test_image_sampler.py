@@ -23,8 +23,9 @@ from cepdiff.errors import CepdiffError, ConfigError, RunError
 from cepdiff.networks.images.half_unet import HalfUNet
 from cepdiff.networks.images.unet import UNetScore
 from cepdiff.policy.images import ImageSampler, start_noise, tiled, to_bytes
-from cepdiff.policy.recipe import POLICY_FILE, Recipe, hash_of, write_recipe
+from cepdiff.policy.recipe import POLICY_FILE, Recipe, write_recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.seals import save_sealed, unsealed
 from cepdiff.types import DataSpec
 
 SHAPE, NAMES = (3, 4, 4), ("cat", "dog", "10")
@@ -71,10 +72,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    content = torch.load(run / POLICY_FILE, weights_only=True)
+    content = unsealed(torch.load(run / POLICY_FILE, weights_only=True))
     content["recipe"].update(changes.pop("recipe", {}))
-    content["hash"] = hash_of(content["recipe"], content["weights"])
-    torch.save({**content, **changes}, run / POLICY_FILE)
+    save_sealed(run / POLICY_FILE, {**content, **changes})
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -22,8 +22,9 @@ from cepdiff.errors import CepdiffError, ConfigError, RunError
 from cepdiff.files import file_hash
 from cepdiff.networks.energy import ResidualEnergy
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.policy.recipe import POLICY_FILE, hash_of
+from cepdiff.policy.recipe import POLICY_FILE
 from cepdiff.policy.sampler import GuidedSampler
+from cepdiff.seals import save_sealed, unsealed
 
 
 @pytest.fixture
@@ -229,10 +230,9 @@ def test_torn_and_foreign_files_are_refused(run: Path) -> None:
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    content = torch.load(run / POLICY_FILE, weights_only=True)
+    content = unsealed(torch.load(run / POLICY_FILE, weights_only=True))
     content["recipe"].update(changes.pop("recipe", {}))
-    content["hash"] = hash_of(content["recipe"], content["weights"])
-    torch.save({**content, **changes}, run / POLICY_FILE)
+    save_sealed(run / POLICY_FILE, {**content, **changes})
 
 
 @pytest.mark.parametrize("version", [1, 99])

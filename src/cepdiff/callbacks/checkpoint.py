@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from cepdiff.callbacks.stopping import StopSignals
 from cepdiff.errors import OutputError, RunError
-from cepdiff.files import written_aside
+from cepdiff.seals import save_sealed
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint aside, flushes it and renames it: a kill leaves the previous file.
+    """Writes a checkpoint with its hash aside, flushes it and renames it: a kill leaves the previous file.
 
     `record` is a file of the stage's folder: if that is gone, the folder was deleted, and is not made again.
     """
@@ -32,8 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         if not self.record.is_file():
             raise OutputError(f"{self.record.parent} was deleted while it was in use; run the command again")
-        with written_aside(Path(path)) as file:
-            torch.save(checkpoint, file)
+        save_sealed(Path(path), checkpoint)
 
 
 class StageCheckpoint(Checkpoint):

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, parse_overrides(args.overrides))
     if args.print_config:
-        print(config.to_yaml(), end="")
+        print(config.to_yaml(loaded=False), end="")
         return 0
     from cepdiff.runs.fit import fit
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cepdiff.errors import DataError
-from cepdiff.policy.checks import require_finite_actions, require_finite_observations
-from cepdiff.policy.inputs import numbers
+from cepdiff.policy.checks import numbers, require_finite_actions, require_finite_observations
 from cepdiff.policy.recipe import Recipe, load_sampler
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.types import DataSpec

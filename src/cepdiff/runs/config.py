@@ -70,9 +70,16 @@ class Config:
         """This configuration with arguments of components' networks that are known by now, see `check_config`."""
         return check_config(self.given, arguments) if arguments else self
 
-    def to_yaml(self) -> str:
-        """The complete configuration; `load_config` reads it back."""
-        return str(yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True))
+    def to_yaml(self, loaded: bool = True) -> str:
+        """The complete configuration, which `load_config` reads back; if not `loaded`, without what the data supply."""
+        values = copy.deepcopy(self.values)
+        for key, names in () if loaded else self.problem.from_data.items():
+            own = (self.given.get(key) or {}).get("net") or {}
+            net = values[key]["init_args"]["net"]["init_args"]
+            for name in names:
+                if name not in own:
+                    net.pop(name, None)
+        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:

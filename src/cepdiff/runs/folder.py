@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from cepdiff.errors import RunError
 from cepdiff.files import ABANDONED, file_hash, remove_leftovers, write_text
 from cepdiff.schema import typed
-from cepdiff.seals import content_hash, read_sealed, write_sealed
+from cepdiff.seals import content_hash, read_sealed, unsealed, write_sealed
 
 LOCK = ".lock"
 FINAL = "final.ckpt"
@@ -265,11 +265,11 @@ def made_by_another_version(path: Path) -> str:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, never unpickled; raises RunError if it cannot be read."""
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = unsealed(torch.load(path, map_location="cpu", weights_only=True))
         content["state_dict"]
     except Exception as error:  # torch.load raises many kinds on a torn or foreign file
         raise RunError(
-            f"{path} cannot be read as a checkpoint; delete {path.parent} to make that stage again"
+            f"{path} cannot be read as a checkpoint, or was changed; delete {path.parent} to make that stage again"
         ) from error
     return content
 

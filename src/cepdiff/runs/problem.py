@@ -32,6 +32,8 @@ class Problem(ABC):
     """Section -> argument -> class specification, for arguments that stand for a class but default to None."""
     not_recorded: ClassVar[frozenset[str]] = frozenset()
     """Arguments of the data module that change nothing, or that its hash covers."""
+    from_data: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Section -> the arguments that `network_arguments` gives."""
 
     def __init__(self, run: Run, data: StageDataModule) -> None:
         self.run = run

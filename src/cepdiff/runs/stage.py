@@ -12,20 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO, StageCheckpoint
 from cepdiff.callbacks.progress import StageProgress
 from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError
-from cepdiff.files import written_aside
 from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count, NonNegative
 from cepdiff.runs.folder import StageFolder, read_checkpoint
 from cepdiff.runs.messages import one_line
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
+from cepdiff.seals import save_sealed
 
 
 @dataclass
@@ -218,8 +217,7 @@ class TrainedStage(Stage):
 
     def _keep_untrained(self) -> None:
         weights = {name: value.cpu() for name, value in self.module.state_dict().items()}
-        with written_aside(self.folder.final) as file:
-            torch.save({"state_dict": weights}, file)
+        save_sealed(self.folder.final, {"state_dict": weights})
         self.folder.finish(0.0, [self.folder.final])
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
 import re
 import shutil
 import socket
 import ssl
 import stat
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -147,7 +149,7 @@ class _Fetch:
             if before.get("validator"):
                 request.add_header("If-Range", before["validator"])
         try:
-            response = urllib.request.build_opener(_NoDowngrade).open(request, timeout=self.timeout)
+            response = self._open(request)
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the part is not shorter than the file: start over
                 self.discard()
@@ -171,6 +173,25 @@ class _Fetch:
             raise
         self.part.replace(self.target)
         self.note.unlink(missing_ok=True)
+
+    def _open(self, request: urllib.request.Request) -> Any:
+        """The response, once its headers are there; a server that drips them is given up after the window."""
+        answers: queue.Queue[Any] = queue.Queue()
+
+        def ask() -> None:
+            try:
+                answers.put(urllib.request.build_opener(_NoDowngrade).open(request, timeout=self.timeout))
+            except Exception as error:  # raised again below
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            answer = answers.get(timeout=self.window)
+        except queue.Empty:
+            raise ConnectionError(f"the server did not answer in {self.window:.0f} s") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def discard(self) -> None:
         """Delete what has been received."""

@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.energy.sample_metrics import density_coverage, frechet_distance, precision_recall
 from cepdiff.errors import DataError
-from cepdiff.files import written_aside
 from cepdiff.networks.images.classifier import ImageClassifier
 from cepdiff.randomness import generator, stream_seed
+from cepdiff.seals import save_sealed, unsealed
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
@@ -51,16 +51,15 @@ def kept_classifier(
     classifier = ImageClassifier(data.image_shape[0], data.image_shape[1], len(data.class_names))
     if path.is_file():
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = unsealed(torch.load(path, map_location="cpu", weights_only=True))
             if content["made_from"] == made_from:
                 classifier.load_state_dict(content["weights"])
                 return classifier.to(device).eval().requires_grad_(False)
-        except Exception:  # torn or foreign: torch.load raises many kinds, and it is made again
+        except Exception:  # torn, foreign or changed: torch.load raises many kinds, and it is made again
             pass
     classifier = train_classifier(data, steps, seed, device)
     weights = {name: value.cpu() for name, value in classifier.state_dict().items()}
-    with written_aside(path) as file:
-        torch.save({"made_from": made_from, "weights": weights}, file)
+    save_sealed(path, {"made_from": made_from, "weights": weights})
     return classifier
 
 

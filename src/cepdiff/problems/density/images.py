@@ -134,6 +134,11 @@ class ImageDensity(DensityProblem):
         self.hues = run.folder.path / "hues.png"
         self._check()
 
+    from_data: ClassVar[Mapping[str, Sequence[str]]] = {
+        "behavior": ("channels", "schedule"),
+        "guidance": ("channels", "schedule", "num_heads"),
+    }
+
     @classmethod
     def network_arguments(cls, data: Any, values: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """Channels, heads and schedule."""

@@ -92,36 +92,36 @@ def evaluate_run(
     if video is not None:
         check_video(video)
     processes = Processes(TrainerSettings(accelerator, devices, strategy="auto" if devices == 1 else "ddp"))
-    policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps, trust_sources)
-    assert policy.recipe is not None
-    evaluation = evaluation_of_policy(policy, policy.recipe, backend, place, env_id)
-    assert evaluation.environment is not None
-    environment = limited(evaluation.environment, max_episode_steps, None, "--max_episode_steps")
-    evaluation = replace(evaluation, environment=environment)
-    chosen = None if scales is None else sorted(set(scales))
-    changes: dict[str, Any] = {"scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs}
-    evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
-    seeds = list(seeds or [evaluation.seed])
-    found = [episode for seed in seeds for episode in rollouts(policy, replace(evaluation, seed=seed), processes)]
-    rows = summarize(found, evaluation.reference)
-    results = Results(
-        problem=class_path_of(OfflineRL),
-        dataset=policy.recipe.dataset,
-        seed=seeds[0],
-        title=f"{policy.recipe.dataset}, seeds {', '.join(map(str, seeds))}",
-        rows=score_rows(rows),
-        columns=COLUMNS,
-        marks=marks(rows, evaluation.scales, None),
-        about={"seeds": seeds, "num_solver_steps": policy.sampler.solver.num_steps},
-    )
-    processes.on_main(lambda: results.write(path))
-    if video is not None and processes.is_main:
-        scale = best_row(rows).guidance_scale
-        record_video(
-            policy, environment, video,
-            guidance_scale=scale, episodes=1, seed=seeds[0], device=policy.device,
-        )  # fmt: skip
-    processes.close()
+    with processes.together():
+        policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps, trust_sources)
+        assert policy.recipe is not None
+        evaluation = evaluation_of_policy(policy, policy.recipe, backend, place, env_id)
+        assert evaluation.environment is not None
+        environment = limited(evaluation.environment, max_episode_steps, None, "--max_episode_steps")
+        evaluation = replace(evaluation, environment=environment)
+        chosen = None if scales is None else sorted(set(scales))
+        changes: dict[str, Any] = {"scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs}
+        evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
+        seeds = list(seeds or [evaluation.seed])
+        found = [episode for seed in seeds for episode in rollouts(policy, replace(evaluation, seed=seed), processes)]
+        rows = summarize(found, evaluation.reference)
+        results = Results(
+            problem=class_path_of(OfflineRL),
+            dataset=policy.recipe.dataset,
+            seed=seeds[0],
+            title=f"{policy.recipe.dataset}, seeds {', '.join(map(str, seeds))}",
+            rows=score_rows(rows),
+            columns=COLUMNS,
+            marks=marks(rows, evaluation.scales, None),
+            about={"seeds": seeds, "num_solver_steps": policy.sampler.solver.num_steps},
+        )
+        processes.on_main(lambda: results.write(path))
+        if video is not None and processes.is_main:
+            scale = best_row(rows).guidance_scale
+            record_video(
+                policy, environment, video,
+                guidance_scale=scale, episodes=1, seed=seeds[0], device=policy.device,
+            )  # fmt: skip
     return replace(results, folder=path.parent)
 
 

@@ -15,7 +15,7 @@ from cepdiff.callbacks.progress import progress
 from cepdiff.data.rl.buffer import select_episodes
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.support_cache import SupportCache, allocate, fill, states_of_rows, support_noise, write_rows
-from cepdiff.errors import RunError
+from cepdiff.errors import DataError, RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.ranges import Count, Range
@@ -67,6 +67,10 @@ class SupportStage(Stage):
     ) -> None:
         count = settings.num_actions or data.settings.num_support_actions
         drawn = {"num_actions": count, "max_rows": settings.max_rows}
+        if not (data.buffer.next_index[select_episodes(data.buffer, settings.max_rows, run.seed)] >= 0).any():
+            raise DataError(
+                f"stages.support.max_rows {settings.max_rows}: no transition in these episodes; choose more"
+            )
         super().__init__(run, "support", lambda: {**made_from(), **drawn})
         self.sampler = sampler
         self.data = data
