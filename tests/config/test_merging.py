@@ -224,7 +224,8 @@ def test_what_the_data_supply_is_not_printed_before_they_are_loaded(load: Load) 
 def test_values_are_complete_and_plain(load: Load) -> None:
     values = load().values
     assert values["critic"]["init_args"]["net"]["init_args"]["hidden"] == [256, 256, 256]
-    assert values["stages"]["guidance"] == {"max_steps": 1_000_000, "checkpoint_every": 5000}
+    length = {"max_steps": 1_000_000, "checkpoint_every": 5000, "checkpoint_minutes": 5.0}
+    assert values["stages"]["guidance"] == length
     assert yaml.safe_load(yaml.safe_dump(values)) == values
     for supplied in ("observation_size", "action_size", "schedule"):  # arguments supplied by the runner are not options
         assert supplied not in values["behavior"]["init_args"]
