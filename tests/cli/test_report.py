@@ -339,7 +339,7 @@ def test_both_kinds_and_what_a_glob_brings(
     assert "5" not in cells_of_cep["rings"]["values"]  # not compared at scale 1
     assert [found["title"] for found in read(output)["sections"]] == ["Densities, beta 3", "Offline RL"]
     first, second, third = capsys.readouterr().err.splitlines()
-    assert first.startswith("cepdiff: no run folders, skipped: ")
+    assert first.startswith("note: no run folders, skipped: ")
     assert first.endswith(" and 1 more")
     assert "not finished" in second
     assert second.endswith(str(unfinished))

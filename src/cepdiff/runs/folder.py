@@ -23,6 +23,7 @@ LOCK = ".lock"
 FINAL = "final.ckpt"
 ADOPTED = ".adopted"  # ends the name of a stage's folder while it is taken over
 OWN = (".yaml", ".json", ".npz", ".png", ".pt")  # endings of files in the run folder that `fit` writes
+MOST_SHOWN = 100  # characters of a value in a message
 FORMAT = 3  # of run folders; those of versions before 0.2 name none
 EARLIER = ("scores.json", "distances.json", "images.json")  # results of those versions
 
@@ -303,4 +304,10 @@ def compare(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
             else:
                 yield from compare(found.get(key), wanted.get(key), below.replace(".init_args", ""))
     elif found != wanted:
-        yield f"{where} was {found}, now {wanted}"
+        yield f"{where} was {in_short(found)}, now {in_short(wanted)}"
+
+
+def in_short(value: Any) -> str:
+    """A value of a record for a message."""
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

@@ -118,7 +118,7 @@ def find_runs(folders: Iterable[Path]) -> list[Results]:
 def warn(what: str, folders: Sequence[Path]) -> None:
     """Print a line on stderr about these folders."""
     more = f" and {len(folders) - NAMED} more" if len(folders) > NAMED else ""
-    print(f"cepdiff: {what}: {', '.join(map(str, folders[:NAMED]))}{more}", file=sys.stderr)
+    print(f"note: {what}: {', '.join(map(str, folders[:NAMED]))}{more}", file=sys.stderr)
 
 
 def warn_of_sizes(counts: Iterable[int]) -> None:
@@ -126,7 +126,7 @@ def warn_of_sizes(counts: Iterable[int]) -> None:
     sizes = sorted(set(counts))
     if len(sizes) > 1:
         print(
-            f"cepdiff: runs with {', '.join(map(str, sizes))} samples side by side: the noise floor falls with their "
+            f"note: runs with {', '.join(map(str, sizes))} samples side by side: the noise floor falls with their "
             "number, so their multiples of it cannot be compared",
             file=sys.stderr,
         )
