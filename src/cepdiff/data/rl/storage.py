@@ -56,7 +56,8 @@ def check_stored(arrays: Mapping[str, h5py.Dataset], path: Path) -> None:
                 "were ever written; write the file again, without rows that it does not have"
             )
     needed = 4 * sum(item.size or 0 for item in arrays.values())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    known = hasattr(os, "sysconf")  # not on Windows
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else math.inf
     if needed > memory:
         gigabytes = f"{needed / 2**30:,.0f} GiB of memory, but this machine has {memory / 2**30:,.0f} GiB"
         raise DataError(f"{path}: its arrays need {gigabytes}")
