@@ -43,6 +43,12 @@ def test_an_unforeseen_error_is_one_line_with_a_report(failing: Failing, tmp_pat
     assert "torch " in text
 
 
+def test_a_path_that_cannot_be_used_is_bad_input(failing: Failing, tmp_path: Path) -> None:
+    code, shown = failing(OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300))
+    assert (code, shown) == (2, f"cepdiff: {'a' * 200}: File name too long; choose another path\n")
+    assert not list(tmp_path.glob("cepdiff-error-*"))
+
+
 def test_the_report_is_never_in_the_home_folder(failing: Failing, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))

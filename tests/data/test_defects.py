@@ -69,6 +69,11 @@ def test_no_environment_and_no_end(make_raw: MakeRaw) -> None:
     assert "terminals" not in infos(make_raw(metadata=NOTES))
 
 
+def test_episodes_of_single_rows(make_raw: MakeRaw) -> None:
+    assert "10 of 10 episodes have a single row" in warnings(make_raw(terminals=np.ones(10, bool)))["ends"]
+    assert "ends" not in warnings(make_raw(terminals=np.arange(10) == 0))
+
+
 def test_lengths(make_raw: MakeRaw) -> None:
     long = make_raw(metadata={**NOTES, "horizon": 2})
     assert warnings(long)["horizon"].startswith("3 episodes are longer than the limit of 2 steps, up to 4:")

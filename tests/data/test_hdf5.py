@@ -114,6 +114,18 @@ def test_unusable_arrays(make_file: MakeFile, overrides: dict[str, object], mess
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("item", [h5py.SoftLink("/nowhere"), None])
+def test_an_array_that_is_a_group_or_a_dangling_link(make_file: MakeFile, item: object) -> None:
+    path = make_file()
+    with h5py.File(path, "a") as file:
+        if item is None:
+            file.create_group("next_observations")
+        else:
+            file["next_observations"] = item
+    with pytest.raises(DataError, match="'next_observations' is a group, or a link that leads nowhere"):
+        read_arrays(path)
+
+
 def test_bad_rows_are_numbered_across_blocks(make_raw: Make) -> None:
     rows = BLOCK_ROWS + 10
     rewards = np.zeros(rows, np.float32)

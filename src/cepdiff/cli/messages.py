@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 LIBRARIES = ("cepdiff", "torch", "lightning", "jsonargparse", "omegaconf", "numpy", "gymnasium", "mujoco", "h5py")
+# Errors of a path that cannot be used, which any file operation may raise.
+OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EROFS}
 
 
 def is_first_process() -> bool:
@@ -28,8 +30,10 @@ def report_unforeseen(error: Exception) -> int:
     """Print one line about an error that is no `CepdiffError`, with a report file where that helps; the exit code."""
     if isinstance(error, BrokenPipeError) and close_output():
         return 128 + 13  # SIGPIPE: the reader has seen enough, as in `cepdiff data list | head -1`
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    if is_memory(error):
+    text, code = re.sub(r"\s+", " ", str(error)).strip(), 1
+    if isinstance(error, OSError) and error.errno in OF_A_PATH and error.filename is not None:
+        line, code = f"{str(error.filename)[:200]}: {error.strerror}; choose another path", 2
+    elif is_memory(error):
         line = f"not enough memory ({text[:200]}); choose a smaller network, batch_size, num_samples or chunk_size"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         close_output()
@@ -38,7 +42,7 @@ def report_unforeseen(error: Exception) -> int:
         line = f"{type(error).__name__}: {text[:200]}; {where_reported(error)}"
     if is_first_process():
         print(f"cepdiff: {line}", file=sys.stderr)
-    return 1
+    return code
 
 
 def is_memory(error: Exception) -> bool:

@@ -79,6 +79,10 @@ def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     if episodes.chained and episodes.breaks.any():
         counts += f", {int(episodes.breaks.sum()):,} breaks in the chain of next observations"
     yield info("ends", counts, "each ends an episode; only terminals stop bootstrapping")
+    single = int((episodes.lengths == 1).sum())
+    if count > 1 and 2 * single > count:
+        handling = "kept: such a row has no step after it, so returns and values are those of single steps"
+        yield warning("ends", f"{single:,} of {count:,} episodes have a single row: are the flags right?", handling)
     if "timeouts_from_horizon" in raw.metadata:
         cut = f"episodes are cut after {raw.metadata['timeouts_from_horizon']:,} steps, the task's limit"
         yield info("timeouts", "the file has no array 'timeouts'", cut)

@@ -130,6 +130,9 @@ def torn(path: Path, error: Exception) -> DataError:
 def row_arrays(file: h5py.File, path: Path, *, timeouts_required: bool = True) -> dict[str, h5py.Dataset]:
     """Return the top-level datasets, unread. Raises `DataError` for unusable shapes or types."""
     datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+    for name in (*REQUIRED, *OPTIONAL):
+        if name in file and name not in datasets:
+            raise DataError(f"{path}: '{name}' is a group, or a link that leads nowhere; expected an array")
     shapes = {name: item.shape or () for name, item in datasets.items()}
     if not timeouts_required and "terminals" in shapes:
         shapes.setdefault("timeouts", shapes["terminals"])
