@@ -34,11 +34,16 @@ def admit(class_paths: Iterable[str], file: Path, trusted: Iterable[str | Path] 
     named = " ".join(dict.fromkeys(hint)) or "FOLDER"
     for path in class_paths:
         module = path.rpartition(".")[0]
-        if not (module in sys.modules or is_installed(module) or _lies_in(module, folders)):
+        if not is_trusted(module, folders):
             raise ConfigError(
                 f"{file} names the class {path}, which is in no installed package: if you trust the code of that "
                 f"class, add {OPTION} {named}"
             )
+
+
+def is_trusted(module: str, folders: Sequence[Path] = ()) -> bool:
+    """True if a module that a file names may be imported: it is imported already, installed, or in one of `folders`."""
+    return module in sys.modules or is_installed(module) or _lies_in(module, folders)
 
 
 def is_installed(module: str) -> bool:

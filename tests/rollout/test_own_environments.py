@@ -234,7 +234,7 @@ def test_a_converted_file_names_the_module_too(own: None) -> None:
 def test_a_policy_file_imports_no_module_that_is_not_installed(own: None) -> None:
     whole = "own_environment:Limited-v0"
     recipe: Any = SimpleNamespace(dataset="x", environment={"env_id": whole, "kwargs": {"a": 1}, "module": None})
-    with pytest.raises(SimulationError, match=f"the policy file names.*add --env_id {whole}"):
+    with pytest.raises(SimulationError, match=f"the policy file names.*add --trust_sources FOLDER or --env_id {whole}"):
         environment_of_policy(recipe, None, None)
     assert environment_of_policy(recipe, None, None, whole) == EnvSpec(whole, {"a": 1})
     assert environment_of_policy(recipe, None, None, "Pendulum-v1") == EnvSpec("Pendulum-v1")
@@ -242,3 +242,6 @@ def test_a_policy_file_imports_no_module_that_is_not_installed(own: None) -> Non
     with pytest.raises(SimulationError, match="the policy file names"):
         environment_of_policy(recipe, None, None)
     assert "own_environment" not in sys.modules
+    sys.path.insert(0, str(Path.cwd()))  # as loading the policy does for a trusted folder
+    found = environment_of_policy(recipe, None, None, trusted=[Path.cwd()])
+    assert found == EnvSpec("Limited-v0", {"a": 1}, "own_environment")

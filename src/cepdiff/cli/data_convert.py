@@ -84,12 +84,12 @@ def _describe(env_id: str, env_kwargs: Mapping[str, Any], module: str | None, na
     from cepdiff.data.minari.write import Environment, bare_environment
     from cepdiff.errors import MissingExtraError, SimulationError
     from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
-    from cepdiff.rollout.registry import refuse_foreign
+    from cepdiff.rollout.registry import refuse_untrusted
 
     spec = EnvSpec(env_id, env_kwargs, module)
     with suppress(SimulationError, MissingExtraError):
         if not named:
-            refuse_foreign(spec.modules, "the source", "name it with --env_id")
+            refuse_untrusted(spec.modules, "the source", "name it with --env_id")
         with closing(make_env(spec)) as env:
             if env.spec is not None:
                 actions = box_spaces(env)[1]

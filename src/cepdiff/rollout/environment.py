@@ -11,7 +11,7 @@ from cepdiff.data.rl.task import Task
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, SimulationError
 from cepdiff.rollout.envs import Env, EnvSpec, time_limit
-from cepdiff.rollout.registry import refuse_foreign
+from cepdiff.rollout.registry import refuse_untrusted
 from cepdiff.rollout.scores import Reference
 
 CLASSIC_MODULE = "cepdiff.rollout.classic"
@@ -37,7 +37,7 @@ def choose_environment(
         return EnvSpec(task.env_id, {**task.env_kwargs, **more}, task.env_module)
     if "env_id" in metadata:
         found = EnvSpec(str(metadata["env_id"]), {**metadata.get("env_kwargs", {}), **more})
-        refuse_foreign(found.modules, f"'{dataset}'", f"add {option} {found.env_id}")
+        refuse_untrusted(found.modules, f"'{dataset}'", f"add {option} {found.env_id}")
         return found
     hint = ", or --evaluation.episodes 0 to train without scores" if option == "--data.env_id" else ""
     raise SimulationError(f"'{dataset}' does not say which environment it is from: add {option} ID{hint}")

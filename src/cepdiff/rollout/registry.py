@@ -12,7 +12,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec as Registered
 
 from cepdiff.errors import MissingExtraError, SimulationError, nearest
-from cepdiff.trust import is_installed
+from cepdiff.trust import is_installed, is_trusted
 
 # Modules of the classic stack, installed by the extra 'd4rl'.
 CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
@@ -66,10 +66,12 @@ def import_named(module: str) -> ModuleType:
     return importlib.import_module(module)
 
 
-def refuse_foreign(modules: Iterable[str], source: str, advice: str) -> None:
-    """Raise SimulationError for a module that a file names and that is not installed: importing it runs its code."""
+def refuse_untrusted(modules: Iterable[str], source: str, advice: str, trusted: Iterable[str | Path] = ()) -> None:
+    """Raise SimulationError for a module that a file names and that is neither installed nor in a `trusted` folder:
+    importing it runs its code."""
+    folders = [Path(folder).resolve() for folder in trusted]
     for module in modules:
-        if not (module in sys.modules or is_installed(module)):
+        if not is_trusted(module, folders):
             raise SimulationError(
                 f"{source} names an environment of the module '{module}', which is not an installed package: "
                 f"importing it runs its code. If you trust it, {advice}"

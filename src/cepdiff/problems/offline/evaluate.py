@@ -27,11 +27,12 @@ from cepdiff.rollout.environment import (
     limited,
 )
 from cepdiff.rollout.envs import EnvSpec, make_env
-from cepdiff.rollout.registry import refuse_foreign
+from cepdiff.rollout.registry import refuse_untrusted
 from cepdiff.rollout.scores import Reference, best_row, summarize
 from cepdiff.rollout.video import check_video, record_video
 from cepdiff.runs.processes import Processes, TrainerSettings
 from cepdiff.runs.results import Results
+from cepdiff.trust import OPTION
 
 
 def evaluate_run(
@@ -95,7 +96,7 @@ def evaluate_run(
     with processes.together():
         policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps, trust_sources)
         assert policy.recipe is not None
-        evaluation = evaluation_of_policy(policy, policy.recipe, backend, place, env_id)
+        evaluation = evaluation_of_policy(policy, policy.recipe, backend, place, env_id, trust_sources)
         assert evaluation.environment is not None
         environment = limited(evaluation.environment, max_episode_steps, None, "--max_episode_steps")
         evaluation = replace(evaluation, environment=environment)
@@ -126,7 +127,12 @@ def evaluate_run(
 
 
 def evaluation_of_policy(
-    policy: GuidedPolicy, recipe: Recipe, backend: str | None, run_dir: Path, env_id: str | None = None
+    policy: GuidedPolicy,
+    recipe: Recipe,
+    backend: str | None,
+    run_dir: Path,
+    env_id: str | None = None,
+    trusted: Sequence[str | Path] = (),
 ) -> Evaluation:
     """The run's own settings, in its environment, that of another backend, or `env_id`."""
     known = recipe.environment
@@ -140,7 +146,7 @@ def evaluation_of_policy(
     references = known["reference"] if env_id in (None, known["env_id"]) else references_for_env(env_id)
     reference = None if references is None else Reference(*references)
     return Evaluation(
-        environment=environment_of_policy(recipe, backend, reference, env_id),
+        environment=environment_of_policy(recipe, backend, reference, env_id, trusted),
         reference=reference,
         scales=sorted(set(recipe.scales)) if policy.sampler.has_energy else [0.0],
         episodes=known["episodes"] or DEFAULT_EPISODES,
@@ -150,7 +156,11 @@ def evaluation_of_policy(
 
 
 def environment_of_policy(
-    recipe: Recipe, backend: str | None, reference: Reference | None, env_id: str | None = None
+    recipe: Recipe,
+    backend: str | None,
+    reference: Reference | None,
+    env_id: str | None = None,
+    trusted: Sequence[str | Path] = (),
 ) -> EnvSpec:
     """The run's own environment, or the task's of another backend, or `env_id` with the arguments of the run's own.
 
@@ -166,7 +176,7 @@ def environment_of_policy(
         if backend == "gym":
             raise ConfigError("--backend gym is D4RL's own environment: leave out --env_id")
         return EnvSpec(env_id, known.kwargs if env_id == known.env_id else {})
-    refuse_foreign(known.modules, "the policy file", f"add --env_id {known.env_id}")
+    refuse_untrusted(known.modules, "the policy file", f"add {OPTION} FOLDER or --env_id {known.env_id}", trusted)
     if backend == "gym":
         chosen = classic_environment(recipe.dataset)
         with closing(make_env(chosen)) as env:
