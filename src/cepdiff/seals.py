@@ -78,10 +78,11 @@ def tree_hash(values: Any) -> str:
     return digest.hexdigest()
 
 
-def _parts(value: Any) -> Iterator[bytes]:
+def _parts(value: Any) -> Iterator[Any]:
+    """The buffers to hash."""
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)}".encode()
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     elif isinstance(value, (Mapping, list, tuple)):
         yield b"("
         for item in value.items() if isinstance(value, Mapping) else value:
