@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.files import path_aside, write_text
@@ -18,7 +19,7 @@ from cepdiff.runs.folder import RunFolder, StageFolder
 from cepdiff.runs.report import report
 from cepdiff.runs.results import Results, Row
 from cepdiff.schema import typed
-from cepdiff.seals import SEAL, content_hash
+from cepdiff.seals import SEAL, content_hash, save_sealed, unsealed
 
 RECORD = {"dataset": "abc", "seed": 0, "solver": {"num_steps": 15}}
 
@@ -38,6 +39,13 @@ def forge(path: Path, **changes: Any) -> None:
     content = {**json.loads(path.read_text()), **changes}
     del content[SEAL]
     path.write_text(json.dumps({**content, SEAL: content_hash(content)}))
+
+
+def test_a_hash_does_not_depend_on_the_order_of_a_set(tmp_path: Path) -> None:
+    """A callback may keep sets in its state; read back, they are in another order."""
+    content = {"state_dict": {}, "hash": "a key of the user's own", "seen": {f"{i}" for i in range(50)}}
+    save_sealed(tmp_path / "last.ckpt", content)
+    assert unsealed(torch.load(tmp_path / "last.ckpt", weights_only=True)) == content
 
 
 # stages

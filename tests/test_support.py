@@ -125,6 +125,14 @@ def test_a_torn_mark_never_stands_for_another_chunk(tmp_path: Path, cut: int) ->
     check_whole(SupportCache(tmp_path, NUM_STATES))
 
 
+def test_a_chunk_that_another_process_draws_again_is_whole(tmp_path: Path) -> None:
+    """Its old mark is in a file that is read later."""
+    cache = lay_out(tmp_path)
+    cache.write(0, actions_of(STATE_IDS[:CHUNK]) / 2, rank=1)
+    cache.write(0, actions_of(STATE_IDS[:CHUNK]), rank=0)
+    assert 0 not in SupportCache(tmp_path, NUM_STATES).pending()
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_shards_of_several_ranks_equal_one_process(tmp_path: Path, world: int) -> None:
     lay_out(tmp_path)

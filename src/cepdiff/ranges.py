@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from typing import Annotated, Any
 
 from cepdiff.errors import ConfigError
@@ -91,23 +91,24 @@ def argument_hints(cls: type) -> dict[str, Any]:
 
 def _check(value: Any, hint: Any, where: str) -> None:
     """Raise ConfigError if no part of the annotation that is for such a value allows it."""
-    if isinstance(value, str) and not value.strip():
-        raise ConfigError(f"{where} is empty; leave it out for the default")
+    if value is None:  # where null is wrong, it was refused before
+        return
     if typing.get_origin(hint) in (typing.Union, type(int | None)):
         is_list = isinstance(value, (list, tuple))
         parts = [part for part in typing.get_args(hint) if part is not type(None) and _is_list(part) == is_list]
-        if value is None or len(parts) != 1:
+        if len(parts) != 1:
             return
         (hint,) = parts
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
-        if not any(value == choice and isinstance(value, type(choice)) for choice in choices) or value is True:
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
             raise ConfigError(f"{where} is {value!r}; expected {', '.join(map(str, choices[:-1]))} or {choices[-1]}")
     elif _is_list(hint) and isinstance(value, (list, tuple)):
-        allowed = _range(next(iter(typing.get_args(hint)), None))
-        if allowed and not (value and all(_fits(item, allowed) for item in value)):
+        item_hint = next(iter(typing.get_args(hint)), None)
+        allowed = _range(item_hint)
+        if allowed and not (value and all(_fits(item, item_hint, allowed) for item in value)):
             raise ConfigError(f"{where} is {list(value)}; expected one or more numbers, each {allowed}")
-    elif (allowed := _range(hint)) and not _fits(value, allowed):
+    elif (allowed := _range(hint)) and not _fits(value, hint, allowed):
         raise ConfigError(f"{where} is {value!r}; expected {allowed}")
 
 
@@ -120,5 +121,6 @@ def _range(hint: Any) -> Range | None:
     return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Range)), None)
 
 
-def _fits(value: Any, allowed: Range) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and float(value) in allowed
+def _fits(value: Any, hint: Any, allowed: Range) -> bool:
+    kind = Integral if typing.get_args(hint)[0] is int else Real
+    return not isinstance(value, bool) and isinstance(value, kind) and float(value) in allowed

@@ -15,6 +15,7 @@ from torch import Tensor
 from cepdiff.files import write_json, written_aside
 
 SEAL = "hash"
+TENSOR_SEAL = "cepdiff_hash"  # beside the keys of Lightning and of users
 
 
 def content_hash(values: Any) -> str:
@@ -57,15 +58,15 @@ def _finite(text: str) -> float:
 def save_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """`torch.save` plain values and tensors, and their hash."""
     with written_aside(path) as file:
-        torch.save({**content, SEAL: tree_hash(content)}, file)
+        torch.save({**content, TENSOR_SEAL: tree_hash(content)}, file)
 
 
 def unsealed(content: Any) -> dict[str, Any]:
     """What `save_sealed` was given, from the file's content; raises ValueError if it is something else."""
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}")
-    values = {key: value for key, value in content.items() if key != SEAL}
-    if content.get(SEAL) != tree_hash(values):
+    values = {key: value for key, value in content.items() if key != TENSOR_SEAL}
+    if content.get(TENSOR_SEAL) != tree_hash(values):
         raise ValueError("the hash is of another content")
     return values
 
@@ -88,5 +89,7 @@ def _parts(value: Any) -> Iterator[Any]:
         for item in value.items() if isinstance(value, Mapping) else value:
             yield from _parts(item)
         yield b")"
+    elif isinstance(value, (set, frozenset)):  # in any order
+        yield from _parts(sorted(map(repr, value)))
     else:
         yield f"{value!r},".encode()

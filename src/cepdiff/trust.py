@@ -5,11 +5,14 @@ Importing a module runs it. A configuration is the user's own; a policy file or 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from cepdiff.errors import ConfigError
 
@@ -52,7 +55,17 @@ def is_installed(module: str) -> bool:
     if package == "cepdiff":
         return True
     places = [Path(place).resolve() for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
-    return _lies_in(module, places) or (bool(_places(package)) and package in packages_distributions())  # or editable
+    return _lies_in(module, places) or (bool(_places(package)) and _is_editable(package))
+
+
+def _is_editable(package: str) -> bool:
+    """True for a package that is installed from a folder, as `pip install -e` does."""
+    if package in packages_distributions():
+        return True
+    sources = [json.loads(text) for found in distributions() if (text := found.read_text("direct_url.json"))]
+    editable = [source["url"] for source in sources if source.get("dir_info", {}).get("editable")]
+    folders = [url2pathname(urlsplit(url).path) for url in editable]
+    return _lies_in(package, [Path(folder).resolve() for folder in folders])
 
 
 def _lies_in(module: str, folders: Sequence[Path]) -> bool:

@@ -90,7 +90,7 @@ def test_report_leaves_it_out(config: Path, earlier: Path, tmp_path: Path, capsy
     assert main(["report", str(run), str(earlier), "--output", str(output)]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"cepdiff: made by an earlier version of cepdiff, skipped (run `cepdiff fit` with another --run_dir): {earlier}"
+        f"note: made by an earlier version of cepdiff, skipped (run `cepdiff fit` with another --run_dir): {earlier}"
     )
     assert [found["folder"] for found in json.loads((output / "report.json").read_text())["runs"]] == [str(run)]
     shutil.rmtree(output)

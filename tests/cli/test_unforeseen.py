@@ -50,7 +50,7 @@ def test_a_path_that_cannot_be_used_is_bad_input(failing: Failing, tmp_path: Pat
 
 
 def test_the_report_is_never_in_the_home_folder(failing: Failing, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     _, shown = failing(ValueError("x"))

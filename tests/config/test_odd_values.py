@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -117,11 +117,27 @@ class Ranged:
         share: Annotated[float, Range(0, 1, "(]")] = 1.0,
         even: Annotated[int, Range(0, 8, "[]", step=2)] = 2,
         numbers: list[Annotated[float, Range(0, ends="()")]] | None = None,
+        bound: Annotated[float | None, Range(0)] = None,
+        mode: Literal["auto", True, False] = True,
+        prefix: str = "",
     ) -> None: ...
 
 
 @pytest.mark.parametrize(
-    "fitting", [{"share": 1}, {"share": 1e-9}, {"even": 0}, {"even": 8}, {"numbers": None}, {"numbers": (1, 0.5)}]
+    "fitting",
+    [
+        {"share": 1},
+        {"share": 1e-9},
+        {"even": 0},
+        {"even": 8},
+        {"numbers": None},
+        {"numbers": (1, 0.5)},
+        {"bound": None},
+        {"bound": 1},
+        {"mode": True},
+        {"mode": "auto"},
+        {"prefix": ""},
+    ],
 )
 def test_the_ends_of_a_range(fitting: dict[str, Any]) -> None:
     check_arguments(Ranged, fitting)
@@ -134,6 +150,9 @@ def test_the_ends_of_a_range(fitting: dict[str, Any]) -> None:
         ({"share": 1.0001}, r"a number in \(0, 1\]"),
         ({"share": float("nan")}, "a number in"),
         ({"share": True}, "a number in"),
+        ({"mode": 1}, "auto, True or False"),
+        ({"bound": -1}, "0 or more"),
+        ({"even": 2.5}, "an even number"),
         ({"even": 3}, "an even number, at least 0 and at most 8"),
         ({"even": 10}, "an even number"),
         ({"numbers": []}, "one or more numbers, each a number above 0"),

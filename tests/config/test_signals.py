@@ -51,6 +51,28 @@ def test_a_signal_ends_the_command_and_its_handlers_are_gone(folder: RunFolder, 
     assert {each: signal.getsignal(each) for each in ASKING} == before
 
 
+def test_without_a_signal_to_hang_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGHUP")  # as on Windows
+    with StopSignals().handled():
+        pass
+
+
+def test_a_handler_of_a_library_in_c_does_not_hide_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, restored = signal.signal, []
+
+    def foreign(number: int, handler: object) -> object:
+        restored.append(handler)
+        known(number, handler)  # type: ignore[arg-type]
+        return None  # as for a handler that Python has not set
+
+    monkeypatch.setattr(signal, "signal", foreign)
+    with StopSignals().handled():
+        pass
+    assert set(restored[-len(ASKING) :]) == {signal.SIG_DFL}
+    monkeypatch.undo()
+    known(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_signal_is_no_failure_to_be_handled(folder: RunFolder) -> None:
     """`except Exception` around a torn file would give wrong advice; nothing half written stays."""
 

@@ -33,6 +33,10 @@ def make_parts(make_raw: MakeRaw, tmp_path: Path) -> Callable[..., str]:
     return make
 
 
+def test_a_list_longer_than_a_files_name() -> None:
+    assert len(part_names(",".join(f"hopper-medium-v{i}" for i in range(40)))) == 40
+
+
 def test_names(tmp_path: Path) -> None:
     assert part_names("a,b.hdf5, minari:c/d-v0") == ["a", "b.hdf5", "minari:c/d-v0"]
     (tmp_path / "a,b.hdf5").touch()
@@ -69,6 +73,7 @@ def test_only_one_part_needs_to_name_a_fact(make_raw: MakeRaw) -> None:
     [
         ({"metadata": {"env_id": "B-v0"}}, "b has env_id B-v0, but a has A-v0: the parts of a dataset must agree"),
         ({"metadata": {"horizon": 7}}, "b has horizon 7, but a has 5"),
+        ({"metadata": {"reward_rule": "none"}}, "b has reward rule none, but a has None"),
         ({"metadata": {"action_high": 2.0}}, r"b has action_high \[2.0\], but a has \[1.0\]"),
         ({"observations": np.zeros((10, 3))}, "b has observation size 3, but a has 2"),
         ({"actions": np.zeros((10, 2))}, "b has action size 2, but a has 1"),
@@ -91,7 +96,7 @@ def test_a_run_on_several_files(make_parts: Callable[..., str]) -> None:
         OfflineDataModule(f"{data.dataset},absent.hdf5").prepare_data()
 
 
-def episodes(fraction: float, choose: Choice = "random", seed: int = 0) -> OfflineDataModule:
+def episodes(fraction: float, choose: Choice = "random", seed: int = 0, reward_rule: str = "none") -> OfflineDataModule:
     """Ten episodes of two steps; the return of episode i is 1 + 2 i for i < 5, then 30 - 2 i."""
     returns = np.array([1, 3, 5, 7, 9, 20, 18, 16, 14, 12], np.float32)
     rows = np.arange(20, dtype=np.float32)
@@ -102,7 +107,7 @@ def episodes(fraction: float, choose: Choice = "random", seed: int = 0) -> Offli
         "terminals": np.zeros(20, bool),
         "timeouts": rows % 2 == 1,
     }
-    data = ArrayDataModule(arrays, fraction=fraction, choose=choose, seed=seed, reward_rule="none")
+    data = ArrayDataModule(arrays, fraction=fraction, choose=choose, seed=seed, reward_rule=reward_rule)
     data.setup()
     return data
 
@@ -114,6 +119,12 @@ def test_the_best_tenth_of_the_rows() -> None:
     assert best.buffer.episode_ends.tolist() == [2, 4, 6]
     assert best.findings[0].message == "3 of 10 episodes, 6 of 20 rows, the best by return; returns 16 to 20"
     assert episodes(1e-9, "best").buffer.episode_returns()[0].tolist() == [20]
+
+
+def test_rewards_of_a_fraction_are_scaled_as_on_all_rows() -> None:
+    whole, part = episodes(1.0, reward_rule="return_range"), episodes(0.1, "best", reward_rule="return_range")
+    assert part.scaling == whole.scaling
+    assert part.rewards().tolist() == (part.buffer.rewards * (1000 / 19)).tolist()  # returns are 1 to 20
 
 
 def test_random_episodes_depend_on_the_seed_only() -> None:

@@ -21,7 +21,15 @@ FAMILIES = {
     "adroit": ["pen-human-v1", "cepdiff/door-v0", "AdroitHandHammer-v1", "AdroitHandRelocateSparse-v1"],
     "kitchen": ["kitchen-mixed-v0", "cepdiff/kitchen-complete-v0", "FrankaKitchen-v1"],
     "embedded": ["Reacher-v5"],
-    None: ["Pendulum-v1", "AntWars-v0", "my-antmaze", "Humanoid-v4", "Reacher-v4"],
+    None: [
+        "Pendulum-v1",
+        "AntWars-v0",
+        "my-antmaze",
+        "Humanoid-v4",
+        "Reacher-v4",
+        "antmaze-large-navigate-singletask-v0",
+        "AntMaze_UMazeDense-v5",  # with other rewards than D4RL's
+    ],  # fmt: skip
 }
 
 

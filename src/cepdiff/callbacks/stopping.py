@@ -42,14 +42,15 @@ class StopSignals:
         """
         outer, self._deferred = self._deferred, deferred
         main = threading.current_thread() is threading.main_thread()
-        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        asking = [number for number in ASKING if main and not (nohup and number == signal.SIGHUP)]
+        hangup = getattr(signal, "SIGHUP", None)
+        nohup = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+        asking = [number for number in ASKING if main and not (nohup and number == hangup)]
         before = {number: signal.signal(number, self._handle) for number in asking}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by a library in C
             self._deferred = outer
         if deferred:
             self.check()

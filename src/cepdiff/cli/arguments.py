@@ -20,8 +20,8 @@ def positive(text: str) -> int:
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the option that names folders with the user's own classes."""
     parser.add_argument(
-        "--trust_sources", nargs="+", action="extend", default=[], metavar="DIR",
-        help="folders whose classes the run may use, which runs their code; default: installed packages only",
+        "--trust_sources", action="append", default=[], metavar="DIR",
+        help="a folder whose classes the run may use, which runs their code; can be repeated",
     )  # fmt: skip
 
 

@@ -80,9 +80,12 @@ def where_reported(error: Exception) -> str:
         "".join(traceback.format_exception(error)),
     ]
     name = f"cepdiff-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
-        if folder != Path.home():
-            with contextlib.suppress(OSError):
-                (folder / name).write_text("\n".join(report), encoding="utf-8")
-                return f"details are in {folder / name}"
+    home = os.environ.get("HOME")
+    for folder in (".", tempfile.gettempdir()):
+        with contextlib.suppress(OSError):  # no permission, or a working folder that was deleted
+            path = (Path(folder) / name).resolve()
+            if str(path.parent) == home:
+                continue
+            path.write_text("\n".join(report), encoding="utf-8")
+            return f"details are in {path}"
     return "set CEPDIFF_TRACEBACK=1 for details"

@@ -18,9 +18,9 @@ from cepdiff.trust import is_installed, is_trusted
 CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
 # How ids begin that a package registers only when it is imported, its module, and what pip installs.
 PROVIDERS = (
-    (("AdroitHand", "AntMaze_", "Fetch", "FrankaKitchen", "Hand", "PointMaze_"),
-     "gymnasium_robotics", "gymnasium-robotics"),
-    (("Panda",), "panda_gym", "panda-gym"),
+    (("AdroitHand", "AntMaze_", "FetchP", "FetchReach", "FetchSlide", "FrankaKitchen", "HandM", "HandReach",
+      "PointMaze_"), "gymnasium_robotics", "gymnasium-robotics"),
+    (("PandaFlip", "PandaP", "PandaReach", "PandaS"), "panda_gym", "panda-gym"),
     (("Meta-World/",), "metaworld", "metaworld"),
     (("dm_control/",), "shimmy", "'shimmy[dm-control]'"),
 )  # fmt: skip

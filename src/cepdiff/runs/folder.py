@@ -207,7 +207,7 @@ class RunFolder:
             foreign = [name for name in names if name != LOCK]
             if foreign:
                 raise RunError(f"{self.path} is no run folder (it holds {foreign[0]}); choose another --run_dir")
-        if any(name in EARLIER for name in names):
+        if self.results.name not in names and any(name in EARLIER for name in names):
             raise RunError(made_by_another_version(self.path))
         for file in (self.path / LOCK, self.config, self.results, self.samples):
             if (file.exists() and not file.is_file()) or (file.name == LOCK and file.is_symlink()):

@@ -60,8 +60,13 @@ def refuse_quoted(found: Any, parsed: Any, where: str) -> None:
     elif isinstance(found, (list, tuple)) and isinstance(parsed, (list, tuple)):
         for value, number in zip(found, parsed, strict=False):
             refuse_quoted(value, number, where)
-    elif isinstance(found, (str, bytes)) and not isinstance(parsed, (str, Mapping)):
-        raise ConfigError(f"{where} is the text {found!r}; expected {type(parsed).__name__}, which has no quotes")
+    elif isinstance(found, str) and isinstance(parsed, str) and not found.strip():
+        raise ConfigError(f"{where} is empty; leave it out for the default")
+    elif isinstance(found, (str, bytes)) and isinstance(parsed, (bool, int, float, list)):
+        raise ConfigError(
+            f"{where} is the text {found!r}; expected {type(parsed).__name__}, which has no quotes (an environment "
+            "variable is read as ${oc.decode:${oc.env:NAME}})"
+        )
 
 
 def refuse_unholdable(value: Any, where: str) -> None:

@@ -189,9 +189,8 @@ class Processes:
 
 def is_loss(error: BaseException) -> bool:
     """True if a collective failed because another process ended."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search(r"gloo|NCCL|Connection (closed|reset)", str(error)))
+    signs = r"Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|remote process exited|communicator was aborted"
+    return isinstance(error, RuntimeError) and bool(re.search(signs, str(error)))
 
 
 def end(children: list[subprocess.Popen[bytes]]) -> None:

@@ -79,6 +79,7 @@ class OfflineDataModule(StageDataModule):
         self.findings: list[Finding] = []  # as in `cepdiff data check`; set by setup()
         self.scaling: Scaling | None = None  # applied by rewards(); None if a subclass does not
         self._buffer: TransitionBuffer | None = None
+        self._whole_scaling: Scaling | None = None  # if only a fraction is used
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
         self._energies: Tensor | None = None
@@ -130,12 +131,19 @@ class OfflineDataModule(StageDataModule):
     def load_buffer(self) -> TransitionBuffer:
         """Read and validate the dataset. Override it to serve other data."""
         raw, chosen = self.load_arrays(), []
+        self.metadata = raw.metadata
         if self.fraction != 1:
+            # Rewards are scaled as on all rows: the best episodes have nearly equal returns.
+            whole = TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
+            self._whole_scaling = usable_scaling(self._rule, whole)
             raw, finding = some_episodes(raw, self.fraction, self.choose, self.seed)
             chosen = [finding]
-        self.metadata = raw.metadata
         self.findings = [*chosen, *findings_of(raw, self.task, self.env_id, self.action_low, self.action_high)]
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
+
+    @property
+    def _rule(self) -> str:
+        return self.reward_rule or self.settings.reward_rule
 
     def load_arrays(self) -> RawArrays:
         """Read the dataset's arrays."""
@@ -143,7 +151,7 @@ class OfflineDataModule(StageDataModule):
 
     def rewards(self) -> Tensor:
         """Return the scaled rewards (N,)."""
-        self.scaling = usable_scaling(self.reward_rule or self.settings.reward_rule, self.buffer)
+        self.scaling = self._whole_scaling or usable_scaling(self._rule, self.buffer)
         return self.scaling.apply(self.buffer.rewards)
 
     def notes(self) -> list[str]:

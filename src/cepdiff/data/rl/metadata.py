@@ -29,6 +29,7 @@ def checked_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]
     Raises `DataError` for the first value of a wrong type, or that makes no sense.
     """
     found = {name: plain(value) for name, value in metadata.items() if value is not None}
+    found = {name: value for name, value in found.items() if value != ""}  # some writers' null
     for name, (convert, expected) in _SCHEMA.items():
         if name not in found:
             continue

@@ -25,11 +25,18 @@ _SHARED = ("env_id", "env_kwargs", "horizon", "reference_min", "reference_max")
 def part_names(dataset: str) -> list[str]:
     """The datasets in a name: several are separated by commas."""
     names = [name.strip() for name in dataset.split(",")]
-    if len(names) == 1 or Path(dataset).expanduser().exists():
+    if len(names) == 1 or _exists(dataset):
         return [dataset]
     if not all(names):
         raise ConfigError(f"the dataset '{dataset}' has an empty name between its commas")
     return names
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except OSError:  # longer than a file's name can be
+        return False
 
 
 def joined(parts: Sequence[RawArrays]) -> RawArrays:
@@ -76,7 +83,8 @@ def _facts(raw: RawArrays) -> dict[str, Any]:
     sizes = {"observation size": raw.observations.shape[1], "action size": raw.actions.shape[1]}
     bounds = dict(zip(_BOUNDS, (bound.tolist() for bound in action_bounds(raw)), strict=True))
     shared = {name: raw.metadata[name] for name in _SHARED if name in raw.metadata}
-    return {"the arrays": ", ".join(raw.fields), **sizes, **bounds, **shared}
+    own = {"the arrays": ", ".join(raw.fields), "reward rule": raw.metadata.get("reward_rule")}
+    return {**own, **sizes, **bounds, **shared}
 
 
 def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) -> tuple[RawArrays, Finding]:

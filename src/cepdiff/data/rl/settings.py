@@ -13,8 +13,8 @@ from cepdiff.data.rl.tasks import TASKS, Task, horizon_for_env, references_for_e
 # Environment ids by family, without module and namespace: D4RL's and this package's, Gymnasium's, gymnasium-robotics'.
 _FAMILY_IDS = {
     "locomotion": r"(HalfCheetah|Hopper|Walker2d|Ant)-v\d+|(halfcheetah|hopper|walker2d|ant)-[a-z-]+-v\d",
-    "antmaze": r"antmaze-[a-z-]+-v\d|AntMaze_\w+-v\d+",
-    "maze2d": r"maze2d-[a-z-]+-v\d|PointMaze_\w+-v\d+",
+    "antmaze": r"antmaze-(eval-)?(umaze|medium|large)(-(diverse|play))?-v\d|AntMaze_(?!\w*Dense)\w+-v\d+",
+    "maze2d": r"maze2d-(eval-)?(open|umaze|medium|large)(-dense)?-v\d|PointMaze_\w+-v\d+",
     "adroit": r"(pen|door|hammer|relocate)(-[a-z-]+)?-v\d|AdroitHand(Pen|Door|Hammer|Relocate)(Sparse)?-v\d+",
     "kitchen": r"kitchen-[a-z-]+-v\d|FrankaKitchen-v\d+",
     "embedded": r"Reacher-v5",

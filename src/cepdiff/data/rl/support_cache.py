@@ -132,12 +132,11 @@ class SupportCache:
             marks = b"".join(marks.read_bytes() for marks in self.folder.glob(MARKS.format("*")))
         except OSError as error:
             raise RunError(f"the support cache in {self.folder} cannot be read ({error}); {ADVICE}") from error
-        drawn = dict(re.findall(rb"<(\d+) ([0-9a-f]+)>", marks))
+        drawn = set(re.findall(rb"<(\d+) ([0-9a-f]+)>", marks))  # a chunk may be drawn again, with another hash
         chunks = range(-(-len(self.state_ids) // self.chunk_size))
 
         def is_whole(chunk: int) -> bool:
-            mark = drawn.get(b"%d" % chunk)
-            return mark is not None and mark.decode() == _hash(self.actions[self._span(chunk)])
+            return (b"%d" % chunk, _hash(self.actions[self._span(chunk)]).encode()) in drawn
 
         return [chunk for chunk in chunks[rank::world] if not is_whole(chunk)]
 
