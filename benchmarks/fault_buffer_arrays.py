@@ -1,4 +1,4 @@
-"""Damages to the arrays of a buffer, with what must come of each."""
+"""Damage to the arrays of a buffer, and the expected outcome of each kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Random = np.random.Generator
 
 
 def structures() -> Iterator[tuple[str, Damage]]:
-    """Arrays that are missing, of other types, or of other shapes."""
+    """Arrays that are missing or have other types or shapes."""
     for name in NAMES:
         needed = LINE if name != "next_observations" else EITHER
         wide = name in ("observations", "actions", "next_observations")
@@ -162,7 +162,7 @@ def store(name: str, kind: str, file: h5py.File) -> None:
 
 
 def values() -> Iterator[tuple[str, Damage]]:
-    """Whole arrays whose numbers are odd."""
+    """Arrays of the right shape with odd numbers."""
 
     def cut(arrays: Arrays, rows: Any) -> Arrays:
         return {name: array[rows] for name, array in arrays.items()}
@@ -248,7 +248,7 @@ def successors(change: Any) -> Damage:
 
 
 def limits_dropped(path: Path, arrays: Arrays, rng: Random) -> str | Numbers:
-    """D4RL's own `qlearning_dataset`, written to a file: the chain of states still shows where an episode ends."""
+    """Write D4RL's `qlearning_dataset` to a file: the chain of states still shows where an episode ends."""
     kept = {name: array[~arrays["timeouts"]] for name, array in arrays.items()}
     write_toy(path, kept)
     return numbers_of(kept) if "next_observations" in kept else TOLD
@@ -262,7 +262,7 @@ def no_limits(path: Path, arrays: Arrays, rng: Random) -> str | Numbers:
 
 
 def only_limits(path: Path, arrays: Arrays, rng: Random) -> str:
-    """Every episode ends at the horizon, and calls it a terminal."""
+    """End every episode at the horizon, and flag that as a terminal."""
     rows = np.flatnonzero(np.repeat(np.asarray(LENGTHS) == HORIZON, LENGTHS))
     kept = {name: array[rows] for name, array in arrays.items()}
     write_toy(path, {**kept, "terminals": kept["timeouts"], "timeouts": np.zeros_like(kept["timeouts"])})
@@ -270,7 +270,7 @@ def only_limits(path: Path, arrays: Arrays, rng: Random) -> str:
 
 
 def rows_removed(path: Path, arrays: Arrays, rng: Random) -> str:
-    """A few rows are missing in the middle of episodes; without next observations nothing shows it."""
+    """Drop a few rows in the middle of episodes; without next observations, nothing shows it."""
     kept = {name: np.delete(array, [45, 101, 102], axis=0) for name, array in arrays.items()}
     write_toy(path, kept)
     return TOLD if "next_observations" in kept else EITHER

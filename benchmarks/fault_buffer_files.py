@@ -1,4 +1,4 @@
-"""Damages to a buffer's metadata, file and bytes, with what must come of each."""
+"""Damage to a buffer's metadata, file and bytes, and the expected outcome of each kind."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def attributes(file: h5py.File) -> None:
 
 
 def files() -> Iterator[tuple[str, Damage]]:
-    """Files that are something else."""
+    """Things that are not a buffer file."""
     yield "empty file", on_bytes(lambda data, rng: b"", LINE)
     yield "a text", on_bytes(lambda data, rng: b"<html>not found</html>\n", LINE)
     yield "random bytes", on_bytes(lambda data, rng: rng.bytes(5000), LINE)
@@ -116,7 +116,7 @@ def files() -> Iterator[tuple[str, Damage]]:
 
 
 def instead(make: Callable[[Path], object]) -> Damage:
-    """Something else under the file's name, which must be refused."""
+    """Put something else in place of the file; it must be refused."""
 
     def damage(path: Path, arrays: Arrays, rng: Random) -> str:
         make(path)
@@ -139,7 +139,7 @@ def in_group(path: Path, arrays: Arrays, rng: Random) -> str:
 
 
 def a_billion_rows(path: Path, arrays: Arrays, rng: Random) -> str:
-    """Nothing is written, so that the file is small."""
+    """Declare rows without writing them, so that the file is small."""
     with h5py.File(path, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, (10**9, *array.shape[1:]), array.dtype, chunks=(1024, *array.shape[1:]))

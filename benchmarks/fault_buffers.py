@@ -1,4 +1,4 @@
-"""Damaged and odd HDF5 files: each is checked, described and taken to the first stage of a fit."""
+"""Damaged and odd HDF5 files: `data check`, `data info` and the start of a `fit` are run on each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ trainer: {{progress_bar: false}}
 
 
 def numbers_used(path: Path) -> Numbers:
-    """Numbers that `fit` trains with."""
+    """The numbers that `fit` trains with."""
     data = OfflineDataModule(str(path))
     data.setup()
     rewards = data.buffer.rewards
@@ -35,13 +35,13 @@ def numbers_used(path: Path) -> Numbers:
 
 
 def warnings_of(path: Path) -> set[str]:
-    """Warnings of `data check`."""
+    """The warnings of `data check`."""
     found = json.loads(call("data", "check", path, "--json").out)
     return {f"{item['name']}: {item['message']}" for item in found if item["level"] == "warning"}
 
 
 def prepare(folder: Path) -> None:
-    """Write both whole buffers, with and without next observations, and what is known about them."""
+    """Write the two undamaged buffers, with and without next observations, and their known numbers."""
     for name, arrays in flavours().items():
         write_toy(folder / f"{name}.hdf5", arrays)
         used, by_definition = numbers_used(folder / f"{name}.hdf5"), numbers_of(arrays)
@@ -51,7 +51,7 @@ def prepare(folder: Path) -> None:
 
 
 def examine(folder: Path, flavour: str, expected: str | Numbers, path: Path) -> Verdict:
-    """The verdict on one file: three commands, and the numbers they lead to."""
+    """Run three commands on one file and judge their numbers."""
     facts = json.loads((folder / f"{flavour}.json").read_text())
     usual = set(facts.pop("warnings"))
     place = path.parent if path.parent.is_dir() else path
@@ -64,10 +64,10 @@ def examine(folder: Path, flavour: str, expected: str | Numbers, path: Path) -> 
             return Verdict("traceback", called.detail)
     if fitted.kind == "line":
         if checked.kind == "valid" and not new_warnings(checked.out, usual):
-            return Verdict("silent", f"check calls usable what fit refuses: {fitted.line}")
+            return Verdict("silent", f"check accepts what fit refuses: {fitted.line}")
         return Verdict("line", fitted.line)
     if checked.kind == "line":
-        return Verdict("silent", f"fit trains on what check refuses: {checked.line}")
+        return Verdict("silent", f"fit accepts what check refuses: {checked.line}")
     told = new_warnings(checked.out, usual)
     if expected == LINE and not told:
         return Verdict("silent", "used as it is")
@@ -81,13 +81,13 @@ def examine(folder: Path, flavour: str, expected: str | Numbers, path: Path) -> 
 
 
 def new_warnings(printed: str, usual: set[str]) -> set[str]:
-    """Warnings that the whole file does not have."""
+    """Warnings that the undamaged file does not have."""
     found = {f"{item['name']}: {item['message']}" for item in json.loads(printed) if item["level"] == "warning"}
     return found - usual
 
 
 def cases(folder: Path, seed: int, count: int) -> list[Case]:
-    """Whole buffers, every damage by name on both, then random bytes."""
+    """Undamaged buffers, then every named kind of damage on both, then random bytes."""
 
     def case(flavour: str, name: str, damage: Damage, index: int) -> Case:
         def run(place: Path) -> Verdict:

@@ -1,4 +1,4 @@
-"""Run one fault in a process of its own, with limits, and judge it by what a user sees."""
+"""Run each fault in its own process, with limits, and judge it by what a user sees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import cepdiff
 from cepdiff.cli import main
 
 LONGEST_LINE = 1200  # characters of a clear line
-MEMORY = 6 << 30  # bytes of address space that a case may add
+MEMORY = 6 << 30  # bytes of address space that a case may use on top
 FILE_SIZE = 1 << 30  # bytes
 CANARY = "executed"  # a file of this name in a case's folder: foreign code ran
 
@@ -39,13 +39,13 @@ class Verdict:
 
     @property
     def bad(self) -> bool:
-        """True for what must never happen."""
+        """True for an outcome that must never happen."""
         return self.outcome in ("traceback", "silent", "hang") or bool(self.executions or self.leftovers)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fault: `run` makes it in an empty folder, and judges what the commands do."""
+    """A fault: `run` makes it in an empty folder and judges how the commands react."""
 
     name: str
     run: Callable[[Path], Verdict]
@@ -57,11 +57,11 @@ class Part:
 
     Args:
         name: row of the table.
-        count: cases of the campaign.
-        quick: cases of its short form.
-        seconds: of CPU time, and four times as much on the clock, after which a case hangs.
-        prepare: writes what the cases share to a folder, in a process of its own.
-        cases: (that folder, seed, number) -> cases; the same for the same seed.
+        count: number of cases in the full campaign.
+        quick: number of cases in the short form.
+        seconds: limit of CPU time (four times as much wall clock); a case that takes longer counts as "hang".
+        prepare: writes the shared files to a folder, in its own process.
+        cases: (that folder, seed, number) -> cases; a seed always gives the same cases.
     """
 
     name: str
@@ -90,11 +90,11 @@ class Called:
             return "valid"
         if self.code == 2 or (self.code == 1 and re.search("NaN|infinite|diverged", self.line)):
             return "line" if self.line else "traceback"
-        return "traceback"  # the command line's last resort prints a line too: nobody foresaw this fault
+        return "traceback"  # an unforeseen error prints one line too, but counts as a traceback
 
     @property
     def line(self) -> str:
-        """The complaint; "" unless it is the last line, the only one of its kind, and short."""
+        """The error line; "" unless it is the last line, the only one that begins with `cepdiff:`, and short."""
         lines = [line for line in self.err.replace("\r", "\n").splitlines() if line.strip()]
         found = [line for line in lines if line.startswith("cepdiff:")]
         return found[0] if len(found) == 1 and found[0] == lines[-1] and len(found[0]) <= LONGEST_LINE else ""
@@ -109,7 +109,7 @@ class Called:
 
 
 def call(*arguments: object) -> Called:
-    """Run `cepdiff` with these arguments in this process, which `judge` has made for one case."""
+    """Run `cepdiff` with these arguments in this process, which was forked for one case."""
     sys.stdout.flush()
     sys.stderr.flush()
     starts = [os.fstat(stream).st_size for stream in (1, 2)]
@@ -120,7 +120,7 @@ def call(*arguments: object) -> Called:
         code = main(words)
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1
-    except BaseException as found:  # anything else is what a user would see as a traceback
+    except BaseException as found:  # a user would see anything else as a traceback
         error = described(found)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -129,7 +129,7 @@ def call(*arguments: object) -> Called:
 
 
 def read_from(stream: int, start: int) -> str:
-    """Text of an open file from `start` on."""
+    """Read an open file from `start` on."""
     size = os.fstat(stream).st_size
     return os.pread(stream, size - start, start).decode(errors="replace")
 
@@ -144,12 +144,12 @@ def described(error: BaseException) -> str:
 
 
 def random_of(part: str, seed: int, index: int) -> np.random.Generator:
-    """Random numbers of one case."""
+    """The random generator of one case."""
     return np.random.default_rng([seed, zlib.crc32(part.encode()), index])
 
 
 def chosen(part: str, pool: Sequence[Case], seed: int, count: int) -> list[Case]:
-    """`count` cases of a pool in random order; all of them if there are fewer."""
+    """Draw `count` cases of a pool in random order; all of them if there are fewer."""
     order = random_of(part, seed, 0).permutation(len(pool))
     return [pool[index] for index in order[:count]]
 
@@ -178,7 +178,7 @@ def judge(cases: Sequence[Case], folder: Path, seconds: int, workers: int) -> It
 
 
 def start(run: Callable[[], Verdict], place: Path, seconds: int) -> int:
-    """Fork a process that writes `run`'s verdict beside its folder; returns its id."""
+    """Fork a process that writes `run`'s verdict beside its folder; return its id."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -206,7 +206,7 @@ def start(run: Callable[[], Verdict], place: Path, seconds: int) -> int:
 
 
 def verdict_of(place: Path, status: int | None, seconds: int) -> Verdict:
-    """The verdict that a process left, or what its end says; `status` is None if it took too long."""
+    """The verdict that a process wrote, else one by its exit status; `status` is None if it took too long."""
     written = place.with_suffix(".json")
     if written.exists():
         verdict = Verdict(**json.loads(written.read_text()))

@@ -1,4 +1,4 @@
-"""Configurations with one odd value, key or byte: all leaves of shipped ones by a table of odd values."""
+"""Configurations with one odd value, key or byte: every leaf of the shipped ones, with a table of odd values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IMAGES = [
     "stages.guidance.max_steps=1", "evaluation={scales: [0, 1], num_samples: 10, classifier_steps: 2}",
     "trainer.progress_bar=false",
 ]  # fmt: skip
-SHIPPED = {  # name -> (file, what makes a whole run last a second)
+SHIPPED = {  # name -> (file, overrides that shorten a whole run to a second)
     "quickstart": ("quickstart.yaml", OFFLINE),
     "hopper": ("hopper.yaml", OFFLINE),
     "antmaze": ("antmaze.yaml", [*OFFLINE, "data.reward_rule=minus_one"]),
@@ -45,11 +45,11 @@ SHIPPED = {  # name -> (file, what makes a whole run last a second)
     "digits": ("images/digits_class.yaml", IMAGES),
 }
 SIGNED = ("action_low", "action_high", "seed", "fourier_scale")  # leaves that may be negative
-LARGE = ("checkpoint_every", "block_size", "chunk_size", "max_envs")  # leaves of which more is no other number
+LARGE = ("checkpoint_every", "block_size", "chunk_size", "max_envs")  # leaves that may be large and change no number
 PROCESSES = ("devices", "num_nodes")  # leaves whose large values start processes: see OPTIONS
 NEGATIVE = ("negative", "minus one", "huge", "2^63", "minus 2^63")
-OPEN = ("dataset_dir", "run_dir", "env_kwargs")  # anything of their type will do
-REFUSED, EITHER = "refused", "either"  # "either": refused, or a whole run
+OPEN = ("dataset_dir", "run_dir", "env_kwargs")  # any value of their type is valid
+REFUSED, EITHER = "refused", "either"  # "either": refused, or accepted and trained to the end
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**20
 ODD: dict[str, dict[str, Any]] = {  # kind of the leaf -> name of the fault -> value
     "number": {
@@ -101,7 +101,7 @@ ANY: dict[str, Any] = {  # the same for all leaves
     "missing": "???", "itself": "${HERE}", "nowhere": "${nowhere.key}",
     "broken reference": "${", "unknown resolver": "${nonsense:1}", "a section": "${data}",
 }  # fmt: skip
-MAY = {  # odd values that may be accepted, if the run is whole
+MAY = {  # odd values that may be accepted, if the run trains to the end
     "number": ("quoted", "zero", "huge", "tiny", "large"),
     "flag": ("quoted",),
     "text": ("empty text",),
@@ -180,13 +180,13 @@ def prepare(folder: Path) -> None:
         config = load_config([CONFIGS / file], [text.replace("TOY", str(toy)) for text in short])
         tree = yaml.safe_load(config.to_yaml())
         for section in ("behavior", "guidance"):
-            for supplied in ("channels", "schedule", "num_heads"):  # by the images
+            for supplied in ("channels", "schedule", "num_heads"):  # from the images
                 tree[section]["init_args"]["net"]["init_args"].pop(supplied, None)
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def cases(folder: Path, seed: int, count: int) -> list[Case]:
-    """Undamaged configurations first, then odd ones in random order."""
+    """Undamaged configurations, then odd ones in random order."""
     whole = [
         Case(f"{name}: unchanged", partial(run_file, (folder / f"{name}.yaml").read_bytes(), "accepted"))
         for name in SHIPPED
@@ -231,7 +231,7 @@ def odd_values(base: str, tree: Any) -> Iterator[Case]:
 
 
 def kind_of(path: Sequence[str], value: Any) -> str:
-    """Row of the table of odd values."""
+    """The row of the table of odd values for a leaf."""
     if path[-1] in ("class_path", "problem"):
         return "class"
     kinds: list[tuple[Any, str]] = [
@@ -245,7 +245,7 @@ def kind_of(path: Sequence[str], value: Any) -> str:
 
 
 def nodes(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, value) of all sections and leaves."""
+    """Yield (path, value) of all sections and leaves."""
     for key, value in tree.items():
         yield (*path, key), value
         if isinstance(value, dict):
@@ -271,7 +271,7 @@ def changed(base: str, tree: Any, path: Sequence[Any], value: Any, expected: str
 
 
 def damaged_files(folder: Path, seed: int) -> Iterator[Case]:
-    """Every damage of a file, on several configurations; the random ones several times."""
+    """Every kind of damage to a file, on several configurations; the random kinds several times."""
     for name, (damage, expected) in FILES.items():
         random = name.split()[0] in ("cut", "a", "ten", "lines")
         for index in range(12 if random else 2):
@@ -294,7 +294,7 @@ def run_option(config: Path, option: str, place: Path) -> Verdict:
 
 
 def verdict(expected: str, *arguments: object) -> Verdict:
-    """An accepted configuration that must be refused is silent, and the other way round a false refusal."""
+    """Judge a run: accepting what must be refused is "silent", refusing what is right is "traceback"."""
     found = call(*arguments)
     if found.kind == "valid" and expected == REFUSED:
         return Verdict("silent", "accepted, and trained to the end")

@@ -1,4 +1,4 @@
-"""Run folders that name code of their own, which must not run."""
+"""Run folders that name foreign code, which must not run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fault_cases import CANARY
 
 Random = np.random.Generator
 Damage = Callable[[Path, Path, Random], object]
-"""(the run folder to damage, a folder with other runs, random numbers)."""
+"""Arguments: the run folder to damage, a folder with other runs, the random generator."""
 EVIL = f"""
 open({CANARY!r}, "w").close()
 from cepdiff.networks.score import MLPScore
@@ -33,7 +33,7 @@ class Payload:
 
 
 def executions() -> Iterator[tuple[str, Damage]]:
-    """Files that name code of their own, which must not run."""
+    """Files that name foreign code, which must not run."""
     for section in ("networks", "schedule", "solver", "objective", "sampler"):
         yield f"policy.pt names a module for {section}", partial(evil_policy, section)
     yield "policy.pt names a module of its environment", partial(evil_environment, {"module": "evil"})
@@ -45,17 +45,17 @@ def executions() -> Iterator[tuple[str, Damage]]:
 
 
 def pickled(run: Path, shared: Path, rng: Random) -> None:
-    """A pickle in place of JSON."""
+    """Put a pickle in place of JSON."""
     torch.save(Payload(), run / "diagnostics.json")
 
 
 def evil_file(run: Path, shared: Path, rng: Random) -> None:
-    """A module beside the run that is named like a library."""
+    """Put a module that is named like a library beside the run."""
     (run / "torch.py").write_text(EVIL)
 
 
 def evil_module(run: Path) -> Path:
-    """A folder with a module that leaves a trace when it is imported."""
+    """Make a folder with a module that leaves a trace when it is imported."""
     folder = run.parent / "foreign"
     folder.mkdir()
     (folder / "evil.py").write_text(EVIL)

@@ -1,4 +1,4 @@
-"""Kills at any time, and losses of one of two processes: no hang, and the resumed run is the same to the bit."""
+"""Kills at any time, and the loss of one of two processes: no hang, and the resumed run is equal to the bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.acceler
 
 
 def prepare_kills(folder: Path) -> None:
-    """An undisturbed run and how long it takes."""
+    """Make an undisturbed run, and time it."""
     since = time.monotonic()
     made("fit", "--config", write_config(folder, KILL_STEPS), "--run_dir", folder / "run")
     facts = {"fit": fingerprint(folder / "run"), "seconds": time.monotonic() - since, "files": files_of(folder / "run")}
@@ -30,12 +30,12 @@ def prepare_kills(folder: Path) -> None:
 
 
 def files_of(run: Path) -> list[str]:
-    """Names of a run's files, without the logs."""
+    """Names of a run's files, except the logs."""
     return sorted(str(path.relative_to(run)) for path in run.rglob("*") if "logs" not in path.relative_to(run).parts)
 
 
 def kills(folder: Path, seed: int, count: int) -> list[Case]:
-    """Kills at times spread over the whole run."""
+    """Kills spread over the whole run."""
 
     def case(index: int) -> Case:
         share = float(random_of("kills", seed, index).uniform(0, 1))
@@ -103,7 +103,7 @@ def command_of(shared: Path, run: Path) -> list[str]:
 
 
 def prepare_processes(folder: Path) -> None:
-    """An undisturbed run on two processes."""
+    """Make an undisturbed run on two processes."""
     config = write_config(folder, PROCESS_STEPS)
     (folder / "own.py").write_text(OWN)
     text = config.read_text().replace("behavior: {net", "behavior: {class_path: own.Behavior, net")
@@ -117,13 +117,13 @@ def prepare_processes(folder: Path) -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's variables, without those of a launcher."""
+    """This process's environment variables, without a launcher's."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     return {**kept, **more, "OMP_NUM_THREADS": "1"}
 
 
 def process_cases(folder: Path, seed: int, count: int) -> list[Case]:
-    """Every fault at a mark of every stage, and exceptions on one rank."""
+    """Every fault at a marker file of every stage, and exceptions on one rank."""
     pool = [(fault, mark) for mark in MARKS for fault in FAULTS]
     order = random_of("processes", seed, 0).permutation(len(pool))
     chosen = [("exception on rank 1", "behavior/stage.json"), *(pool[index] for index in order)][:count]
@@ -158,7 +158,7 @@ def disturbed(shared: Path, fault: str, mark: str, seed: int, index: int, place:
             time.sleep(0.1)
         errors.seek(0)
         text = errors.read()
-    known = {"", *facts["usual"]}  # besides these, a resumed command names its stages
+    known = {"", *facts["usual"]}  # a resumed command also prints its stages
     lines = [line for line in text.splitlines() if line.strip() not in known and ": running" not in line]
     again = subprocess.run(command_of(shared, run), env=environment(), capture_output=True, text=True)
     if again.returncode:
@@ -180,7 +180,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def ranks(leader: int, run: Path) -> list[int]:
-    """Other processes with this run on their command line, rank by rank."""
+    """The processes with this run on their command line, by rank."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) not in (leader, os.getpid()):

@@ -1,4 +1,4 @@
-"""The table of damages to a run folder."""
+"""The table of damage to a run folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGES = ("behavior", "critic", "guidance")
 
 
 def damages(files: list[str]) -> Iterator[tuple[str, Damage]]:
-    """Damages of a finished run with these files."""
+    """Damage to a finished run with these files."""
     for name in files:
         yield from of_file(name)
     for name in (*STAGES, "support"):
@@ -57,7 +57,7 @@ ADDED = (
 
 
 def stopped_damages() -> Iterator[tuple[str, Damage]]:
-    """Damages of a run that was stopped in its critic stage."""
+    """Damage to a run that was stopped in its critic stage."""
     yield "unchanged", nothing
     yield from of_file("critic/last.ckpt")
     for kind, rewrite in CONTENTS.items():
@@ -71,7 +71,7 @@ def stopped_damages() -> Iterator[tuple[str, Damage]]:
 
 
 def of_file(name: str) -> Iterator[tuple[str, Damage]]:
-    """Damages that any file can have."""
+    """Damage that any file can have."""
     for kind, change in CHANGES.items():
         yield f"{name} {kind}", partial(on_file, name, change)
     for index in range(3):
@@ -176,7 +176,7 @@ def other_folder(name: str, other: str, run: Path, shared: Path, rng: Random) ->
 
 
 def odd_leaf(name: str, run: Path, shared: Path, rng: Random) -> None:
-    """Replace one value of a JSON file, anywhere, by one of another kind."""
+    """Replace one value anywhere in a JSON file with one of another kind."""
     content = json.loads((run / name).read_text())
     places = list(leaves(content))
     holder, key = places[int(rng.integers(len(places)))]
@@ -187,7 +187,7 @@ def odd_leaf(name: str, run: Path, shared: Path, rng: Random) -> None:
 
 
 def leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """(holder, key) of all values in plain data."""
+    """(container, key) of all values in plain data."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         yield tree, key
         if isinstance(value, (dict, list)):
@@ -195,7 +195,7 @@ def leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def rewritten(name: str, change: Callable[[Any, Random], Any], run: Path, shared: Path, rng: Random) -> None:
-    """Change the content of a file of torch's."""
+    """Change the content of a torch file."""
     torch.save(change(torch.load(run / name, weights_only=True), rng), run / name)
 
 
@@ -215,7 +215,7 @@ def weights(content: Any) -> dict[str, Any]:
 
 
 def first(content: Any, change: Callable[[Any], Any]) -> Any:
-    """The content with another first tensor of floats."""
+    """The content with its first float tensor replaced."""
     held = weights(content)
     name = next(name for name, value in held.items() if value.is_floating_point() and value.ndim)
     held[name] = change(held[name])
@@ -253,7 +253,7 @@ CONTENTS: dict[str, Callable[[Any, Random], Any]] = {
 
 
 def edited(name: str, change: Callable[[Any, Random], Any], run: Path, shared: Path, rng: Random) -> None:
-    """Change the array of a file of NumPy's."""
+    """Change the array of a NumPy file."""
     np.save(run / name, change(np.load(run / name), rng), allow_pickle=True)
 
 

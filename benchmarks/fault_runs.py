@@ -1,4 +1,4 @@
-"""Damaged run folders: fitted again, evaluated and reported, each must be as before or be refused."""
+"""Damaged run folders: `fit`, `evaluate` and `report` must give the same numbers as before, or refuse."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ trainer: {{progress_bar: false}}
 
 
 def write_config(folder: Path, steps: int, actions: int = 3) -> Path:
-    """A configuration whose whole run takes about two seconds, and its buffer."""
+    """Write a configuration whose whole run takes about two seconds, and its buffer."""
     buffer = folder / "buffer.hdf5"
     if not buffer.exists():
         rng = np.random.default_rng(1)
@@ -55,7 +55,7 @@ def write_config(folder: Path, steps: int, actions: int = 3) -> Path:
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """What a finished run has learnt and measured: hashes and numbers, without times."""
+    """The weights (as hashes) and results of a finished run, without times."""
     found: dict[str, Any] = {}
     for stage in STAGES:
         state = torch.load(run / stage / "final.ckpt", weights_only=True)["state_dict"]
@@ -76,7 +76,7 @@ def rows_of(results: Path) -> Any:
 
 
 def made(*arguments: object) -> str:
-    """Run a command that must succeed; returns what it printed."""
+    """Run a command that must succeed, and return its output."""
     called = call(*arguments)
     if called.kind != "valid":
         raise RuntimeError(called.detail)
@@ -84,7 +84,7 @@ def made(*arguments: object) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """A finished run, others of another seed and another K, a run stopped in mid-stage, and their numbers."""
+    """Make a finished run, runs with another seed and another K, a run stopped in mid-stage, and their numbers."""
     config = write_config(folder, 20)
     made("fit", "--config", config, "--run_dir", folder / "run")
     made("fit", "--config", config, "--run_dir", folder / "seed", "--seed", 1)
@@ -103,7 +103,7 @@ def prepare(folder: Path) -> None:
 
 
 def stop_in(config: Path, run: Path, stage: str) -> None:
-    """Fit until a stage's first checkpoint, and end there as a kill would."""
+    """Fit until a stage's first checkpoint, then end like a killed process."""
     write = AtomicCheckpointIO.save_checkpoint
 
     def save(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
@@ -117,13 +117,13 @@ def stop_in(config: Path, run: Path, stage: str) -> None:
 
 
 def plain(report: str, folder: Path) -> str:
-    """A report without the places of its files."""
+    """A report without the paths of its files."""
     lines = [line for line in report.splitlines() if ".png" not in line and ".md" not in line and ".json" not in line]
     return "\n".join(lines).replace(str(folder), "")
 
 
 def examine(shared: Path, name: str, base: str, damage: Damage, seed: int, index: int, place: Path) -> Verdict:
-    """Three commands, each on a damaged copy of its own."""
+    """Run three commands, each on its own damaged copy."""
     facts = json.loads((shared / "facts.json").read_text())
     rng = partial(random_of, f"runs {name}", seed, index)
     verdicts = []
@@ -139,7 +139,7 @@ def examine(shared: Path, name: str, base: str, damage: Damage, seed: int, index
 
 
 def outcome(command: str, run: Path, shared: Path, facts: dict[str, Any]) -> Verdict:
-    """One command on one damaged folder."""
+    """Run one command on one damaged folder."""
     arguments: dict[str, list[object]] = {
         "fit": ["fit", "--config", shared / "steps-20-actions-3.yaml", "--run_dir", run],
         "evaluate": ["evaluate", run, "--episodes", 1],
@@ -159,7 +159,7 @@ def outcome(command: str, run: Path, shared: Path, facts: dict[str, Any]) -> Ver
 
 
 def cases(folder: Path, seed: int, count: int) -> list[Case]:
-    """The whole folders, then damages in random order."""
+    """The undamaged folders, then damaged ones in random order."""
 
     def case(name: str, base: str, damage: Damage, index: int) -> Case:
         return Case(f"{base}: {name}", partial(examine, folder, name, base, damage, seed, index))

@@ -1,4 +1,4 @@
-"""A small buffer whose numbers are known, and the ways to damage its file."""
+"""A small buffer whose numbers are known, and functions that damage its file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 HORIZON = 20
-LENGTHS = (20, 7, 20, 12, 20, 20, 9, 20, 15, 20, 11, 20, 20, 6)  # of the toy's episodes; those of 20 ended by time
+LENGTHS = (20, 7, 20, 12, 20, 20, 9, 20, 15, 20, 11, 20, 20, 6)  # of episodes; those of 20 hit the time limit
 METADATA = {
     "env_id": "Toy-v0", "env_kwargs": "{}", "horizon": HORIZON, "action_low": [-1.0, -1.0], "action_high": [1.0, 1.0],
     "reference_min": -5.0, "reference_max": 5.0,
 }  # fmt: skip
 NAMES = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 LINE, TOLD, SAME, EITHER = "line", "told", "same", "either"
-"""Refused; refused or named by a warning; used with the same numbers; anything but a traceback or a hang."""
+"""LINE: refused. TOLD: refused or warned about. SAME: used with the same numbers. EITHER: no traceback, no hang."""
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers that training depends on."""
+    """Numbers that training depends on."""
 
     episodes: int
     transitions: int
@@ -33,7 +33,7 @@ class Numbers:
     content: str = ""  # hash of all arrays
 
     def differ(self, other: Numbers) -> str:
-        """The first difference, "" if there is none."""
+        """Describe the first difference; "" if there is none."""
         for name in ("episodes", "transitions", "factor", "content"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine and theirs and (mine != theirs if name != "factor" else abs(mine / theirs - 1) > 1e-4):
@@ -42,7 +42,7 @@ class Numbers:
 
 
 def toy() -> Arrays:
-    """A buffer of episodes by number: a chain of states, distinct rewards, half of the episodes ended by time."""
+    """Make a buffer of numbered episodes: chained states, distinct rewards, half of the episodes cut by time."""
     rng = np.random.default_rng(0)
     rows = sum(LENGTHS)
     ends = np.zeros(rows, dtype=bool)
@@ -62,7 +62,7 @@ def toy() -> Arrays:
 
 
 def write_toy(path: Path, arrays: Arrays | None = None, **changes: Any) -> Path:
-    """Write a buffer with the toy's metadata; None in `changes` leaves an entry of the metadata out."""
+    """Write a buffer with the toy's metadata; a None in `changes` leaves that entry out."""
     with h5py.File(path, "w") as file:
         for name, array in (toy() if arrays is None else arrays).items():
             packing: dict[str, Any] = {"compression": "gzip", "shuffle": True} if array.ndim else {}
@@ -74,7 +74,7 @@ def write_toy(path: Path, arrays: Arrays | None = None, **changes: Any) -> Path:
 
 
 def numbers_of(arrays: Arrays) -> Numbers:
-    """Numbers of arrays by their definition: an episode ends at a flag, or where the chain of states breaks."""
+    """Compute the numbers by definition: an episode ends at a flag, or where the chain of states breaks."""
     terminals, timeouts = (arrays[name].reshape(-1) != 0 for name in ("terminals", "timeouts"))
     ends = terminals | timeouts
     if "next_observations" in arrays:
@@ -97,7 +97,7 @@ Damage = Callable[[Path, Arrays, np.random.Generator], "str | Numbers"]
 
 
 def on_arrays(change: Callable[[Arrays], Any], expected: str | None, **metadata: Any) -> Damage:
-    """Damage of the arrays; without an expectation, their numbers by definition are expected."""
+    """Damage the arrays; without an expectation, the `numbers_of` the damaged arrays are expected."""
 
     def damage(path: Path, arrays: Arrays, rng: np.random.Generator) -> str | Numbers:
         arrays = {name: array.copy() for name, array in arrays.items()}
@@ -122,7 +122,7 @@ def on_file(change: Callable[[h5py.File], Any], expected: str) -> Damage:
 
 
 def on_bytes(change: Callable[[bytes, np.random.Generator], bytes], expected: str) -> Damage:
-    """Damage of the bytes."""
+    """Damage the bytes."""
 
     def damage(path: Path, arrays: Arrays, rng: np.random.Generator) -> str:
         write_toy(path, arrays)
@@ -133,7 +133,7 @@ def on_bytes(change: Callable[[bytes, np.random.Generator], bytes], expected: st
 
 
 def on_metadata(name: str, value: Any, expected: str) -> Damage:
-    """One odd entry of the metadata; a function writes it itself."""
+    """Write one odd entry of the metadata; a function writes it itself."""
 
     def damage(path: Path, arrays: Arrays, rng: np.random.Generator) -> str:
         write_toy(path, arrays, **{name: None})

@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""A campaign of faults: odd configurations, damaged buffers and run folders, kills, and losses of processes.
+"""Inject faults: odd configurations, damaged buffers and run folders, kills, and lost processes.
 
     python benchmarks/faults.py [--quick] [--only configs,buffers] [--seed 0] [--output DIR]
     python benchmarks/faults.py --case buffers:17
@@ -87,7 +87,7 @@ def size_of(part: Part, options: argparse.Namespace) -> int:
 
 
 def prepared(part: Part, options: argparse.Namespace, folder: Path) -> list[Case]:
-    """The cases of a part, once what they share is written."""
+    """The cases of a part, after writing their shared files."""
     shared = folder / "shared"
     shared.mkdir(parents=True)
 
@@ -126,7 +126,7 @@ def show(name: str, verdicts: dict[int, Verdict], total: int, seconds: float) ->
 
 
 def repeat(part: Part, index: int, options: argparse.Namespace, folder: Path) -> int:
-    """One case again; its folder is kept."""
+    """Run one case again; its folder is kept."""
     case = prepared(part, options, folder / part.name)[index]
     place = Path(tempfile.mkdtemp(prefix=f"fault-{part.name}-{index}-")) / "case"
     place.mkdir()
@@ -141,7 +141,7 @@ def repeat(part: Part, index: int, options: argparse.Namespace, folder: Path) ->
 
 
 def table(found: dict[str, list[tuple[Case, Verdict]]]) -> Table:
-    """One row per part, and their sum."""
+    """One row per part, and the total."""
     rows = [["part", "tried", *COLUMNS, "executions", "leftovers"]]
     for name, cases in {**found, "all": [pair for pairs in found.values() for pair in pairs]}.items():
         verdicts = [verdict for _, verdict in cases]
@@ -152,7 +152,7 @@ def table(found: dict[str, list[tuple[Case, Verdict]]]) -> Table:
 
 
 def bad_cases(found: dict[str, list[tuple[Case, Verdict]]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A record of every bad case, with the command that repeats it."""
+    """A record of each bad case, with the command that repeats it."""
     size = "--quick " * options.quick + f"--scale {options.scale:g} " * (options.scale != 1)
     return [
         {
@@ -169,7 +169,7 @@ def bad_cases(found: dict[str, list[tuple[Case, Verdict]]], options: argparse.Na
 
 
 def write(options: argparse.Namespace, found: dict[str, list[tuple[Case, Verdict]]], bad: list[dict[str, Any]]) -> None:
-    """Write JSON with every case, and Markdown with the table and the bad ones."""
+    """Write JSON with all cases, and Markdown with the table and the bad cases."""
     options.output.mkdir(parents=True, exist_ok=True)
     cases = [
         {"part": part, "index": index, "name": case.name, **vars(verdict)}

@@ -254,7 +254,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     (run.path / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(RunError, match=r"\.lock is no plain file"), run.locked():
+    with pytest.raises(RunError, match=r"\.lock is not a regular file"), run.locked():
         pass
     assert (tmp_path / "precious").read_text() == "precious"
 

@@ -129,14 +129,14 @@ def import_function(path: str, where: str) -> Callable[..., Any]:
 
 
 def is_dotted(text: str) -> bool:
-    """True for `name` and `package.module.name`."""
+    """True for text like `name` or `package.module.name`."""
     return all(part.isidentifier() for part in text.split("."))
 
 
 def _import_name(path: str, where: str, kind: str) -> Any:
     module_name, _, name = path.rpartition(".")
     if not module_name or not is_dotted(path):
-        raise ConfigError(f"{where}: '{path[:100]}' is no {kind} path; expected package.module.{name or 'Name'}")
+        raise ConfigError(f"{where}: '{path[:100]}' is not a {kind} path; expected package.module.{name or 'Name'}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -146,7 +146,7 @@ def _import_name(path: str, where: str, kind: str) -> Any:
                 f"{where}: there is no module '{module_name}'; a file next to the configuration, or an installed "
                 f"package, is found by its name"
             ) from error
-        raise ConfigError(f"{where}: {module_name} imports {missing}, which is not there") from error
+        raise ConfigError(f"{where}: {module_name} imports {missing}, which cannot be found") from error
     except SyntaxError as error:
         raise ConfigError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from error
     except CepdiffError:

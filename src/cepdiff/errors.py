@@ -46,12 +46,12 @@ class DivergenceError(CepdiffError):
 
 
 class LostProcessError(CepdiffError):
-    """Another process of a run on several devices ended, so that this one cannot go on."""
+    """Another process of a run on several devices ended, so this one cannot go on."""
 
     exit_code = 1
 
     def __init__(self, cause: str = "") -> None:
-        seen = cause.split("\n")[0].split(". ")[0][:160]  # of a library's long message
+        seen = cause.split("\n")[0].split(". ")[0][:160]  # the start of a library's long message
         super().__init__(f"another process of this run ended{seen and f' ({seen})'}; run the same command to go on")
 
 

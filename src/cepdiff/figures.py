@@ -44,7 +44,7 @@ def shared_legend(figure: Any, panels: list[Any], columns: int = 4) -> None:
 
 
 def check_figure(path: Path) -> None:
-    """Raise what `save_figure` would, before there is a figure."""
+    """Raise what `save_figure` would, before the figure is drawn."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     suffix = path.suffix[1:].lower()

@@ -18,14 +18,14 @@ from cepdiff.errors import OutputError
 
 # Names that `path_aside` makes.
 LEFTOVER = re.compile(r"\.(?P<target>.+?)\.[0-9a-f]{8}(?P<suffix>\.[^.]*)?")
-ABANDONED = 3600.0  # seconds without a write after which nobody writes a file any more
+ABANDONED = 3600.0  # seconds without a write after which a file counts as abandoned
 
 
 @contextmanager
 def path_aside(path: Path) -> Iterator[Path]:
     """Yield a name in the folder of `path`; the file written there takes the name `path` if the block succeeds.
 
-    What a killed writer of the same file left is removed. Raises `OutputError` if it cannot be written.
+    Removes what a killed writer of the same file left. Raises `OutputError` if it cannot be written.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
@@ -46,11 +46,11 @@ def path_aside(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, unwanted: Callable[[str, float], bool]) -> None:
-    """Remove files that killed writers left in `folder`, if `unwanted(name of the file to be, seconds of age)`."""
+    """Remove temporary files of killed writers in `folder`, if `unwanted(final name, age in seconds)`."""
     for file in folder.glob(".*"):
         found = LEFTOVER.fullmatch(file.name)
         if found and Path(found["target"]).suffix == (found["suffix"] or "") and not file.is_symlink():
-            with suppress(OSError):  # its writer may finish just now
+            with suppress(OSError):  # its writer may just be finishing
                 if file.is_file() and unwanted(found["target"], time.time() - file.stat().st_mtime):
                     file.unlink()
 
@@ -73,7 +73,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raise `OutputError` if `path` cannot be written after hours of work; makes nothing, not even its folder."""
+    """Raise `OutputError` early if `path` cannot be written; makes nothing, not even its folder."""
     try:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder; expected the name of a file")

@@ -1,4 +1,4 @@
-"""Ranges of arguments, written where the argument is: `discount: Annotated[float, Range(0, 1)]`."""
+"""Ranges of arguments, declared in signatures: `discount: Annotated[float, Range(0, 1)]`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cepdiff.errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, without an end whose bracket is round; with `step` 2 the even ones.
+    """The numbers from `low` to `high`; a round bracket in `ends` excludes that end; `step` 2 allows only even ones.
 
-    An infinity and a NaN lie in no range. A list whose items have a range needs at least one.
+    Infinity and NaN are never in range. A list whose items have a range must not be empty.
     """
 
     low: float
@@ -51,16 +51,16 @@ AtLeastTwo = Annotated[int, Range(2)]
 Whole = Annotated[int, Range(0)]
 Even = Annotated[int, Range(2, 2**16, "[]", step=2)]
 EvenOrNone = Annotated[int, Range(0, 2**16, "[]", step=2)]
-Width = Annotated[int, Range(1, 2**16, "[]")]  # of a layer; beyond, a single matrix takes 16 GiB
+Width = Annotated[int, Range(1, 2**16, "[]")]  # of a layer; at the limit, a single matrix takes 16 GiB
 Processors = Annotated[int, Range(1, 1024, "[]")]
-Blocks = Annotated[int, Range(0, 1000, "[]")]  # each is built in turn, which for a slip of 10^9 would never end
+Blocks = Annotated[int, Range(0, 1000, "[]")]  # they are built one by one: a typo of 10^9 would never end
 Repeats = Annotated[int, Range(1, 1000, "[]")]
 
 
 def check_arguments(cls: type, arguments: Mapping[str, Any], where: str = "") -> None:
-    """Raise ConfigError for arguments of `cls` that are out of the ranges, or no choice, in its signature.
+    """Raise ConfigError for arguments of `cls` that are out of the ranges or not among the choices in its signature.
 
-    Classes among the arguments, `{"class_path": ..., "init_args": {...}}` or settings, are the caller's to check.
+    The caller checks arguments that are classes (`{"class_path": ..., "init_args": {...}}`) or settings.
     """
     for name, hint in argument_hints(cls).items():
         if name in arguments:
@@ -68,7 +68,7 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], where: str = "") ->
 
 
 def check_settings(settings: Any, where: str) -> None:
-    """`check_arguments` of a dataclass and of those in its fields; other values pass."""
+    """Apply `check_arguments` to a dataclass and those in its fields; other values pass."""
     if is_dataclass(settings) and not isinstance(settings, type):
         values = {item.name: getattr(settings, item.name) for item in fields(settings)}
         check_arguments(type(settings), values, where)
@@ -78,19 +78,19 @@ def check_settings(settings: Any, where: str) -> None:
 
 @cache
 def argument_hints(cls: type) -> dict[str, Any]:
-    """Argument -> annotation, of the constructor of `cls` and of the base classes that may get its `**options`."""
+    """Argument -> annotation for the constructor of `cls` and of the base classes that may get its `**options`."""
     hints: dict[str, Any] = {}
     for base in reversed(inspect.getmro(cls)):
         if "__init__" in vars(base):
             try:
                 hints |= typing.get_type_hints(vars(base)["__init__"], include_extras=True)
-            except (NameError, TypeError):  # names that only a type checker imports
+            except (NameError, TypeError):  # an annotation is imported only for type checkers
                 continue
     return hints
 
 
 def _check(value: Any, hint: Any, where: str) -> None:
-    """Raise ConfigError if no part of the annotation that is for such a value allows it."""
+    """Raise ConfigError if the annotation does not allow the value."""
     if value is None:  # where null is wrong, it was refused before
         return
     if typing.get_origin(hint) in (typing.Union, type(int | None)):

@@ -1,4 +1,4 @@
-"""Plain values of a file as the types that the code trusts: one check where a file is read."""
+"""Check plain values read from a file and convert them to typed objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def typed(kind: type[T], value: Any, where: str = "") -> T:
-    """`value` as an instance of `kind`: a dataclass, a list or mapping of some type, a union, or a plain type.
+    """Return `value` as a `kind`: a dataclass, a list or mapping of some type, a union, or a plain type.
 
     Numbers must be finite, and whole where `kind` is int; keys must be text, as JSON has them. Raises ValueError, which
     names the key.
@@ -51,7 +51,7 @@ def _one_of(kinds: Sequence[Any], value: Any, where: str) -> Any:
         try:
             return _typed(kind, value, where)
         except ValueError:
-            if len(kinds) == 2:  # or null: the message about the only other kind says more
+            if len(kinds) == 2:  # X or null: the message about X is more helpful
                 raise
     raise _unexpected(" or ".join(map(_name, kinds)), value, where)
 

@@ -1,4 +1,4 @@
-"""Files that carry a hash of their own content, JSON and torch's: a changed or torn one is noticed when it is read."""
+"""JSON and torch files that carry a hash of their own content, so that damage or a change is noticed on reading."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TENSOR_SEAL = "cepdiff_hash"  # beside the keys of Lightning and of users
 
 
 def content_hash(values: Any) -> str:
-    """BLAKE2b of plain values as canonical JSON, 16 hexadecimal digits."""
-    plain = json.loads(json.dumps(values))  # keys are text from here on, and sort as such
+    """BLAKE2b hash of plain values as canonical JSON, 16 hexadecimal digits."""
+    plain = json.loads(json.dumps(values))  # keys become text, and sort as text
     return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -30,8 +30,8 @@ def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path, made_by: int) -> dict[str, Any] | None:
-    """The values of a file of format `made_by`, None if it is of another format; raises ValueError if it is damaged."""
-    if not path.is_file():  # a folder, or a device without an end
+    """Read a file of format `made_by`; None if it has another format. Raises ValueError if it is damaged."""
+    if not path.is_file():  # also a folder, or an endless device
         raise ValueError("there is no such file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
@@ -44,7 +44,7 @@ def read_sealed(path: Path, made_by: int) -> dict[str, Any] | None:
     if values.get("format") != made_by:
         return None
     if values.pop(SEAL, None) != content_hash(values):
-        raise ValueError("the hash is of another content")
+        raise ValueError("its hash does not match its content")
     return values
 
 
@@ -56,23 +56,23 @@ def _finite(text: str) -> float:
 
 
 def save_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save` plain values and tensors, and their hash."""
+    """Write plain values and tensors with `torch.save`, and their hash."""
     with written_aside(path) as file:
         torch.save({**content, TENSOR_SEAL: tree_hash(content)}, file)
 
 
 def unsealed(content: Any) -> dict[str, Any]:
-    """What `save_sealed` was given, from the file's content; raises ValueError if it is something else."""
+    """Return the values given to `save_sealed` from a file's content; raises ValueError if the hash does not match."""
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}")
     values = {key: value for key, value in content.items() if key != TENSOR_SEAL}
     if content.get(TENSOR_SEAL) != tree_hash(values):
-        raise ValueError("the hash is of another content")
+        raise ValueError("its hash does not match its content")
     return values
 
 
 def tree_hash(values: Any) -> str:
-    """BLAKE2b of nested mappings and lists of plain values and tensors, 16 hexadecimal digits."""
+    """BLAKE2b hash of nested mappings and lists of plain values and tensors, 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in _parts(values):
         digest.update(part)

@@ -1,4 +1,4 @@
-"""Classes that a file names: imported from installed packages and from folders that the user names, from nowhere else.
+"""Restrict the classes that a file names to installed packages and to folders that the user names.
 
 Importing a module runs it. A configuration is the user's own; a policy file or a run folder may come from anybody.
 """
@@ -22,16 +22,16 @@ OPTION = "--trust_sources"
 def admit(class_paths: Iterable[str], file: Path, trusted: Iterable[str | Path] = (), hint: Sequence[str] = ()) -> None:
     """Make the `trusted` folders importable, and check each of `class_paths` ("package.module.Name") in `file`.
 
-    `hint` are the folders that the file itself names; they are shown, never used.
+    `hint` lists the folders that the file itself names; they are only shown in the message.
 
     Raises:
-        ConfigError: a trusted folder is missing, or a class is neither in one, nor in an installed package, nor
+        ConfigError: a trusted folder is missing, or a class is not in one, not in an installed package and not
             imported already.
     """
     folders = [Path(folder).resolve() for folder in trusted]
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"{OPTION} {folder} is no folder")
+            raise ConfigError(f"{OPTION} {folder} is not a folder")
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     named = " ".join(dict.fromkeys(hint)) or "FOLDER"
@@ -50,7 +50,7 @@ def is_trusted(module: str, folders: Sequence[Path] = ()) -> bool:
 
 
 def is_installed(module: str) -> bool:
-    """True if a module belongs to an installed package, which the user chose to have; Python's own do not count."""
+    """True if a module belongs to a package that the user installed; the standard library does not count."""
     package = module.partition(".")[0]
     if package == "cepdiff":
         return True
@@ -74,7 +74,7 @@ def _lies_in(module: str, folders: Sequence[Path]) -> bool:
 
 
 def _places(package: str) -> list[Path]:
-    """The file of a package or module, or the folders of one without `__init__.py`; none if there is none."""
+    """The file of a package or module, or the folders of a namespace package; empty if there is none."""
     try:
         spec = find_spec(package)
     except (ImportError, ValueError):

@@ -253,7 +253,7 @@ def test_results_are_not_left_beside_a_policy_that_samples_in_another_way(
     assert (run / "results.json").is_file()
     capsys.readouterr()
     assert fit(config, run, "--stage", "guidance", "--solver.num_steps", 3) == 0
-    assert "samples in another way now" in capsys.readouterr().err
+    assert "now samples differently" in capsys.readouterr().err
     assert not (run / "results.json").exists()
 
 

@@ -57,7 +57,7 @@ def test_missing_and_broken_configurations(tmp_path: Path, capsys: pytest.Captur
     assert "there is no configuration file" in complaint(capsys, "fit", "--config", tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("data: [unclosed")
-    assert "no readable YAML" in complaint(capsys, "fit", "--config", broken)
+    assert "not valid YAML" in complaint(capsys, "fit", "--config", broken)
     assert "data.dataset is missing" in complaint(capsys, "fit")
 
 
@@ -120,7 +120,7 @@ def test_a_run_made_by_another_configuration_is_refused(
 def test_evaluate_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no run folder" in complaint(capsys, "evaluate", tmp_path / "nothing")
     (tmp_path / "policy.pt").write_bytes(b"not a policy")
-    assert "no policy file" in complaint(capsys, "evaluate", tmp_path)
+    assert "not a policy file" in complaint(capsys, "evaluate", tmp_path)
 
 
 NOT_BELOW_A_FILE = "cannot be written (Not a directory)"

@@ -124,7 +124,7 @@ callbacks: [{{class_path: {parts}.OwnCallback, init_args: {{note: hello}}}}]
         ("behavior: {net: {class_path: PARTS.OwnNet, sise: 1}}", r"'behavior.net.sise'.*size"),
         ("callbacks: [{class_path: PARTS.OwnCallback, init_args: {nte: x}}]", r"callbacks.*nte"),
         ("critic: {class_path: nowhere_to_be_found.OwnCritic}", r"critic: there is no module 'nowhere_to_be_found'"),
-        ("critic: {class_path: OwnCritic}", r"'OwnCritic' is no class path; expected package.module.OwnCritic"),
+        ("critic: {class_path: OwnCritic}", r"'OwnCritic' is not a class path; expected package.module.OwnCritic"),
         ("behavior: {net: {class_path: PARTS.OwnNett}}", r"behavior.net: 'PARTS' has no class 'OwnNett'.*OwnNet"),
         ("behavior: {net: {class_path: PARTS.OwnSolver}}", r"behavior.net: PARTS.OwnSolver is not a"),
         ("guidance: {objective: {class_path: PARTS.OwnNet}}", r"guidance.objective: PARTS.OwnNet is not a"),

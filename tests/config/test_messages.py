@@ -113,10 +113,10 @@ def test_values_out_of_range_are_named(fault: Fault, override: str, message: str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: {dataset: x", r"config0\.yaml is no readable YAML.*line 1"),
-        ("data:\n\tdataset: x", r"config0\.yaml is no readable YAML.*line 2"),
-        ("data: {dataset: x}\nseed: 1\nseed: 2", r"config0\.yaml is no readable YAML.*duplicate key seed"),
-        ("\x00", r"config0\.yaml is no readable YAML"),
+        ("data: {dataset: x", r"config0\.yaml is not valid YAML.*line 1"),
+        ("data:\n\tdataset: x", r"config0\.yaml is not valid YAML.*line 2"),
+        ("data: {dataset: x}\nseed: 1\nseed: 2", r"config0\.yaml is not valid YAML.*duplicate key seed"),
+        ("\x00", r"config0\.yaml is not valid YAML"),
         ("- a\n- b", r"config0\.yaml.*mapping"),
         ("hello", "hello"),
         ("", "data.dataset is missing.*--data.dataset"),
@@ -135,7 +135,7 @@ def test_a_file_that_is_missing_a_folder_or_no_text(load: Load, tmp_path: Path) 
     for name, message in (
         ("nowhere.yaml", "no configuration file"),
         (".", "no configuration file"),
-        ("latin.yaml", "no readable YAML"),
+        ("latin.yaml", "not valid YAML"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             load_config([tmp_path / name])

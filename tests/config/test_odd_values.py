@@ -42,7 +42,7 @@ ODD = {
     "float64": ("trainer.precision=64-true", "^trainer.precision: expected one of 32-true, bf16-mixed, found 64-true"),
     "a date": ("data.env_kwargs={a: !!timestamp 2020-01-01}", "^data.env_kwargs"),
     "a key a thousand levels deep": ("a." * 2000 + "a=1", "^a.a.a"),
-    "a path without names": ("guidance.objective='...'", "^guidance.objective: '...' is no class path"),
+    "a path without names": ("guidance.objective='...'", "^guidance.objective: '...' is not a class path"),
     "a class without a signature": ("guidance.net.class_path=builtins.int", "^guidance.net: builtins.int cannot be"),
     "a function": ("behavior.net.class_path=os.getcwd", "^behavior.net: os.getcwd is not a class"),
     "arguments that are none": ("critic.init_args=[]", r"^critic: its arguments are \[\]; expected a mapping"),
@@ -59,7 +59,7 @@ def test_odd_values_get_one_line(fault: Fault, override: str, message: str) -> N
     [
         ("data: " + "{a: " * 1500 + "1" + "}" * 1500, "nested too deeply"),
         ("data: &a {dataset: x, env_kwargs: *a}", "recursive aliases"),
-        ("data: {dataset: x}\nseed: " + "9" * 5000, "no readable YAML"),
+        ("data: {dataset: x}\nseed: " + "9" * 5000, "not valid YAML"),
         ("data: {dataset: x}\nbehavior: ${critic}\ncritic: ${behavior}", "^behavior: Recursive interpolation"),
         ("data: ???", "^data: Missing mandatory value"),
     ],
@@ -78,7 +78,7 @@ def test_early_stopping_is_refused_because_it_would_stop_nothing(fault: Fault) -
     [
         ("raise ZeroDivisionError('no')", "behavior: importing odd_module fails at .*odd_module.py, line 1: Zero.*no"),
         ("import sys; sys.exit(3)", "odd_module fails at .*odd_module.py, line 1: SystemExit"),
-        ("import nowhere_at_all", "behavior: odd_module imports nowhere_at_all, which is not there"),
+        ("import nowhere_at_all", "behavior: odd_module imports nowhere_at_all, which cannot be found"),
     ],
 )
 def test_a_module_that_cannot_be_imported(

@@ -156,7 +156,7 @@ def test_a_sampler_of_ones_own(load: Load, parts: str) -> None:
         ("problem: PARTS.Unfinished", r"^problem: PARTS\.Unfinished cannot be built.* does not define sampler, stages"),
         ("problem: cepdiff.runs.problem.Problem", r"^problem: .*Problem cannot be built"),
         ("problem: PARTS.OwnProblm", r"^problem: 'PARTS' has no class 'OwnProblm'\. Did you mean OwnProblem"),
-        ("problem: OwnProblem", r"^problem: 'OwnProblem' is no class path; expected package.module.OwnProblem"),
+        ("problem: OwnProblem", r"^problem: 'OwnProblem' is not a class path; expected package.module.OwnProblem"),
         ("problem: nowhere_to_be_found.OwnProblem", r"^problem: there is no module 'nowhere_to_be_found'"),
         ("problem: 3", r"^problem is 3; expected package\.module\.Class"),
         ("problem: [a]", r"^problem is \['a'\]; expected package\.module\.Class"),

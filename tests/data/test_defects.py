@@ -249,10 +249,10 @@ def test_time_limits_stored_as_terminals(make_raw: MakeRaw) -> None:
         return make_raw(terminals=np.isin(np.arange(10), rows), timeouts=np.zeros(10, bool), **others)
 
     message = warnings(ends(4, 9, metadata=NOTES))["terminals"]
-    assert message.startswith("2 of 2 terminals are after exactly 5 steps, without any timeout")
+    assert message.startswith("2 of 2 terminals come after exactly 5 steps, with no timeouts")
     horizon = {**NOTES, "horizon": 3}
     assert warnings(ends(2, 3, 6, metadata=horizon))["terminals"].startswith(
-        "2 of 3 terminals are after exactly 3 steps"
+        "2 of 3 terminals come after exactly 3 steps"
     )
     assert "terminals" not in warnings(ends(2, 3, 6, metadata=NOTES))  # ends at different times
     assert "terminals" not in warnings(ends(*range(10), metadata=NOTES))  # one step each: a bandit

@@ -365,7 +365,7 @@ def test_energy_functions_that_give_no_energies(own: str, name: str, expected: s
         ({"block_size": 0}, "data.block_size is 0"),
         ({"energy": "own_energies.frist"}, r"data.energy: 'own_energies' has no function 'frist'.*Did you mean first"),
         ({"energy": "own_energies.number"}, "data.energy: own_energies.number is not a function"),
-        ({"energy": "first"}, "'first' is no function path; expected package.module.first"),
+        ({"energy": "first"}, "'first' is not a function path; expected package.module.first"),
         ({"energy": "nowhere.first"}, "data.energy: there is no module 'nowhere'"),
     ],
 )

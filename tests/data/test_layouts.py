@@ -97,7 +97,7 @@ def test_next_observations_that_repeat_their_own_are_not_used(make_demos: MakeDe
     repeated = {f"next_{name}": values for name, values in arrays.items() if name.startswith("obs/")}
     raw = load_dataset(str(make_demos({"demo_0": arrays | repeated})))
     assert raw.next_observations is None
-    assert "'next_obs' only repeat 'obs'" in raw.metadata[NOTES]
+    assert "'next_obs' only repeats 'obs'" in raw.metadata[NOTES]
 
 
 def test_images_are_left_out_aloud(make_demos: MakeDemos) -> None:
@@ -138,7 +138,7 @@ def test_only_gym_environments_are_named(
         ({"obs/a_vel": None, "obs/b_pos": None}, "'/data/demo_2/obs' holds nothing.*dataset_states_to_obs"),
         ({"obs/b_pos": np.array([b"a", b"b", b"c"])}, "expected numbers"),
         ({"rewards": h5py.Empty("f4")}, "'/data/demo_2/rewards' is empty; expected numbers"),
-        ({"env_args": "[]"}, "'env_args' of 'data' is no JSON object"),
+        ({"env_args": "[]"}, "'env_args' of 'data' is not a JSON object"),
     ],
 )
 def test_unusable_demonstrations(make_demos: MakeDemos, changes: dict[str, Any], message: str) -> None:
@@ -174,7 +174,7 @@ def test_ogbench(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert raw.timeouts.tolist() == [False, False, True, False, False, True]
     assert TransitionBuffer.from_arrays(raw).next_index.tolist() == [1, 2, -1, 4, 4, -1]
     assert settings_of(None, None, raw.metadata).reward_rule == "none"
-    assert any(f.level == "warning" and "there are no rewards: they are -masks" in f.message for f in findings_of(raw))
+    assert any(f.level == "warning" and "there are no rewards: -masks are used" in f.message for f in findings_of(raw))
 
 
 def test_ogbench_with_rewards_of_a_task(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_ogbench_with_rewards_of_a_task(tmp_path: Path) -> None:
 
 def test_masks_that_repeat_the_ends_are_named(tmp_path: Path) -> None:
     raw = load_dataset(saved(tmp_path, masks=np.array([1, 1, 0, 1, 1, 0])))
-    assert "masks are 0 at the end of each trajectory and only there" in raw.metadata[NOTES]
+    assert "masks are 0 at the end of each trajectory only" in raw.metadata[NOTES]
 
 
 def test_npz_with_the_names_of_d4rl(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ NAN = float("nan")
         ({"timeouts_from_horizon": float("inf")}, "'timeouts_from_horizon' is inf; expected a whole"),
         ({"env_id": 3}, "'env_id' is 3; expected text"),
         ({"env_id": " "}, "'env_id' is ' '; expected text"),
-        ({"env_id": object()}, "'env_id' is no plain value; expected text"),
+        ({"env_id": object()}, "'env_id' is not a plain value; expected text"),
         ({"env_kwargs": "[1]"}, r"'env_kwargs' is '\[1\]'; expected a JSON object"),
         ({"action_low": ("a", "b")}, r"'action_low' is \('a', 'b'\); expected a finite number, or one for each"),
         ({"action_high": (1.0, NAN)}, r"'action_high' is \(1.0, nan\); expected a finite"),
@@ -73,5 +73,5 @@ def test_odd_objects_in_a_file(make_file: Callable[..., Path]) -> None:
                 file["metadata/horizon"] = h5py.SoftLink("/nowhere")
             else:
                 file["metadata/horizon"] = file["rewards"].ref if odd == "reference" else np.ones((2, 2))
-        with pytest.raises(DataError, match="metadata 'horizon' is no plain value; expected a whole number of steps"):
+        with pytest.raises(DataError, match="metadata 'horizon' is not a plain value; expected a whole number"):
             read_arrays(path)

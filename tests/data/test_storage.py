@@ -84,7 +84,7 @@ def test_more_than_this_machine_has(make_file: MakeFile, monkeypatch: pytest.Mon
 def test_a_compressed_file_is_named(make_file: MakeFile, tmp_path: Path) -> None:
     packed = tmp_path / "own.hdf5.gz"
     packed.write_bytes(gzip.compress(make_file().read_bytes()))
-    with pytest.raises(DataError, match=r"is compressed with gzip; unpack it first: gunzip own.hdf5.gz"):
+    with pytest.raises(DataError, match=r"is compressed with gzip; unpack it first: gzip -dc own.hdf5.gz > FILE"):
         read_arrays(packed)
     os.truncate(packed, 0)
     with pytest.raises(DataError, match="not an HDF5 file"):

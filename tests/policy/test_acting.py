@@ -197,7 +197,7 @@ def test_read_only_observations_are_not_warned_about(recwarn: pytest.WarningsRec
     ("observations", "message"),
     [
         ((np.zeros(S), {}), r"pair \(observation, info\), as reset\(\) returns it; pass the observation only"),
-        ([[1.0, 2.0, 3.0], [1.0]], "no array of numbers"),
+        ([[1.0, 2.0, 3.0], [1.0]], "not an array of numbers"),
         (None, "NoneType of type object"),
         ({"observation": np.zeros(S)}, "dict of type object"),
         (["a", "b", "c"], "list of type <U1"),

@@ -194,11 +194,11 @@ def test_missing_torn_and_foreign_files_are_refused(run: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(RunError, match="no policy file"):
+        with pytest.raises(RunError, match="not a policy file"):
             ImageSampler.from_run(run)
     for value in ({"a": 1}, [], {"format": 3}, {"format": 3, "recipe": {"x": 1}, "weights": {}}):
         torch.save(value, path)
-        with pytest.raises(RunError, match="no policy file"):
+        with pytest.raises(RunError, match="not a policy file"):
             ImageSampler.from_run(run)
 
 

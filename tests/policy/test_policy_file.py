@@ -124,7 +124,7 @@ def test_own_classes_are_not_imported_for_the_file(own: Path, on_path: bool) -> 
     with pytest.raises(ConfigError, match=f"names the class policy_test_parts.Own.* add --trust_sources {own}"):
         GuidedPolicy.from_run(own.parent)
     assert not (own / "executed").exists()
-    with pytest.raises(ConfigError, match="nowhere is no folder"):
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
         GuidedPolicy.from_run(own.parent, trust_sources=[own / "nowhere"])
 
 
@@ -159,13 +159,13 @@ def test_changed_weights_and_recipes_are_refused(run: Path) -> None:
     content = torch.load(run / POLICY_FILE, weights_only=True)
     next(iter(content["weights"]["behavior"].values())).view(-1)[0] += 1
     torch.save(content, run / POLICY_FILE)
-    with pytest.raises(RunError, match="or was changed"):
+    with pytest.raises(RunError, match="or was damaged or changed"):
         GuidedPolicy.from_run(run)
     save(make(), run)
     content = torch.load(run / POLICY_FILE, weights_only=True)
     content["recipe"]["solver"]["init_args"]["num_steps"] = 4
     torch.save(content, run / POLICY_FILE)
-    with pytest.raises(RunError, match="or was changed"):
+    with pytest.raises(RunError, match="or was damaged or changed"):
         GuidedPolicy.from_run(run)
 
 
@@ -188,7 +188,7 @@ ODD_FIELDS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", ODD_FIELDS, ids=str)
 def test_fields_of_wrong_types_are_refused(run: Path, fields: dict[str, Any]) -> None:
     rewrite(run, recipe=fields)
-    with pytest.raises(RunError, match="no policy file"):
+    with pytest.raises(RunError, match="not a policy file"):
         GuidedPolicy.from_run(run)
 
 
@@ -221,11 +221,11 @@ def test_torn_and_foreign_files_are_refused(run: Path) -> None:
     contents: list[bytes] = [b"", b"hello", whole[: len(whole) // 2], whole[:-10]]
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(RunError, match="no policy file"):
+        with pytest.raises(RunError, match="not a policy file"):
             GuidedPolicy.from_run(run)
     for value in ({"a": 1}, torch.zeros(3), [], {"format": 3}, {"format": 3, "recipe": {"x": 1}, "weights": {}}):
         torch.save(value, path)
-        with pytest.raises(RunError, match="no policy file"):
+        with pytest.raises(RunError, match="not a policy file"):
             GuidedPolicy.from_run(run)
 
 
@@ -276,7 +276,7 @@ def test_nothing_is_unpickled(run: Path, form: str) -> None:
         torch.save({**whole, "extra": Malicious(trap)}, path)
     else:
         torch.save({**whole, "extra": Malicious(trap)}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(RunError, match="no policy file"):
+    with pytest.raises(RunError, match="not a policy file"):
         GuidedPolicy.from_run(run)
     assert not trap.exists()
 

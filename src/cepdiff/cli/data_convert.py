@@ -1,4 +1,4 @@
-"""`cepdiff data convert`: lossless conversion between D4RL's layout and Minari, and from other layouts."""
+"""`cepdiff data convert`: lossless conversion between D4RL's layout and Minari, and conversion from other layouts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ examples:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
     """Add `convert` to the commands of `cepdiff data`; `shared` has --dataset_dir and --json."""
     text, raw = (
-        "convert between D4RL's HDF5 layout and Minari, without loss, or from others",
+        "convert between D4RL's HDF5 layout and Minari without loss, or from other layouts",
         argparse.RawDescriptionHelpFormatter,
     )
     parser = commands.add_parser(

@@ -27,7 +27,7 @@ def is_first_process() -> bool:
 
 
 def report_unforeseen(error: Exception) -> int:
-    """Print one line about an error that is no `CepdiffError`, with a report file where that helps; the exit code."""
+    """Print one line about an unforeseen error, write a report file where that helps, and return the exit code."""
     if isinstance(error, BrokenPipeError) and close_output():
         return 128 + 13  # SIGPIPE: the reader has seen enough, as in `cepdiff data list | head -1`
     text, code = re.sub(r"\s+", " ", str(error)).strip(), 1
@@ -54,10 +54,10 @@ def is_memory(error: Exception) -> bool:
 
 
 def close_output() -> bool:
-    """Drop what cannot be written to stdout or stderr, or Python complains when it exits; True if there is any."""
+    """Send broken stdout and stderr to /dev/null, or Python complains at exit; True if any was broken."""
     lost = False
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # closed at the start, or a test's own
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # closed, or replaced by a test
             pipe = select.poll()
             pipe.register(stream.fileno(), 0)
             try:
@@ -72,7 +72,7 @@ def close_output() -> bool:
 
 
 def where_reported(error: Exception) -> str:
-    """Write the traceback, the versions and the command to a file in the working folder; a remark that names it."""
+    """Write the traceback, versions and command to a file in the working folder; return a remark that names it."""
     versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES if list(metadata.distributions(name=name))]
     report = [
         f"command: {' '.join(sys.argv)}",

@@ -83,7 +83,7 @@ class Collector:
         self._rollouts: dict[str, Arrays] = {}
 
     def check(self, kinds: Sequence[str], policy: str | None = None) -> None:
-        """Raise what `make` and `make_navigation` would, before any work: a kind that this environment cannot have, or
+        """Raise before any work what `make` and `make_navigation` would: a kind that this environment cannot have, or
         a missing package; also `SimulationError` if `states` are wanted and there are none."""
         self.plan.check(kinds)
         if "navigate" in kinds:
@@ -217,7 +217,7 @@ class Collector:
             return record(env, act, rows, seed=plan.seed, label=label, states=plan.states, on_progress=report)
 
     def _maze(self, policy: str | None) -> tuple[Layout, bool]:
-        """The maze, and whether a ball rolls in it; raises as `make_navigation`."""
+        """The maze, and True if a ball rolls in it; raises as `make_navigation`."""
         with closing(self._env()) as env:
             layout = maze_of(env)
         ball = self._facts.observation_size == POINT_OBSERVATIONS

@@ -72,7 +72,7 @@ class RecordingEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def state_of(env: Env) -> dict[str, Any]:
-    """An environment's state by name; empty if it shows none."""
+    """An environment's state by name; empty if it exposes none."""
     inner: Any = env.unwrapped
     data: Any = getattr(inner, "data", None)
     parts = {"qpos": data.qpos, "qvel": data.qvel} if hasattr(data, "qpos") else {}

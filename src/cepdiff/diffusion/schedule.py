@@ -51,7 +51,7 @@ class NoiseSchedule(ABC):
         return self.t_min + (1.0 - self.t_min) * uniform**exponent
 
 
-Rate = Annotated[float, Range(0, 300, "(]")]  # at higher ones alpha_1 vanishes in float32
+Rate = Annotated[float, Range(0, 300, "(]")]  # at higher rates alpha_1 underflows in float32
 
 
 class LinearVP(NoiseSchedule):

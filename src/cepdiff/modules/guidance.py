@@ -121,7 +121,7 @@ class BatchEnergyGuidance(EnergyGuidance):
         average_targets: bool = True,
         time_exponent: Positive = 1.5,
         learning_rate: Positive = 3e-3,
-        batch_size: AtLeastTwo = 256,  # the batch is contrasted
+        batch_size: AtLeastTwo = 256,  # actions are contrasted within the batch
         **options: Any,
     ) -> None:
         check_arguments(BatchEnergyGuidance, locals(), self.stage)

@@ -1,4 +1,4 @@
-"""Numbers that go into a policy, whatever their layout, and come out of it, by whatever engine runs it."""
+"""Checks of the numbers that go into a policy, in any layout, and come out of it, from any engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cepdiff.errors import DataError, DivergenceError
 
 
 def numbers(values: Any, name: str) -> Tensor:
-    """Return `values` as float32; tensors stay on their device. Raises DataError if they are no numbers."""
+    """Return `values` as float32; tensors stay on their device. Raises DataError if they are not numbers."""
     if isinstance(values, Tensor):
         if values.is_complex() or values.is_quantized or values.is_meta or values.layout != torch.strided:
             kind = f"{values.dtype}, {values.layout}, on {values.device}"
@@ -23,10 +23,10 @@ def numbers(values: Any, name: str) -> Tensor:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, or tensors on a GPU
-        raise DataError(f"{name} are no array of numbers: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{name} are not an array of numbers: {str(error).splitlines()[0]}") from error
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name} are {type(values).__name__} of type {array.dtype}; expected an array of numbers")
-    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which is refused with its own message
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite and are refused elsewhere
         return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
@@ -37,7 +37,7 @@ def require_finite_observations(observations: Tensor) -> None:
 
 
 def require_finite_actions(actions: Tensor, guidance_scale: float | Tensor) -> None:
-    """Raise DivergenceError for actions (B, A) that are NaN or infinite, with the first such row's guidance scale."""
+    """Raise DivergenceError for NaN or infinite actions (B, A); it names the first such row's guidance scale."""
     bad = ~actions.isfinite().all(dim=-1)
     if bool(bad.any()):
         scale = float(torch.as_tensor(guidance_scale, device=bad.device).expand(len(bad))[bad][0])

@@ -85,7 +85,7 @@ class GuidedPolicy:
         None). Arrays of any number type and lists give arrays, tensors give tensors on the policy's device.
 
         Raises:
-            DataError: observations of another size, or no finite numbers.
+            DataError: observations have another size or are not finite numbers.
             DivergenceError: an action is NaN, because an observation is far outside the data or a network diverged.
             RunError: a scale other than 0 if the policy has no energy network.
         """

@@ -30,7 +30,7 @@ PARTS = (nn.Module, NoiseSchedule)
 
 @dataclass(frozen=True)
 class Rollouts:
-    """`Recipe.environment`, if it is not empty."""
+    """The fields of `Recipe.environment`, if it is not empty."""
 
     env_id: str
     kwargs: dict[str, Any]
@@ -55,7 +55,7 @@ class Recipe:
         solver: of the diffusion ODE.
         objective: what the energy network was trained on.
         scales: guidance scales of the run.
-        sources: folders with the user's own classes, for a message; they are imported only if the user names them.
+        sources: folders of the user's own classes, shown in a message; only folders that the user names are imported.
         environment: the fields of `Rollouts`; empty if there is none.
         head_names: names of the energies, if the energy network has heads.
         image_shape: (C, H, W) of images.
@@ -95,8 +95,8 @@ def read_recipe(run_dir: str | Path) -> tuple[Recipe, Mapping[str, Any], Path]:
     """The recipe, the weights and the path of the policy file at `run_dir`, a run folder or the file itself.
 
     Raises:
-        RunError: a file that is missing, torn, foreign or changed, or not of the checkpoints in its folder.
-        ConfigError: a file of another version.
+        RunError: the file is missing, truncated, foreign or changed, or does not match the checkpoints in its folder.
+        ConfigError: the file is of another version.
     """
     path = Path(run_dir)
     path = path / POLICY_FILE if path.is_dir() else path
@@ -114,9 +114,9 @@ def read_recipe(run_dir: str | Path) -> tuple[Recipe, Mapping[str, Any], Path]:
         recipe, weights = _checked(content["recipe"]), content["weights"]
     except ConfigError:
         raise
-    except Exception as error:  # torch.load raises many kinds on a torn or foreign file
+    except Exception as error:  # torch.load raises many kinds on a truncated or foreign file
         raise RunError(
-            f"{path} is no policy file of cepdiff, or is damaged, or was changed; run `cepdiff fit` again"
+            f"{path} is not a policy file of cepdiff, or was damaged or changed; run `cepdiff fit` again"
         ) from error
     for name, known in recipe.made_from.items():
         checkpoint = path.parent / name
@@ -133,11 +133,11 @@ def load_sampler(
 ) -> tuple[GuidedSampler, Recipe]:
     """The sampler of a policy file, as its own class; `num_solver_steps` replaces the recipe's.
 
-    The file names classes, and they are imported: from installed packages, and from the folders `trust_sources`.
+    The classes that the file names are imported from installed packages and from the folders `trust_sources`.
 
     Raises:
-        ConfigError: a class that cannot be found, is not trusted or cannot be built, or as `read_recipe`.
-        RunError: weights of other networks, or as `read_recipe`.
+        ConfigError: a class cannot be found, is not trusted or cannot be built; also as `read_recipe`.
+        RunError: the weights are of other networks; also as `read_recipe`.
     """
     recipe, weights, path = read_recipe(run_dir)
     admit(class_paths(vars(recipe)), path, trust_sources, recipe.sources)
@@ -167,16 +167,16 @@ def load_sampler(
 
 
 def _checked(plain: Any) -> Recipe:
-    """The recipe, if its fields have their types and sizes; raises ValueError else."""
+    """Return the recipe; raises ValueError unless its fields have the right types and sizes."""
     recipe = typed(Recipe, plain)
     spec = typed(DataSpec, recipe.spec)
     known = (spec.action_low, spec.action_high, spec.observation_mean, spec.observation_std)
     expected = (spec.action_size, spec.action_size, spec.observation_size, spec.observation_size)
     wrong = any(values is not None and len(values) != size for values, size in zip(known, expected, strict=True))
-    if wrong and recipe.image_shape is None:  # images have one pair of bounds
+    if wrong and recipe.image_shape is None:  # images have a single pair of bounds
         raise ValueError("bounds or statistics of another size")
     if recipe.environment:
         rollouts = typed(Rollouts, recipe.environment)
         if rollouts.reference is not None and len(rollouts.reference) != 2:
-            raise ValueError("environment.reference has no two values")
+            raise ValueError("environment.reference does not have two values")
     return recipe

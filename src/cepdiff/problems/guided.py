@@ -184,7 +184,7 @@ class GuidedProblem(Problem):
             results = folder.results
             if path.is_file() and results.is_file() and not samples_as_before(path, recipe):
                 results.unlink()
-                print(f"{path} samples in another way now: {results} was of the way before, removed", file=sys.stderr)
+                print(f"{path} now samples differently: removed {results}, made before that", file=sys.stderr)
             write_recipe(path, recipe, networks)
 
         if not processes.on_main(is_complete):
@@ -193,9 +193,9 @@ class GuidedProblem(Problem):
 
 
 def samples_as_before(path: Path, recipe: Recipe) -> bool:
-    """True if the policy file at `path` draws the samples that `recipe` does from the same weights."""
+    """True if the policy file at `path` draws the same samples as `recipe` from the same weights."""
     try:
         before = read_recipe(path)[0]
-    except CepdiffError:  # it is written again, and nothing is known about the results
+    except CepdiffError:  # it is written again; the results are of unknown origin
         return True
     return before.sampler_hash == recipe.sampler_hash

@@ -1,4 +1,4 @@
-"""An environment whose faults are one clear line."""
+"""A wrapper that turns an environment's faults into one clear line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cepdiff.errors import CepdiffError, SimulationError
 
 
 class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
-    """Raises SimulationError with the name and the step if an environment raises, or returns what cannot be used.
+    """Raises SimulationError with name and step if the environment raises or returns something unusable.
 
-    Observations must have the shape of the observation space, rewards must be numbers, and both be `finite`.
+    Observations must have the shape of the observation space, rewards must be numbers; `finite` requires both finite.
     """
 
     def __init__(self, env: gym.Env[Any, Any], name: str, finite: bool = True) -> None:
@@ -30,7 +30,7 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
         try:
             observation, info = self.env.reset(**options)
             self._check(observation)
-        except Exception as error:  # environments raise any type
+        except Exception as error:  # environments may raise anything
             self._refuse(error)
         return observation, info
 
@@ -40,7 +40,7 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
             observation, reward, terminated, truncated, info = self.env.step(action)
             self._check(observation)
             reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
-        except Exception as error:  # environments raise any type
+        except Exception as error:  # environments may raise anything
             self._refuse(error)
         if self._finite and not math.isfinite(reward):
             raise SimulationError(f"{self._where()}: the reward is {reward}; expected a finite number")
@@ -66,7 +66,7 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def try_out(env: CheckedEnv) -> None:
-    """Reset the environment and take one step, so that an environment that cannot run is noticed before training."""
+    """Reset the environment and take one step, so that a broken environment is noticed before training."""
     env.reset(seed=0)
     space: Any = env.action_space
     env.step(((space.low + space.high) / 2).astype(space.dtype))

@@ -46,7 +46,7 @@ class SeededEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 def make_classic(task: str, render_mode: str | None = None) -> Env:
     """D4RL's environment `task`, e.g. `hopper-medium-v2`, with Gymnasium's interface and D4RL's time limit."""
-    # A name from a file must be a task's: old gym imports the module in "module:name".
+    # A name from a file must be a task: old gym imports the module in "module:name".
     return SeededEnv(_shimmy.GymV21CompatibilityV0(env_id=find_task(task).name, render_mode=render_mode))
 
 

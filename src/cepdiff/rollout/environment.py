@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ from cepdiff.rollout.registry import refuse_untrusted
 from cepdiff.rollout.scores import Reference
 
 CLASSIC_MODULE = "cepdiff.rollout.classic"
+_logger = logging.getLogger(__name__)
 
 
 def choose_environment(
@@ -28,7 +29,7 @@ def choose_environment(
     """The id and arguments of a dataset's environment: `env_id`, else the task's, else the file's own note.
 
     `env_kwargs` come on top of the known arguments. Raises SimulationError if none is known, or a file names a module
-    that is not installed; `option` is what the user can add then.
+    that is not installed; `option` is the remedy to name in the message.
     """
     more = env_kwargs or {}
     if env_id is not None:
@@ -51,17 +52,17 @@ def classic_environment(task: str) -> EnvSpec:
 
 
 def limited(spec: EnvSpec, max_episode_steps: int | None, horizon: Any, option: str) -> EnvSpec:
-    """`spec` with a time limit: `max_episode_steps`, else its own, else the `horizon` of the data, with a warning.
+    """Return `spec` with a time limit: `max_episode_steps`, else its own, else the data's `horizon` (with a warning).
 
-    Raises SimulationError if there is none: an episode might never end. `option` is what the user can add then.
+    Raises SimulationError if there is none, as an episode might never end; `option` is the remedy to name.
     """
     if max_episode_steps is None:
-        if spec.module == CLASSIC_MODULE or time_limit(spec) is not None:  # D4RL's own all have one
+        if spec.module == CLASSIC_MODULE or time_limit(spec) is not None:  # D4RL's own all have a time limit
             return spec
         if not isinstance(horizon, int) or horizon < 1:
             raise SimulationError(f"'{spec.env_id}' has no time limit, so an episode might never end: add {option} N")
         text = f"'{spec.env_id}' has no time limit: episodes end after {horizon} steps, the horizon of the data"
-        warnings.warn(text, stacklevel=2)
+        _logger.warning(text)
         max_episode_steps = horizon
     return replace(spec, kwargs={**spec.kwargs, "max_episode_steps": max_episode_steps})
 

@@ -86,7 +86,7 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
 
 
 def make_checked_env(spec: EnvSpec) -> CheckedEnv:
-    """The environment of `spec`, whose faults are one line; raises as `make_env`."""
+    """Make the environment of `spec`, wrapped in `CheckedEnv`; raises as `make_env`."""
     return CheckedEnv(make_env(spec), spec.env_id)
 
 

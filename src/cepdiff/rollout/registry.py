@@ -16,7 +16,7 @@ from cepdiff.trust import is_installed, is_trusted
 
 # Modules of the classic stack, installed by the extra 'd4rl'.
 CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
-# How ids begin that a package registers only when it is imported, its module, and what pip installs.
+# Prefixes of ids that a package registers only when it is imported, its module, and its name for pip.
 PROVIDERS = (
     (("AdroitHand", "AntMaze_", "FetchP", "FetchReach", "FetchSlide", "FrankaKitchen", "HandM", "HandReach",
       "PointMaze_"), "gymnasium_robotics", "gymnasium-robotics"),
@@ -27,7 +27,7 @@ PROVIDERS = (
 
 
 def registered(env_id: str, module: str | None = None) -> Registered:
-    """Gymnasium's entry for `env_id`, after importing `module`, the module in "module:Env-v0", or a known provider.
+    """Return Gymnasium's spec of `env_id` after importing `module`, that of "module:Env-v0", or a known provider.
 
     Raises:
         MissingExtraError: a module of the classic D4RL stack is not installed.
@@ -60,15 +60,14 @@ def modules_of(env_id: str, module: str | None = None) -> list[str]:
 
 
 def import_named(module: str) -> ModuleType:
-    """A module that the user names; one that is not installed may lie in the working folder."""
+    """Import a module that the user names; if it is not installed, it may be in the working folder."""
     if module not in sys.modules and not is_installed(module) and (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # like `python -m`
     return importlib.import_module(module)
 
 
 def refuse_untrusted(modules: Iterable[str], source: str, advice: str, trusted: Iterable[str | Path] = ()) -> None:
-    """Raise SimulationError for a module that a file names and that is neither installed nor in a `trusted` folder:
-    importing it runs its code."""
+    """Raise SimulationError for a module named by a file that is neither installed nor in a `trusted` folder."""
     folders = [Path(folder).resolve() for folder in trusted]
     for module in modules:
         if not is_trusted(module, folders):

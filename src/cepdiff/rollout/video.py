@@ -20,11 +20,11 @@ from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.rollout import Episode, rollout
 from cepdiff.types import Policy
 
-SUFFIXES = (".mp4", ".mkv", ".avi", ".mov")  # of containers that hold H.264 wherever ffmpeg is; none is .mp4
+SUFFIXES = (".mp4", ".mkv", ".avi", ".mov")  # containers that can hold H.264; no suffix means .mp4
 
 
 def check_video(path: Path) -> None:
-    """Raise what `record_video` would about its file, before any episode."""
+    """Raise what `record_video` would for its file, before any episode."""
     if path.suffix and path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--video {path} ends with '{path.suffix}'; expected {', '.join(SUFFIXES)}")
     _imageio()
@@ -61,7 +61,7 @@ def record_video(
         try:
             frame = np.asarray(envs.render()[0])
             if frame.ndim != 3:
-                raise ValueError("its render() returns no image")
+                raise ValueError("its render() does not return an image")
         except Exception as error:  # the type depends on the graphics library
             raise SimulationError(
                 f"'{env_spec.env_id}' cannot be rendered ({' '.join(str(error).split())}). On a machine without a "

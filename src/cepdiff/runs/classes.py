@@ -1,4 +1,4 @@
-"""Classes in a configuration: which a section names, and their arguments as jsonargparse reads them."""
+"""Classes in a configuration: the class that a section names, and its arguments as jsonargparse reads them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def class_arguments(section: Any, nested: Mapping[str, Any], key: str) -> Any:
 
 
 def parameters_of(cls: type, where: str) -> Mapping[str, inspect.Parameter]:
-    """Parameters of a class's constructor; raises ConfigError for a class built into Python, which tells none."""
+    """Parameters of a class's constructor; raises ConfigError for built-in classes, which have no signature."""
     try:
         return inspect.signature(cls).parameters
     except ValueError as error:
@@ -57,7 +57,7 @@ def parameters_of(cls: type, where: str) -> Mapping[str, inspect.Parameter]:
 
 
 def supply(net: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to a network's `init_args` those `arguments` that its class has, unless given; return these."""
+    """Add the `arguments` that a network's class takes to its `init_args`, unless given; return the added ones."""
     parameters = parameters_of(import_class(str(net["class_path"]), object, "net"), "net")
     taken = {name: value for name, value in arguments.items() if name in parameters}
     net["init_args"] = {**taken, **(net.get("init_args") or {})}
@@ -65,7 +65,7 @@ def supply(net: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other(found: Mapping[str, Any], supplied: Mapping[str, Any], where: str) -> None:
-    """ConfigError for an argument that the configuration gives another value than this run has."""
+    """Raise ConfigError for an argument whose value in the configuration differs from this run's."""
     for name, value in supplied.items():
         if found[name] != value:
             raise ConfigError(f"{where}.{name} is {found[name]}, but here it is {value}: leave it out, it is supplied")

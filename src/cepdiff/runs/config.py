@@ -71,7 +71,7 @@ class Config:
         return check_config(self.given, arguments) if arguments else self
 
     def to_yaml(self, loaded: bool = True) -> str:
-        """The complete configuration, which `load_config` reads back; if not `loaded`, without what the data supply."""
+        """The complete configuration, which `load_config` can read; unless `loaded`, without values from the data."""
         values = copy.deepcopy(self.values)
         for key, names in () if loaded else self.problem.from_data.items():
             own = (self.given.get(key) or {}).get("net") or {}
@@ -96,7 +96,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
             named.append(OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, ValueError, yaml.YAMLError, RecursionError) as error:
             key, _, value = override.partition("=")
-            raise ConfigError(f"{key[:100]}: the value '{value[:100]}' is no readable YAML") from error
+            raise ConfigError(f"{key[:100]}: the value '{value[:100]}' is not valid YAML") from error
     return merge_config(layers, named)
 
 
@@ -135,8 +135,8 @@ def read_layer(path: Path) -> Any:
         raise ConfigError(f"{path}: {unresolved(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply, or a part of it contains itself") from error
-    except (yaml.YAMLError, OSError, ValueError) as error:  # a date or a number that is none is a ValueError
-        raise ConfigError(f"{path} is no readable YAML: {one_line(error)}") from error
+    except (yaml.YAMLError, OSError, ValueError) as error:  # an invalid date or number is a ValueError
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not OmegaConf.is_dict(layer):
         raise ConfigError(f"{path} holds a list; expected a mapping of sections")
     return layer
@@ -256,7 +256,7 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     for key in components:
         check_spec(values[key], key)
     if any(isinstance(callback, EarlyStopping) for callback in built.callbacks):
-        raise ConfigError("callbacks: EarlyStopping acts at the end of an epoch, and a stage has one: set max_steps")
+        raise ConfigError("callbacks: EarlyStopping acts at the end of an epoch, but a stage is one: set max_steps")
     problem.check(found)
     arguments_of = {key: dict(vars(built.get(key) or SimpleNamespace())) for key in components}
     return Config(

@@ -89,7 +89,7 @@ def fit(
 
 @contextmanager
 def in_one_line(folder: RunFolder) -> Iterator[StopSignals]:
-    """Handle signals; raise them, a full disk and a deleted folder as errors of one line, and of one thread."""
+    """Turn signals, a full disk and a deleted folder into one-line errors, raised in the main thread."""
     signals, excepthook = StopSignals(), threading.excepthook
 
     def shown(failure: threading.ExceptHookArgs) -> None:

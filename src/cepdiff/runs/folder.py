@@ -21,11 +21,11 @@ from cepdiff.seals import content_hash, read_sealed, unsealed, write_sealed
 
 LOCK = ".lock"
 FINAL = "final.ckpt"
-ADOPTED = ".adopted"  # ends the name of a stage's folder while it is taken over
-OWN = (".yaml", ".json", ".npz", ".png", ".pt")  # endings of files in the run folder that `fit` writes
-MOST_SHOWN = 100  # characters of a value in a message
-FORMAT = 3  # of run folders; those of versions before 0.2 name none
-EARLIER = ("scores.json", "distances.json", "images.json")  # results of those versions
+ADOPTED = ".adopted"  # suffix of a stage's folder while it is taken over
+OWN = (".yaml", ".json", ".npz", ".png", ".pt")  # suffixes of the files that `fit` writes to the run folder
+MOST_SHOWN = 100  # most characters of a value in a message
+FORMAT = 3  # of run folders; versions before 0.2 wrote none
+EARLIER = ("scores.json", "distances.json", "images.json")  # results of versions before 0.2
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class StageRecord:
     """The content of `stage.json`.
 
     Args:
-        made_from: plain values that name the data, the settings and the stages that the stage depends on.
+        made_from: plain values that identify the data, settings and stages that the stage depends on.
         done: True once the stage has finished.
         seconds: wall clock of the finished stage; a trained stage counts all its sessions.
         files: name -> hash of each file of the finished stage.
-        format: of the folder.
+        format: version of the folder's format.
     """
 
     made_from: dict[str, Any]
@@ -72,26 +72,26 @@ class StageFolder:
 
     @property
     def made_from(self) -> dict[str, Any] | None:
-        """What the stage was made from, None if it has not begun."""
+        """The stage's `made_from`, None if it has not begun."""
         record = self.record()
         return None if record is None else record.made_from
 
     @property
     def files(self) -> dict[str, str]:
-        """Name -> hash of each file of the finished stage, as they were when it finished."""
+        """Name -> hash of each file of the finished stage, taken when it finished."""
         record = self.record()
         return {} if record is None else record.files
 
     @property
     def record_hash(self) -> str:
-        """Hash of what the stage is made from, which names a state that was saved on the way."""
+        """Hash of `made_from`, by which a checkpoint saved on the way is recognised."""
         return record_hash(self.made_from or {})
 
     def claim(self, record: Mapping[str, Any], later: Sequence[str] = ()) -> None:
-        """Write the record, or check that it is the one of an earlier run; `later` names the stages that follow.
+        """Write the record, or check that it equals an earlier run's; `later` names the stages that follow.
 
         Raises:
-            RunError: the stage was made from something else, or changed since; says what, and what to do.
+            RunError: the stage was made from something else, or changed since; the message says what to do.
         """
         found = self.record()
         if found is None:
@@ -113,7 +113,7 @@ class StageFolder:
             raise RunError(f"{self.path / changed} was changed, swapped or lost after it was made; {again}")
 
     def changed(self) -> str:
-        """The first file of the finished stage that is not as it was then; "" if all are."""
+        """The first file of the finished stage that has changed since; "" if none has."""
         for name, known in self.files.items():
             file = self.path / name
             if not file.is_file() or file_hash(file) != known:
@@ -121,7 +121,7 @@ class StageFolder:
         return ""
 
     def adopt(self, other: StageFolder, record: Mapping[str, Any]) -> str:
-        """Take over another run's finished stage, if nothing is here yet; return why it cannot be, if so.
+        """Take over another run's finished stage, if there is none here yet; return the reason if that is impossible.
 
         Raises RunError if the other stage's files changed after it was made.
         """
@@ -143,7 +143,7 @@ class StageFolder:
         return ""
 
     def finish(self, seconds: float, files: Iterable[Path] | None = None) -> None:
-        """Mark the stage as done, with the hashes of the `files` that it leaves; by default, all in the folder."""
+        """Mark the stage as done, with the hashes of its `files`; by default, all in the folder."""
         if files is None:
             others = (self.record_file.name, self.last.name)
             found = sorted(self.path.rglob("*"))
@@ -171,7 +171,7 @@ class StageFolder:
                 raise RunError(made_by_another_version(self.path))
             found = typed(StageRecord, content)
             if any(Path(name).is_absolute() or ".." in Path(name).parts for name in found.files):
-                raise ValueError("files outside the folder")
+                raise ValueError("it lists files outside the folder")
         except ValueError as error:
             raise RunError(
                 f"{self.record_file} is damaged, or was changed after it was made ({error}); {advice}"
@@ -211,12 +211,12 @@ class RunFolder:
             raise RunError(made_by_another_version(self.path))
         for file in (self.path / LOCK, self.config, self.results, self.samples):
             if (file.exists() and not file.is_file()) or (file.name == LOCK and file.is_symlink()):
-                raise RunError(f"{file} is no plain file; delete it, or choose another --run_dir")
+                raise RunError(f"{file} is not a regular file; delete it, or choose another --run_dir")
         if self.logs.exists() and not self.logs.is_dir():
             raise RunError(f"{self.logs} is a file; expected a folder: delete it, or choose another --run_dir")
 
     def check_kept(self) -> None:
-        """Raise RunError if the folder was deleted while this command ran: what comes later is no whole run."""
+        """Raise RunError if the folder was deleted while this command ran: later files would not be a whole run."""
         if not self.config.is_file():
             raise RunError(
                 f"{self.path} was deleted while this command ran; delete what is there now, and run it again"
@@ -246,7 +246,7 @@ class RunFolder:
             lock.release()
 
     def _clean(self) -> None:
-        """Remove what killed commands left; others than `fit` write to the folder itself, and may do so just now."""
+        """Remove what killed commands left; commands other than `fit` may be writing to the folder right now."""
         remove_leftovers(self.path, lambda target, age: age > ABANDONED or Path(target).suffix in OWN)
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -308,6 +308,6 @@ def compare(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
 
 
 def in_short(value: Any) -> str:
-    """A value of a record for a message."""
+    """A record's value, shortened for a message."""
     text = str(value)
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

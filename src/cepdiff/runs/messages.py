@@ -53,7 +53,7 @@ def refuse_null(found: Mapping[str, Any], default: Mapping[str, Any], where: str
 
 
 def refuse_quoted(found: Any, parsed: Any, where: str) -> None:
-    """Raise ConfigError for a text where a number or a truth value is wanted; jsonargparse would convert it."""
+    """Raise ConfigError for text where a number or a boolean is expected; jsonargparse would convert it."""
     if isinstance(found, Mapping) and isinstance(parsed, Mapping):
         for key in found.keys() & parsed.keys():
             refuse_quoted(found[key], parsed[key], where if key == "init_args" else f"{where}.{key}" if where else key)
@@ -64,7 +64,7 @@ def refuse_quoted(found: Any, parsed: Any, where: str) -> None:
         raise ConfigError(f"{where} is empty; leave it out for the default")
     elif isinstance(found, (str, bytes)) and isinstance(parsed, (bool, int, float, list)):
         raise ConfigError(
-            f"{where} is the text {found!r}; expected {type(parsed).__name__}, which has no quotes (an environment "
+            f"{where} is the text {found!r}; expected {type(parsed).__name__}, without quotes (an environment "
             "variable is read as ${oc.decode:${oc.env:NAME}})"
         )
 
@@ -85,9 +85,9 @@ def refuse_unholdable(value: Any, where: str) -> None:
         elif isinstance(item, int) and not -(2**63) <= item < 2**63:
             raise ConfigError(f"{where} is {value}; expected integers of at most 64 bits, up to 9e18")
         elif isinstance(item, str) and "\0" in item:
-            raise ConfigError(f"{where} is {value!r}; expected a text without NUL characters")
+            raise ConfigError(f"{where} is {value!r}; expected text without NUL characters")
         elif not isinstance(item, (str, int, float, type(None))):
-            raise ConfigError(f"{where} is {value!r}; expected texts and numbers")
+            raise ConfigError(f"{where} is {value!r}; expected text and numbers")
 
 
 def one_line(error: BaseException) -> str:

@@ -33,7 +33,7 @@ class Problem(ABC):
     not_recorded: ClassVar[frozenset[str]] = frozenset()
     """Arguments of the data module that change nothing, or that its hash covers."""
     from_data: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """Section -> the arguments that `network_arguments` gives."""
+    """Section -> arguments from `network_arguments`."""
 
     def __init__(self, run: Run, data: StageDataModule) -> None:
         self.run = run

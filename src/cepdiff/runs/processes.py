@@ -22,8 +22,8 @@ from cepdiff.errors import CepdiffError, ConfigError, LostProcessError
 from cepdiff.ranges import Processors
 from cepdiff.runs.messages import one_line
 
-PARENT = "CEPDIFF_PARENT"  # environment variable: the process that launched the others of this machine
-GRACE = 5.0  # seconds in which the processes may end by themselves
+PARENT = "CEPDIFF_PARENT"  # environment variable: id of the process that launched the others on this machine
+GRACE = 5.0  # seconds that the processes have to end by themselves
 T = TypeVar("T")
 SHARED = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # arguments of a Fabric and of a Trainer
 
@@ -80,7 +80,7 @@ class Processes:
         self._fabric.launch()
         launched: list[subprocess.Popen[bytes]] = getattr(self._fabric.strategy.launcher, "procs", [])
         self._children = launched.copy()
-        launched.clear()  # Lightning's observer would kill this process without a word
+        launched.clear()  # Lightning's observer would kill this process silently
         self._leaving = threading.Event()
         if self.world > 1:
             threading.Thread(target=self._watch, daemon=True).start()
@@ -151,7 +151,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """End with the other processes: none works on or waits for one that is gone.
+        """End together with the other processes: none continues, or waits for one that is gone.
 
         Raises:
             LostProcessError: a collective failed because another process ended.
@@ -166,7 +166,7 @@ class Processes:
             if is_loss(error):
                 raise LostProcessError(str(error)) from error
             if not self.is_main and isinstance(error, CepdiffError) and error.exit_code < 128:
-                time.sleep(GRACE / 2)  # the main process reports what all have found, and ends this one
+                time.sleep(GRACE / 2)  # the main process reports for all, and ends this one
                 print(f"cepdiff: process {self.rank}: {error}", file=sys.stderr)
             raise
 
@@ -177,7 +177,7 @@ class Processes:
             torch.distributed.destroy_process_group()
 
     def _watch(self) -> None:
-        """End this process if it does not notice by itself that another one of its machine is gone."""
+        """End this process if it has not noticed by itself that another one on its machine is gone."""
         while not self._leaving.wait(1.0):
             orphaned = self._parent is not None and os.getppid() != self._parent
             if (orphaned or any(child.poll() for child in self._children)) and not self._leaving.wait(GRACE):

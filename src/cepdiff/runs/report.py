@@ -60,7 +60,7 @@ def report(folders: Sequence[Path], output: Path, trust_sources: Sequence[str | 
         ConfigError: a problem is not trusted.
         RunError: no folder is a finished run, one is missing or damaged, or two hold the same run.
     """
-    from cepdiff.runs.problem import Problem  # it compares runs with this module
+    from cepdiff.runs.problem import Problem  # imported here, as it imports this module
 
     base: Any = Problem
     runs = find_runs(folders)

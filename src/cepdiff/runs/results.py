@@ -16,7 +16,7 @@ from cepdiff.schema import typed
 from cepdiff.seals import read_sealed, write_sealed
 from cepdiff.tables import Table, finite, number
 
-SAMPLES = ".npz"  # files of samples, which reports read
+SAMPLES = ".npz"  # suffix of files of samples, which reports read
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """The results in a file; raises RunError if it is damaged, was changed, or is of another version."""
+        """Read the results in a file; raises RunError if it is damaged, was changed, or is of another version."""
         try:
             content = read_sealed(path, FORMAT)
             if content is None:
@@ -165,7 +165,7 @@ class Results:
             ) from error
 
     def check_folder(self) -> None:
-        """Raise RunError if the folder has other checkpoints or samples than those that were judged."""
+        """Raise RunError if the checkpoints or samples in the folder are not those that the results are for."""
         for stage in self.seconds:
             judged, record = self.made_from.get(f"{stage}_checkpoint"), StageFolder(self.folder, stage).record()
             weights = {} if record is None else record.files
@@ -179,12 +179,12 @@ class Results:
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's fields before they are checked: null is left out, and a multiple follows from the others."""
+    """A row's fields before the check, without nulls and without the multiple, which follows from the others."""
     return {key: value for key, value in row.items() if value is not None and key != "multiple"}
 
 
 def are_finished(path: Path, made_from: Mapping[str, Any], files: Iterable[Path] = ()) -> bool:
-    """True if `path` has the results of just this record, and all `files` are there, samples as they were judged."""
+    """True if `path` has results for exactly this record, and all `files` exist, with unchanged samples."""
     if not path.is_file() or not all(file.is_file() for file in files):
         return False
     found = Results.read(path)
@@ -193,5 +193,5 @@ def are_finished(path: Path, made_from: Mapping[str, Any], files: Iterable[Path]
 
 
 def hashes_of(files: Iterable[Path]) -> dict[str, str]:
-    """Name -> hash of the files of samples among `files`; figures are not read again."""
+    """Name -> hash of the samples among `files`; figures are not hashed, as nothing reads them."""
     return {file.name: file_hash(file) for file in files if file.suffix == SAMPLES}

@@ -30,7 +30,7 @@ class Run:
         sources: folders with the user's own classes, kept with the policy.
         reuse: another run, whose finished stages are taken over if they were made from the same.
         kept: False if the folder is deleted after the run.
-        signals: that ask the command to stop.
+        signals: the signals that ask the command to stop.
     """
 
     folder: RunFolder
@@ -53,5 +53,5 @@ class Run:
         return module
 
     def weights_hash(self, stage: str) -> str:
-        """Hash of the weights of a finished stage, as it left them."""
+        """Hash of a finished stage's weights."""
         return self.processes.on_main(lambda: self.folder.stage(stage).files.get(FINAL, ""))

@@ -34,7 +34,7 @@ class StageSettings:
     Args:
         max_steps: optimiser steps, at least 1.
         checkpoint_every: steps between writes of `last.ckpt`, at least 1.
-        checkpoint_minutes: minutes between writes at most, however slow the steps.
+        checkpoint_minutes: longest time between writes in minutes, however slow the steps are.
     """
 
     max_steps: Count
@@ -43,7 +43,7 @@ class StageSettings:
 
 
 class StoppedError(CepdiffError):
-    """A signal stopped the command; what had been done is kept."""
+    """A signal stopped the command; the work so far is kept."""
 
     def __init__(self, number: int, where: str = "") -> None:
         super().__init__(f"stopped by signal {number}{where}; run the same command to go on")
@@ -140,8 +140,8 @@ class TrainedStage(Stage):
 
         Raises:
             DivergenceError: with the last good checkpoint's name; the checkpoint stays.
-            StoppedError: a signal asked to stop; the stage goes on from there next time.
-            RunError: `last.ckpt` is another run's, or the training ended before its last step.
+            StoppedError: a signal asked to stop; the next run goes on from there.
+            RunError: `last.ckpt` is from another run, or the training ended before its last step.
         """
         folder, processes = self.folder, self.context.processes
         if not self.settings.max_steps:
@@ -154,7 +154,7 @@ class TrainedStage(Stage):
         if step and processes.is_main:
             print(f"{self.name}: from step {step:,} of {self.settings.max_steps:,}", file=sys.stderr)
         data, trainer = self.data(), self._trainer(checkpoint)
-        with self.context.signals.handled(deferred=True):  # the checkpoint answers them
+        with self.context.signals.handled(deferred=True):  # the checkpoint callback responds to them
             try:
                 trainer.fit(self.module, data, ckpt_path=folder.last if step else None)
             except DivergenceError as error:
@@ -209,9 +209,9 @@ class TrainedStage(Stage):
         )
         try:
             trainer = Trainer(**arguments)
-        except Exception as error:  # Lightning raises many kinds, all about these settings
+        except Exception as error:  # Lightning raises many types, all about these settings
             raise ConfigError(f"trainer and callbacks: {one_line(error)}") from error
-        # Its handlers would broadcast inside a handler, and requeue under SLURM with a checkpoint that any stage loads.
+        # Its handlers would broadcast inside a handler, and under SLURM requeue with a checkpoint for any stage.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer
 

@@ -18,9 +18,9 @@ from cepdiff.data.rl.tasks import Task
 
 # If more than this fraction of the rows inside episodes is odd, the whole array is shifted.
 _MOST = 0.5
-# More different values of the actions are no discrete choices.
+# Actions with more distinct values than this are not discrete.
 _FEW = 64
-# With this fraction of the terminals after the same number of steps, they are a time limit.
+# If this fraction of the terminals come after the same number of steps, they are a time limit.
 _NEARLY_ALL = 0.9
 
 
@@ -34,7 +34,7 @@ def findings_of(
     """Return the findings about a dataset, grouped by subject.
 
     `env_id` is the user's environment; without `task`, it is looked up by the environment. Bounds are as for
-    `TransitionBuffer.from_arrays`. Uses a few numbers of memory per row; a million rows take seconds.
+    `TransitionBuffer.from_arrays`. Needs memory for a few numbers per row; a million rows take seconds.
     """
     named = env_id_of(env_id, task, raw.metadata)
     horizon = horizon_of(env_id, task, raw.metadata)
@@ -64,7 +64,7 @@ def findings_of(
 
 
 def _layout(raw: RawArrays) -> Iterator[Finding]:
-    """Yield the choices that the reader of another layout made."""
+    """Yield the choices made by the reader of another layout."""
     if "observation_keys" in raw.metadata:
         yield info("layout", f"observations are, in this order: {raw.metadata['observation_keys']}")
     for note in layout_notes(raw):
@@ -127,7 +127,7 @@ def _limits_as_terminals(raw: RawArrays, episodes: Episodes, horizon: int | None
     limit = horizon if at_limit > 1 else int(lengths.max())
     count = int((lengths == limit).sum())
     if at_limit > 1 or count >= _NEARLY_ALL * len(lengths):
-        message = f"{count:,} of {len(lengths):,} terminals are after exactly {limit:,} steps, without any timeout"
+        message = f"{count:,} of {len(lengths):,} terminals come after exactly {limit:,} steps, with no timeouts"
         handling = (
             "used as recorded: values are wrong if this is a time limit, as bootstrapping stops there; move these "
             "flags to 'timeouts'"

@@ -1,4 +1,4 @@
-"""Jumps inside episodes of a dataset without next observations: rows that are missing, or ends without a flag."""
+"""Find jumps inside episodes without next observations: missing rows, or ends without a flag."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _USUAL = 0.999
 _MIN_ROWS = 1000
 # Share of a dimension's variance that a linear fit must explain: positions, whose steps follow from velocities.
 _EXPLAINED = 0.99
-# The fit costs the fourth power of the number of dimensions.
+# Most dimensions for the fit, whose cost grows with their fourth power.
 _MOST_DIMENSIONS = 64
-# Rows are looked at in parts of this many numbers, so that temporaries stay small.
+# Rows are processed in parts of this many numbers, so that temporaries stay small.
 _NUMBERS = 4_000_000
 
 Wide = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ def _jumps(observations: FloatArray, rows: IntArray, moving: IntArray) -> BoolAr
 
 
 def _steps(observations: FloatArray, rows: IntArray, moving: IntArray) -> tuple[Wide, Wide]:
-    """Steps and standardised midpoints (M, S + 1; the last is 1) of the rows and those after them."""
+    """Steps (M, S) from the rows to the next ones, and standardised midpoints (M, S + 1) whose last column is 1."""
     now, after = (observations[np.ix_(place, moving)].astype(np.float64) for place in (rows, rows + 1))
     middles = (now + after) / 2
     middles -= middles.mean(axis=0)

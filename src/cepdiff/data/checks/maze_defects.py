@@ -16,7 +16,7 @@ _ONE_GOAL = 0.51
 
 
 def goal_findings(raw: RawArrays) -> Iterator[Finding]:
-    """Yield a finding about the goals that a goal-conditioned Minari dataset has besides its observations."""
+    """Yield a finding about the goals that a goal-conditioned Minari dataset stores next to its observations."""
     cells = raw.metadata.get("goal_range")
     if cells is None:
         return

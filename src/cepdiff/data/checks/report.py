@@ -65,17 +65,27 @@ def describe(raw: RawArrays, task: Task | None = None) -> dict[str, Any]:
     }
 
 
-def check(dataset: str, dataset_dir: str | Path | None = None, plot: Path | None = None) -> list[Finding]:
+def check(
+    dataset: str,
+    dataset_dir: str | Path | None = None,
+    plot: Path | None = None,
+    reward_rule: str | None = None,
+) -> list[Finding]:
     """Return the findings about a dataset, without downloading it; with `plot`, write a figure as PNG.
+
+    `reward_rule` is as `data.reward_rule`.
 
     Raises `CepdiffError` if it cannot be used for training.
     """
     raw = load_dataset(dataset, dataset_dir, allow_download=False)
     task = TASKS.get(dataset)
     settings = settings_of(None, task, raw.metadata)
-    # As `fit` does: raises for actions out of bounds, which findings_of only counts, and if no stage can use the rows.
-    scaling = usable_scaling(settings.reward_rule, TransitionBuffer.from_arrays(raw))
-    found = [*findings_of(raw, task), info("reward rule", f"{scaling}, {settings.origin}")]
+    # As in `fit`: raises for actions out of bounds, which findings_of only counts, and if no stage can use the rows.
+    scaling = usable_scaling(reward_rule or settings.reward_rule, TransitionBuffer.from_arrays(raw))
+    found = [
+        *findings_of(raw, task),
+        info("reward rule", f"{scaling}, {'given as --reward_rule' if reward_rule else settings.origin}"),
+    ]
     for name in part_names(dataset):
         if not name.startswith(MINARI_PREFIX):
             found += file_findings(resolve(name, dataset_dir, allow_download=False))

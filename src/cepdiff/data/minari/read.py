@@ -26,7 +26,7 @@ LAYOUT_FILE = "d4rl_layout.hdf5"
 # 29 = position (2) and the rest of the ant (27), 4 = position and velocity of the ball.
 VECTOR_PARTS = {"AntMaze": ("achieved_goal", "observation"), "PointMaze": ("observation",)}
 
-# The part that is left out, and the width of a cell: goals are at cells' centres, moved by up to a quarter of a cell.
+# The part that is left out, and the width of a cell: goals are at most a quarter of a cell from a cell's centre.
 _GOAL = "desired_goal"
 _CELLS = {"AntMaze": 4.0, "PointMaze": 1.0}
 _ROOT_VARIABLE = "MINARI_DATASETS_PATH"

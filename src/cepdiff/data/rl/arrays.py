@@ -20,7 +20,7 @@ OPTIONAL = ("next_observations",)
 WIDE = ("observations", "actions", "next_observations")  # (N, size); the others are (N,)
 # Large arrays are processed in blocks, so that temporaries stay small.
 BLOCK_ROWS = 65536
-# In the metadata: choices of the reader of another layout, one a line.
+# Metadata key: the choices made by the reader of another layout, one per line.
 NOTES = "layout_notes"
 
 
@@ -29,7 +29,7 @@ class RawArrays:
     """D4RL's arrays: observations (N, S), actions (N, A) in the environment's units, rewards (N,), terminals
     and timeouts (N,), and next_observations (N, S) if the source has them.
 
-    `metadata` has plain values, see `checked_metadata`. `infos` are optional further arrays with N rows (`qpos`,
+    `metadata` holds plain values, see `checked_metadata`. `infos` are optional further arrays with N rows (`qpos`,
     `qvel`) of any type. `source` names the dataset in messages. Arrays are converted to float32 or bool, and from
     (N, 1) to (N,), without a copy if possible.
     """
@@ -75,7 +75,7 @@ class RawArrays:
 
 
 def check_type(name: str, dtype: np.dtype[Any], source: str) -> None:
-    """Raise `DataError` for an array of no numbers, or for discrete actions."""
+    """Raise `DataError` for an array that does not hold numbers, or for discrete actions."""
     if dtype.kind not in "biuf":
         raise DataError(f"{source}: '{name}' has type {dtype}; expected numbers")
     if name == "actions" and dtype.kind != "f":
@@ -115,7 +115,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
 
 
 def layout_notes(raw: RawArrays) -> list[str]:
-    """The choices that the reader of another layout made."""
+    """The choices made by the reader of another layout."""
     return str(raw.metadata.get(NOTES, "")).splitlines()
 
 

@@ -48,7 +48,7 @@ class TransitionBuffer:
     next_index (N,): row of s' in `states`, -1 if unknown. actions (N, A) in [-1, 1]. rewards (N,), raw. terminals,
     timeouts (N,). episode_index (N,): episode of each row. episode_starts, episode_ends (E,): first row and one past
     the last. episode_complete (E,): False for an episode that the end of the data cut. content_hash: of the data and
-    the bounds. chained: False if next observations show that episodes without flags cannot be told.
+    the bounds. chained: False if next observations form no chain, so that only flags end episodes.
     """
 
     states: Tensor
@@ -164,7 +164,7 @@ def select_episodes(buffer: TransitionBuffer, max_rows: int | None, seed: int) -
 
 
 def leading_episodes(order: Tensor, lengths: Tensor, rows: float) -> Tensor:
-    """Mask (E,) of the first episodes in `order` whose `lengths` (E,) add up to about `rows`; at least one."""
+    """Mask (E,) of the first episodes in `order`, at least one, whose `lengths` (E,) add up to about `rows`."""
     totals = lengths[order].cumsum(0)
     count = int((totals - rows).abs().argmin()) + 1  # the total nearest to `rows`
     chosen = torch.zeros(len(lengths), dtype=torch.bool)

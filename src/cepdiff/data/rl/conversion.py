@@ -1,4 +1,4 @@
-"""Conversions: their facts and the checks of their targets; and files of any layout in D4RL's layout."""
+"""Parts of every conversion: its summary, checks of its target, and writing any dataset in D4RL's layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SUFFIXES = (".hdf5", ".h5")
 
 @dataclass(frozen=True)
 class Conversion:
-    """Paths, rows, episodes and sizes in bytes of a conversion; `env_id` as the target names it. `env_installed`:
+    """Paths, rows, episodes and sizes in bytes of a conversion; `env_id` is in the target's form. `env_installed`:
     Minari can make the environment from the dataset."""
 
     source: str
@@ -55,7 +55,7 @@ def convert_files(
     overwrite: bool,
     compress: bool,
 ) -> Conversion:
-    """Write the rows of a dataset, of one file or several, in D4RL's layout; as `convert`."""
+    """Write the rows of a dataset, from one file or several, in D4RL's layout; arguments as in `convert`."""
     check_target(target, overwrite)
     raw = load_dataset(source, dataset_dir, infos=True)
     named = raw.metadata.get("env_id")

@@ -28,7 +28,7 @@ _SETTINGS = {
     "adroit": ("return_range", 16, MANIPULATION_SCALES, 100),
     "kitchen": ("none", 16, MANIPULATION_SCALES, 20),
 }
-# The first word of a task's name: observation and action sizes of D4RL's environments.
+# First word of a task's name -> observation and action sizes of D4RL's environment.
 _SIZES = {
     "halfcheetah": (17, 6),
     "hopper": (11, 3),

@@ -43,10 +43,10 @@ class OfflineDataModule(StageDataModule):
         normalize_observations: standardise observations by the buffer's mean and standard deviation.
         action_low: lower bound of the actions (a number or A of them); default: from the file's metadata, else -1.
         action_high: upper bound of the actions; default: from the file's metadata, else +1.
-        fraction: of the rows to train on, in whole episodes; 1 is all.
-        choose: these episodes: "random" (by the seed) or "best" (the highest returns).
+        fraction: fraction of the rows to train on, in whole episodes; 1 is all.
+        choose: which episodes `fraction` takes: "random" (by the seed) or "best" (the highest returns).
         block_size: minibatches per `training_step`.
-        seed: of the row order, and of random episodes.
+        seed: seed of the row order and of the random episodes.
     """
 
     problem = "cepdiff.problems.offline.problem.OfflineRL"
@@ -91,7 +91,7 @@ class OfflineDataModule(StageDataModule):
 
     @property
     def settings(self) -> Settings:
-        """Reward rule, K, guidance scales and episodes, by the environment; once the data are loaded."""
+        """Default reward rule, K, guidance scales and episodes for the environment; needs loaded data."""
         return settings_of(self.env_id, self.task, self.metadata)
 
     @property

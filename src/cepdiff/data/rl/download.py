@@ -24,7 +24,7 @@ from typing import Any
 from cepdiff.errors import DataError, OutputError
 from cepdiff.files import check_writable, write_json
 
-MAX_BYTES = 10 * 10**9  # of a file of unknown size; D4RL's largest has 0.75 GB
+MAX_BYTES = 10 * 10**9  # for a file of unknown size; D4RL's largest has 0.75 GB
 MIN_RATE = 1000  # bytes per second
 _CHUNK_BYTES = 1 << 20
 _MAX_WAIT = 60.0
@@ -53,8 +53,8 @@ def download(
     after `backoff` * 1, 2, 4, ... seconds, at most `retries` times without progress and 20 times as often in total.
     `timeout` is in seconds; less than `MIN_RATE` over twice that time is a failure.
 
-    `size` is the file's size in bytes if it is known, else at most `MAX_BYTES` are received. `check` is given the
-    complete part and raises `DataError` if it is not the file: it is deleted. `advice` ends error messages.
+    `size` is the file's size in bytes, if known; otherwise at most `MAX_BYTES` are received. `check` gets the
+    complete part and raises `DataError` if it is the wrong file, which is then deleted. `advice` ends error messages.
 
     Raises `DataError` if the server cannot be reached, refuses (4xx), or sends something else; `OutputError` if the
     file cannot be written or the disk is too small for it.
@@ -97,7 +97,7 @@ def download(
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, but not from https to anything less."""
+    """Follow redirects, but not from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
@@ -132,7 +132,7 @@ class _Fetch:
 
     @property
     def received(self) -> int:
-        """Bytes of the part; 0 for a link, which may lead anywhere."""
+        """Size of the part in bytes; 0 for a link, which may lead anywhere."""
         try:
             found = self.part.lstat()
         except FileNotFoundError:
@@ -175,7 +175,7 @@ class _Fetch:
         self.note.unlink(missing_ok=True)
 
     def _open(self, request: urllib.request.Request) -> Any:
-        """The response, once its headers are there; a server that drips them is given up after the window."""
+        """Wait for the response's headers; a server that sends them too slowly is given up after the window."""
         answers: queue.Queue[Any] = queue.Queue()
 
         def ask() -> None:

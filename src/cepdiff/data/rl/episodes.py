@@ -1,4 +1,4 @@
-"""Where episodes end: the one home of this question, for training and for checks.
+"""Where episodes end, for training and for checks.
 
 An episode ends at `terminals | timeouts`, at a break in the chain of next observations, and at the last row. A break is
 a row inside an episode whose next observation is not the following row's: D4RL's `qlearning_dataset`, for instance,
@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from cepdiff.data.rl.arrays import BoolArray, RawArrays, blocks
 
-# Relative to a dimension's largest entry: rounding, of float64 to float32 for instance, is no break.
+# Relative to a dimension's largest entry: rounding (float64 to float32, for instance) is not a break.
 _ROUNDING = 1e-6
-# With more breaks than this fraction of the rows inside episodes, next observations are no chain.
+# If more than this fraction of the rows inside episodes are breaks, next observations do not form a chain.
 _MOST = 0.5
 
 
@@ -26,7 +26,7 @@ class Episodes(NamedTuple):
 
     ends (N,) marks last rows; starts and lengths (E,) in rows; complete (E,) is True for episodes that the end of the
     data did not cut. breaks (N,) marks breaks in the chain of next observations, which only end episodes if `chained`:
-    False means that episodes without flags cannot be told.
+    if it is False, only flags end episodes.
     """
 
     ends: BoolArray

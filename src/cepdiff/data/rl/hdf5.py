@@ -211,7 +211,7 @@ def _attributes(item: Any) -> dict[str, Any]:
 
 
 def _small(group: h5py.Group, name: str) -> Any:
-    """A dataset's value, if it is small: larger ones are network weights."""
+    """A dataset's value if it is small; larger ones are network weights."""
     item = group[name]
     if not isinstance(item, h5py.Dataset) or (item.size or 0) * item.dtype.itemsize > _MAX_METADATA_BYTES:
         return Unreadable()
@@ -219,7 +219,7 @@ def _small(group: h5py.Group, name: str) -> Any:
 
 
 def _value(read: Callable[[], Any]) -> Any:
-    """A plain value; None for HDF5's empty one."""
+    """Convert to a plain value; None for an empty one of HDF5."""
     try:
         value = read()
     except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # h5py, for types that it does not know

@@ -1,6 +1,6 @@
 """Other layouts of transitions, read as D4RL's arrays: robomimic's HDF5 and .npz files, OGBench's among them.
 
-Choices of a reader that change values are kept as notes in the metadata, which `cepdiff data check` and `fit` show.
+A reader's choices that change values are kept as notes in the metadata; `cepdiff data check` and `fit` show them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cepdiff.data.rl.storage import check_stored
 from cepdiff.errors import DataError
 
 Array = npt.NDArray[Any]
-_GYM = 2  # robomimic's type of environments made by gym
+_GYM = 2  # robomimic's type number of gym environments
 _OGBENCH = ("observations", "actions", "terminals", "masks")
 _OGBENCH_ADVICE = (
     "OGBench's files have no rewards of their own: load the data with a singletask environment of ogbench, and save "
@@ -35,7 +35,7 @@ def read_file(path: Path, *, infos: bool = False, horizon: int | None = None) ->
 
     Raises `DataError` if the file is missing or damaged, or if its arrays cannot be used.
     """
-    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which is refused by row
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite; such rows are refused
         if path.suffix == ".npz":
             return read_npz(path)
         if is_robomimic(path):
@@ -69,7 +69,7 @@ def read_robomimic(path: Path) -> RawArrays:
     terminals, notes = _terminals(rows.pop("dones"), ends, rows["rewards"])
     if np.array_equal(rows.get("next_observations", ()), rows["observations"]):
         del rows["next_observations"]
-        notes.append("'next_obs' only repeat 'obs': the following row's observation is used instead")
+        notes.append("'next_obs' only repeats 'obs': the following row's observation is used instead")
     if others:
         notes.append(f"the observations leave out {', '.join(others)}: only vectors are read")
     arrays = {**rows, "terminals": terminals, "timeouts": ends & ~terminals}
@@ -80,13 +80,13 @@ def _terminals(dones: BoolArray, ends: BoolArray, rewards: Array) -> tuple[BoolA
     """Terminals (N,), and notes on how robomimic's `dones` are read; `ends` are the demonstrations' last rows.
 
     In robomimic's algorithms `dones` stop bootstrapping. But its scripts may also set them at the end of any
-    demonstration: with sparse rewards, one whose last step is done but not rewarded has been cut.
+    demonstration. With sparse rewards, one that ends with `dones` 1 but no reward was cut short.
     """
     if np.isin(rewards, (0, 1)).all():
         cut = dones & ends & (rewards == 0)
         count = f"{int(cut.sum()):,} of {int(ends.sum()):,} demonstrations end with done = 1 and reward 0"
         return dones & ~cut, [f"{count}: these ends are read as timeouts"] if cut.any() else []
-    unclear = "all demonstrations end with done = 1, read as terminals: values are wrong if some were only cut"
+    unclear = "all demonstrations end with done = 1, read as terminals: values are wrong if some were only cut short"
     return dones, [unclear] if dones[ends].all() else []
 
 
@@ -156,14 +156,14 @@ def _dataset(demo: h5py.Group, name: str, path: Path) -> h5py.Dataset:
 
 
 def _environment(env_args: Any, path: Path) -> dict[str, Any]:
-    """The facts of `env_args` that name a Gymnasium environment; none for robosuite's and others."""
+    """The metadata in `env_args` that name a Gymnasium environment; none for robosuite and others."""
     if env_args is None:
         return {}
     try:
         found = json.loads(env_args)
         kind, name, kwargs = found.get("type"), found.get("env_name"), found.get("env_kwargs") or {}
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: the attribute 'env_args' of 'data' is no JSON object") from error
+        raise DataError(f"{path}: the attribute 'env_args' of 'data' is not a JSON object") from error
     if kind != _GYM or not isinstance(name, str) or not isinstance(kwargs, dict):
         return {}
     return {"env_id": name} | ({"env_kwargs": kwargs} if kwargs else {})
@@ -173,14 +173,14 @@ def read_npz(path: Path) -> RawArrays:
     """Read the arrays of an .npz file: D4RL's names, or OGBench's if there are `masks` instead of `timeouts`.
 
     OGBench's `terminals` mark the last row of a trajectory, whose next state is unknown unless `next_observations` are
-    there (in its compact form, `valids` is 0 in that row instead); its `masks` are 0 where a task has succeeded, which
-    alone stops bootstrapping. Without rewards they are -masks, -1 until success, as in its tasks with one goal.
+    there (in its compact form, `valids` is 0 in that row instead). Its `masks` are 0 where a task has succeeded; only
+    they stop bootstrapping. Missing rewards are set to -masks: -1 until success, as in OGBench's single-goal tasks.
     """
     stored = _stored(path)
     if "timeouts" in stored:
         arrays = {name: stored[name] for name in (*REQUIRED, *OPTIONAL) if name in stored}
         return _raw(arrays, path)
-    found = ", ".join(sorted(stored)) or "nothing"
+    found = ", ".join(sorted(stored)) or "no array of a known name"
     missing = [name for name in _OGBENCH if name not in stored]
     if missing == ["masks"]:
         choice = "'timeouts' (D4RL's layout) or 'masks' (OGBench's), which say if its terminals stop bootstrapping"
@@ -195,10 +195,10 @@ def read_npz(path: Path) -> RawArrays:
     notes, facts = [], {}
     if "rewards" not in stored:
         stored["rewards"] = (~goes_on).astype(np.float32) - 1
-        notes.append("there are no rewards: they are -masks, which is -1 in each step until the task succeeds")
-        facts = {"reward_rule": "none"}  # one unit a step by construction, and returns are often equal
+        notes.append("there are no rewards: -masks are used, which is -1 in each step until the task succeeds")
+        facts = {"reward_rule": "none"}  # rewards are -1 per step by construction, and returns are often equal
     if (goes_on != ends).all():
-        notes.append("masks are 0 at the end of each trajectory and only there: wrong values if some were only cut")
+        notes.append("masks are 0 at the end of each trajectory only: values are wrong if some were only cut")
     arrays = {name: stored[name] for name in ("observations", "actions", "rewards", *OPTIONAL) if name in stored}
     arrays |= {"terminals": ~goes_on, "timeouts": ends & goes_on}
     return _raw(arrays, path, notes, facts)
@@ -208,7 +208,7 @@ _NAMES = {*REQUIRED, *OPTIONAL, "masks", "valids"}
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz file whose names are known."""
+    """Load the arrays with known names from an .npz file."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name in _NAMES}

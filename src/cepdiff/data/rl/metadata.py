@@ -1,4 +1,4 @@
-"""Metadata of a dataset: the schema of the values that this package reads, checked where they enter."""
+"""Metadata of a dataset: a schema of the values that this package reads, and its check."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from cepdiff.data.rl.task import REWARD_RULES
 from cepdiff.errors import DataError
 
-# Longer arrays are network weights, not facts.
+# Longer arrays are network weights, not metadata.
 MAX_VALUES = 256
 
 
 class Unreadable:
-    """Stands for a value that is there but is no plain value, or cannot be read."""
+    """Placeholder for a value that is not plain or cannot be read."""
 
     def __repr__(self) -> str:
-        return "no plain value"
+        return "not a plain value"
 
 
 def checked_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return plain values without None; those that this package reads in their types, others as they are.
+    """Return the plain values without None: those that this package reads are converted to their types.
 
-    Raises `DataError` for the first value of a wrong type, or that makes no sense.
+    Raises `DataError` for the first value that has a wrong type or makes no sense.
     """
     found = {name: plain(value) for name, value in metadata.items() if value is not None}
     found = {name: value for name, value in found.items() if value != ""}  # some writers' null

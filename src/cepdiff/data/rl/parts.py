@@ -1,4 +1,4 @@
-"""Several datasets as one, and the episodes of one that make up a fraction of it."""
+"""Join several datasets into one, and choose episodes that make up a fraction of one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARED = ("env_id", "env_kwargs", "horizon", "reference_min", "reference_max")
 
 
 def part_names(dataset: str) -> list[str]:
-    """The datasets in a name: several are separated by commas."""
+    """Split a name into the names of its datasets, which are separated by commas."""
     names = [name.strip() for name in dataset.split(",")]
     if len(names) == 1 or _exists(dataset):
         return [dataset]
@@ -50,7 +50,7 @@ def joined(parts: Sequence[RawArrays]) -> RawArrays:
     for other in parts[1:]:
         _check_alike(parts[0], other)
     fields = {name: np.concatenate([part.fields[name] for part in parts]) for name in parts[0].fields}
-    ends = np.cumsum([len(part) for part in parts])[:-1] - 1  # the last part's own end is as in its file
+    ends = np.cumsum([len(part) for part in parts])[:-1] - 1  # the end of the last part stays as in its file
     fields["timeouts"][ends] |= ~fields["terminals"][ends]
     infos = {
         name: np.concatenate([part.infos[name] for part in parts])
@@ -79,7 +79,7 @@ def _check_alike(first: RawArrays, other: RawArrays) -> None:
 
 
 def _facts(raw: RawArrays) -> dict[str, Any]:
-    """The facts that all parts with them must share."""
+    """The metadata and sizes on which all parts must agree."""
     sizes = {"observation size": raw.observations.shape[1], "action size": raw.actions.shape[1]}
     bounds = dict(zip(_BOUNDS, (bound.tolist() for bound in action_bounds(raw)), strict=True))
     shared = {name: raw.metadata[name] for name in _SHARED if name in raw.metadata}
@@ -90,7 +90,7 @@ def _facts(raw: RawArrays) -> dict[str, Any]:
 def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) -> tuple[RawArrays, Finding]:
     """Return whole episodes with about `fraction` of the rows, in their order, and a finding that names them.
 
-    They are drawn at random, or are the best by undiscounted return (of equal ones, the first). At least one.
+    At least one is chosen: at random, or the best by undiscounted return (the earlier one in a tie).
     """
     episodes = episodes_of(raw)
     count, returns = len(episodes.lengths), episodes.returns(raw.rewards)

@@ -1,4 +1,4 @@
-"""Tell the file of a task from anything else that a server may send."""
+"""Check that a downloaded file is the published file of its task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cepdiff.data.rl.task import Task
 from cepdiff.errors import DataError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_KINDS = {  # first bytes, in lower case
+_KINDS = {  # first bytes in lower case -> kind of file
     _HDF5.lower(): "an HDF5 file",
     b"\x1f\x8b": "a gzip file",
     b"pk\x03\x04": "a zip file",
@@ -30,19 +30,19 @@ _SAMPLE_ROWS = 1000
 
 @dataclass(frozen=True)
 class Published:
-    """Size in bytes and SHA-256 of a file as D4RL published it."""
+    """Size in bytes and SHA-256 of a file that D4RL published."""
 
     size: int
     sha256: str
 
 
 def published(task: Task) -> Published | None:
-    """Return what is known of the task's file; None for some, which are judged by their arrays."""
+    """Return size and hash of the task's file; None for unlisted files, which are judged by their arrays."""
     return None if task.url is None else _table().get(task.url.removeprefix(f"{D4RL_URL}/"))
 
 
 def check_download(path: Path, task: Task) -> None:
-    """Raise `DataError` unless `path` is the published file, or for unlisted files, holds rows of the task's sizes."""
+    """Raise `DataError` unless `path` is the published file or, if unlisted, holds rows of the task's sizes."""
     known = published(task)
     if known is None:
         _check_rows(path, task)
@@ -51,7 +51,7 @@ def check_download(path: Path, task: Task) -> None:
 
 
 def _check_rows(path: Path, task: Task) -> None:
-    """Rows at both ends are read: all of them would take as long as the download."""
+    """Check the first and last rows; reading all of them would take as long as the download."""
     if not _head(path).startswith(_HDF5):
         raise DataError(f"received {_described(path)}; expected an HDF5 file")
     try:
@@ -71,7 +71,7 @@ def _check_rows(path: Path, task: Task) -> None:
 
 
 def _described(path: Path) -> str:
-    """A file in words: "an HTML page of 11 bytes"."""
+    """Describe a file, for instance "an HTML page of 11 bytes"."""
     size, head = path.stat().st_size, _head(path)
     if not size:
         return "an empty file"

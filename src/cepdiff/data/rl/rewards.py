@@ -10,7 +10,7 @@ from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.tasks import REWARD_RULES
 from cepdiff.errors import ConfigError, DataError, nearest
 
-# Relative to the sum of absolute rewards: float32 rounding (6e-8) of two returns that are equal.
+# Relative to the sum of absolute rewards; equal returns differ by float32 rounding (6e-8).
 _ROUNDING = 1e-6
 
 
@@ -38,7 +38,7 @@ class Scaling:
 
 
 def usable_scaling(rule: str, buffer: TransitionBuffer) -> Scaling:
-    """`scaling_of`, for a buffer that all stages can train on: this is what `cepdiff data check` and `fit` both ask.
+    """`scaling_of` a buffer that all stages can train on; the test that `cepdiff data check` and `fit` share.
 
     Raises `DataError` if no row is terminal or has a known successor.
     """
@@ -51,7 +51,7 @@ def usable_scaling(rule: str, buffer: TransitionBuffer) -> Scaling:
 
 
 def scaling_of(rule: str, buffer: TransitionBuffer) -> Scaling:
-    """The numbers of a rule:
+    """The scaling of a reward rule:
 
     - "return_range": r * 1000 / (max return - min return) over the complete episodes (or all episodes if fewer than
       two are complete). Raises `DataError` if all returns are equal up to rounding, or if the buffer is not `chained`.

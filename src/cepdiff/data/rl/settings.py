@@ -1,4 +1,4 @@
-"""Settings of a dataset that its environment decides: reward rule, K, guidance scales, episodes, reference returns."""
+"""Settings that depend on a dataset's environment: reward rule, K, guidance scales, episodes, reference returns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TASK_OF_FAMILY = {task.family: task for task in TASKS.values()}
 
 @dataclass(frozen=True)
 class Settings:
-    """The recipe's settings, see `Task`; `origin` says by what the reward rule was chosen."""
+    """The recipe's settings, see `Task`; `origin` says where the reward rule comes from."""
 
     reward_rule: str = "return_range"
     num_support_actions: int = 16
@@ -40,8 +40,8 @@ def family_of_env(env_id: str) -> str | None:
 
 
 def settings_of(env_id: str | None, task: Task | None, metadata: Mapping[str, Any]) -> Settings:
-    """Settings by the first known environment: the user's `env_id`, the task's, the file's own. A reward rule in the
-    metadata goes before."""
+    """Settings of the first known environment: the user's `env_id`, the task's, the file's own. A `reward_rule` in
+    the metadata takes precedence."""
     found = _by_environment(env_id, task, metadata)
     rule = metadata.get("reward_rule")
     return found if rule is None else replace(found, reward_rule=rule, origin="the file's own rule")
@@ -65,13 +65,13 @@ def env_id_of(env_id: str | None, task: Task | None, metadata: Mapping[str, Any]
 
 
 def task_of(env_id: str | None, task: Task | None, metadata: Mapping[str, Any]) -> Task | None:
-    """The task, else the one that has the environment of its own, as mazes do."""
+    """The task, else the task that its environment belongs to (as for mazes)."""
     named = env_id_of(env_id, None, metadata)
     return task if task is not None or named is None else task_for_env(named)
 
 
 def references_of(env_id: str | None, task: Task | None, metadata: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Returns that score 0 and 100: by the first environment that has some, else the file's own."""
+    """Returns that score 0 and 100: those of the first environment that has some, else the file's own."""
     for name, _ in _environments(env_id, task, metadata):
         if task is not None and name == task.env_id:
             return task.reference_min, task.reference_max
@@ -82,7 +82,7 @@ def references_of(env_id: str | None, task: Task | None, metadata: Mapping[str, 
 
 
 def horizon_of(env_id: str | None, task: Task | None, metadata: Mapping[str, Any]) -> int | None:
-    """Episode limit in steps: the file's own, else by the first environment that has one."""
+    """Episode limit in steps: the file's own, else that of the first environment that has one."""
     if "horizon" in metadata:
         return int(metadata["horizon"])
     known = (
@@ -93,7 +93,7 @@ def horizon_of(env_id: str | None, task: Task | None, metadata: Mapping[str, Any
 
 
 def _environments(env_id: str | None, task: Task | None, metadata: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(id, note) of each environment that is named."""
+    """Yield (id, note) of each named environment."""
     if env_id is not None:
         yield env_id, " (--data.env_id)"
     if task is not None:

@@ -65,7 +65,7 @@ def load_dataset(
     """Load the arrays of `minari:ID` or of any dataset that `resolve` finds, optionally with its `infos`.
 
     Several names, separated by commas, are parts of one dataset. `dataset_dir` is the dataset folder, or Minari's
-    root. For tasks, the environment is added to metadata without one, and files without timeouts are cut at the
+    root. For tasks, missing metadata get the task's environment, and files without timeouts are cut at the
     horizon.
     """
     if len(names := part_names(dataset)) > 1:

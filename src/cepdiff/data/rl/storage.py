@@ -1,4 +1,4 @@
-"""Guards on an HDF5 file before its arrays are read: nothing from other files, nothing that was never written."""
+"""Checks of an HDF5 file before its arrays are read: no data from other files, none that were never written."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def refuse_compressed(path: Path) -> None:
     """Raise `DataError` for a file that was compressed as a whole."""
     with path.open("rb") as file:
         if file.read(2) == _GZIP:
-            raise DataError(f"{path}: is compressed with gzip; unpack it first: gunzip {path.name}")
+            raise DataError(f"{path}: is compressed with gzip; unpack it first: gzip -dc {path.name} > FILE")
 
 
 def refuse_foreign(file: h5py.File, path: Path) -> None:
-    """Raise `DataError` if anything in the file is kept in another one: such data can change or be missing unnoticed,
-    and a file from elsewhere could read any file of this machine."""
+    """Raise `DataError` if data are kept in another file: they can change or go missing unnoticed,
+    and a foreign file could read any file on this machine."""
 
-    def of_link(name: bytes, info: Any) -> str | None:  # the first answer ends a visit
+    def of_link(name: bytes, info: Any) -> str | None:  # the first non-None value ends the visit
         external = info.type == h5py.h5l.TYPE_EXTERNAL
         return f"'{name.decode(errors='replace')}' is a link to another file" if external else None
 
@@ -53,7 +53,7 @@ def check_stored(arrays: Mapping[str, h5py.Dataset], path: Path) -> None:
             kind = "chunks" if item.chunks else "bytes"
             raise DataError(
                 f"{path}: '{name}' declares the shape {item.shape}, but only {stored:,} of its {declared:,} {kind} "
-                "were ever written; write the file again, without rows that it does not have"
+                "were ever written; write the file again, with only the rows that it has"
             )
     needed = 4 * sum(item.size or 0 for item in arrays.values())
     known = hasattr(os, "sysconf")  # not on Windows

@@ -47,7 +47,7 @@ def support_noise(seed: int, state_ids: Tensor, num_actions: int, action_size: i
 
 
 def allocate(path: Path, shape: tuple[int, ...]) -> None:
-    """Make an .npy file of float32 zeros whose space on disk is taken: filling it cannot meet a full disk."""
+    """Make an .npy file of float32 zeros and reserve its space, so that the disk cannot fill up while it is filled."""
     try:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
         if sys.platform == "linux":
@@ -60,7 +60,7 @@ def allocate(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def write_rows(path: Path, first: int, rows: NDArray[np.float32]) -> None:
-    """Replace rows of an .npy file from row `first`, and flush them to disk. Processes may write to it side by side."""
+    """Replace rows of an .npy file from row `first`, and flush them to disk. Safe for concurrent processes."""
     start: int = np.load(path, mmap_mode="r").offset
     with path.open("r+b") as file:
         file.seek(start + first * rows[:1].nbytes)
@@ -119,7 +119,7 @@ class SupportCache:
         return int(self.actions.shape[1])
 
     def require(self, state_ids: Tensor, num_actions: int, action_size: int) -> None:
-        """Raise RunError if the cache is of other states or sizes."""
+        """Raise RunError if the cache is for other states or sizes."""
         if self.actions.shape[1:] != (num_actions, action_size) or not torch.equal(self.state_ids, state_ids):
             raise RunError(
                 f"the support cache in {self.folder} holds actions {self.actions.shape} of other states or another "
@@ -127,7 +127,7 @@ class SupportCache:
             )
 
     def pending(self, rank: int = 0, world: int = 1) -> list[int]:
-        """Chunks that this rank still has to draw, also those that are not as marked; by default, all of them."""
+        """Chunks still to be drawn by this rank (by default, all), including those that differ from their mark."""
         try:
             marks = b"".join(marks.read_bytes() for marks in self.folder.glob(MARKS.format("*")))
         except OSError as error:

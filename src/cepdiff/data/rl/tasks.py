@@ -64,7 +64,7 @@ def find_task(name: str) -> Task:
 
 
 def task_for_env(env_id: str) -> Task | None:
-    """Return the task of an environment of its own: D4RL's ids, and `cepdiff/...` of mazes and kitchens; else None."""
+    """Return the task that an environment belongs to (D4RL's ids, `cepdiff/...` mazes and kitchens), else None."""
     task = TASKS.get(env_id.rpartition(":")[2].removeprefix("cepdiff/"))
     return task if task is not None and task.url is not None else None
 

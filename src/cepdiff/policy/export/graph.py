@@ -126,7 +126,7 @@ def onnx_file(sampler: TracedSampler, opset: int = DEFAULT_OPSET) -> bytes:
     """The content of an .onnx file.
 
     Raises:
-        ConfigError: an operator that ONNX lacks, or an `opset` that cannot be written.
+        ConfigError: ONNX lacks an operator, or `opset` cannot be written.
         MissingExtraError: packages of the extra "onnx" are missing.
     """
     require_onnx(opset)
@@ -147,7 +147,7 @@ def onnx_file(sampler: TracedSampler, opset: int = DEFAULT_OPSET) -> bytes:
     assert model is not None
     proto = model.model_proto
     written = next(entry.version for entry in proto.opset_import if not entry.domain)
-    if written != opset:  # the exporter falls back without a word
+    if written != opset:  # the exporter falls back silently
         raise ConfigError(f"the exporter cannot write opset {opset}, it wrote {written}; use --opset {written}")
     proto.metadata_props.add(key=ONNX_METADATA, value=json.dumps(sampler.metadata))
     content: bytes = proto.SerializeToString()

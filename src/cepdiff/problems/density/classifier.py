@@ -55,7 +55,7 @@ def kept_classifier(
             if content["made_from"] == made_from:
                 classifier.load_state_dict(content["weights"])
                 return classifier.to(device).eval().requires_grad_(False)
-        except Exception:  # torn, foreign or changed: torch.load raises many kinds, and it is made again
+        except Exception:  # truncated, foreign or changed (torch.load raises many kinds): it is made again
             pass
     classifier = train_classifier(data, steps, seed, device)
     weights = {name: value.cpu() for name, value in classifier.state_dict().items()}

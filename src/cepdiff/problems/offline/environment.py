@@ -72,7 +72,7 @@ class Evaluation:
 
 
 def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: int) -> Evaluation:
-    """Fill in what the configuration leaves open, and take a step in the environment to check that it fits the buffer.
+    """Fill in the settings left open, and take a step in the environment to check that it fits the buffer.
 
     Raises:
         SimulationError: no environment is known, it cannot be made or stepped, its spaces are not the buffer's, or it
@@ -110,6 +110,6 @@ def environment_of(data: OfflineDataModule, backend: str = "gymnasium") -> EnvSp
 
 
 def reference_of(data: OfflineDataModule) -> Reference | None:
-    """Reference returns by the environment, else the file's own."""
+    """Reference returns of the environment, else the file's own."""
     known = references_of(data.env_id, data.task, data.metadata)
     return None if known is None else Reference(*known)

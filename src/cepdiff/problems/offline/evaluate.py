@@ -62,7 +62,7 @@ def evaluate_run(
         seeds: of the episodes' starts and noise.
         num_solver_steps: of the sampler.
         max_envs: environments stepped side by side on a process.
-        env_id: another environment than the run's, or the run's own, whose module may then lie in the working folder.
+        env_id: another environment, or the run's own; its module may be in the working folder.
         max_episode_steps: cut episodes after this many steps.
         backend: "gymnasium" or "gym".
         engine: as `evaluation.engine`.
@@ -70,12 +70,12 @@ def evaluate_run(
         devices: processes that share the episodes.
         output: where to write the results; default: `evaluation.json` in the folder.
         video: a file for an episode at the best scale.
-        trust_sources: folders whose classes the run may use.
+        trust_sources: folders whose classes may be imported.
 
     Raises:
         ConfigError: values out of range, or an engine or backend that does not fit.
         RunError: no run, or one without episodes.
-        OutputError: a file that cannot be written, before any episode.
+        OutputError: a file cannot be written; raised before any episode.
     """
     place = Path(run_dir)
     if not place.exists():
@@ -134,7 +134,7 @@ def evaluation_of_policy(
     env_id: str | None = None,
     trusted: Sequence[str | Path] = (),
 ) -> Evaluation:
-    """The run's own settings, in its environment, that of another backend, or `env_id`."""
+    """The run's settings, with its own environment, another backend's, or `env_id`."""
     known = recipe.environment
     if not recipe.spec["observation_size"]:
         raise RunError(
@@ -162,7 +162,7 @@ def environment_of_policy(
     env_id: str | None = None,
     trusted: Sequence[str | Path] = (),
 ) -> EnvSpec:
-    """The run's own environment, or the task's of another backend, or `env_id` with the arguments of the run's own.
+    """The run's own environment, the task's of another backend, or `env_id` with the arguments of the run's own.
 
     Raises:
         ConfigError: an unknown backend, or another one for a run that is not on a task of D4RL.

@@ -26,7 +26,7 @@ from cepdiff.runs.stage import Stage
 
 # Actions sampled at a time on a CPU: activations of this many rows stay in a core's cache, which is twice as fast.
 CACHED_ACTIONS = 2048
-CONTENT = ("actions.npy", "state_ids.npy")  # the marks depend on the number of processes
+CONTENT = ("actions.npy", "state_ids.npy")  # not the marks, which depend on the number of processes
 
 
 @dataclass
@@ -79,7 +79,7 @@ class SupportStage(Stage):
 
     @property
     def hash(self) -> str:
-        """Hash of the record and of the actions."""
+        """Hash of the record and the actions."""
         files = self.context.processes.on_main(lambda: self.folder.files)
         return record_hash({**self.made_from(), "files": {name: files.get(name) for name in CONTENT}})
 
