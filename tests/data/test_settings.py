@@ -29,7 +29,7 @@ FAMILIES = {
         "Reacher-v4",
         "antmaze-large-navigate-singletask-v0",
         "AntMaze_UMazeDense-v5",  # with other rewards than D4RL's
-    ],  # fmt: skip
+    ],
 }
 
 

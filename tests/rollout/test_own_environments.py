@@ -145,7 +145,7 @@ def test_a_provider_is_imported_for_its_environments() -> None:
     assert len({module for _, module, _ in PROVIDERS}) == len(PROVIDERS)
 
 
-def test_an_environment_without_a_time_limit(own: None) -> None:
+def test_an_environment_without_a_time_limit(own: None, caplog: pytest.LogCaptureFixture) -> None:
     spec = EnvSpec("own_environment:Own-v0")
     with pytest.raises(SimulationError, match=r"might never end: add --evaluation.max_episode_steps N"):
         limited(spec, None, None, "--evaluation.max_episode_steps")
@@ -153,6 +153,7 @@ def test_an_environment_without_a_time_limit(own: None) -> None:
         RolloutCallback(lambda module: Still(), spec, [0.0], 1)
     with caplog.at_level("WARNING"):
         assert time_limit(limited(spec, None, 5, "")) == 5
+    assert "end after 5 steps, the horizon of the data" in caplog.text
     assert limited(EnvSpec("own_environment:Limited-v0"), None, 5, "").kwargs == {}  # its own
     assert time_limit(limited(EnvSpec("own_environment:Limited-v0"), 4, None, "")) == 4
     (result,) = rollout(Still(), limited(spec, 9, None, ""), [Episode(0, 0.0)], seed=0)

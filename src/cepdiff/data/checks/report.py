@@ -82,10 +82,8 @@ def check(
     settings = settings_of(None, task, raw.metadata)
     # As in `fit`: raises for actions out of bounds, which findings_of only counts, and if no stage can use the rows.
     scaling = usable_scaling(reward_rule or settings.reward_rule, TransitionBuffer.from_arrays(raw))
-    found = [
-        *findings_of(raw, task),
-        info("reward rule", f"{scaling}, {'given as --reward_rule' if reward_rule else settings.origin}"),
-    ]
+    origin = "given as --reward_rule" if reward_rule else settings.origin
+    found = [*findings_of(raw, task), info("reward rule", f"{scaling}, {origin}")]
     for name in part_names(dataset):
         if not name.startswith(MINARI_PREFIX):
             found += file_findings(resolve(name, dataset_dir, allow_download=False))
