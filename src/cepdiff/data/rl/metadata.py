@@ -29,7 +29,6 @@ def checked_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]
     Raises `DataError` for the first value that has a wrong type or makes no sense.
     """
     found = {name: plain(value) for name, value in metadata.items() if value is not None}
-    found = {name: value for name, value in found.items() if value != ""}  # some writers' null
     for name, (convert, expected) in _SCHEMA.items():
         if name not in found:
             continue
