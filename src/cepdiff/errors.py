@@ -55,6 +55,16 @@ class LostProcessError(CepdiffError):
         super().__init__(f"another process of this run ended{seen and f' ({seen})'}; run the same command to go on")
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks; its type if it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Cut a text to at most `most` characters for a message."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean a, b?"` with the names closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

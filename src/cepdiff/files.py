@@ -94,10 +94,10 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def file_hash(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 16 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=8)
+def file_hash(path: Path, digest: Any = None) -> str:
+    """Hash of a file's bytes in hexadecimal digits; by default, BLAKE2b with 16 digits."""
+    digest = digest or hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
+    return str(digest.hexdigest())

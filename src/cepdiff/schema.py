@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from cepdiff.errors import shortened
+
 T = TypeVar("T")
 
 
@@ -78,6 +80,5 @@ def _name(kind: Any) -> str:
 
 
 def _unexpected(kind: Any, value: Any, where: str) -> ValueError:
-    found = repr(value)
     expected = kind if isinstance(kind, str) else _name(kind)
-    return ValueError(f"{where} is {found if len(found) < 60 else f'{found[:57]}...'}; expected {expected}")
+    return ValueError(f"{where} is {shortened(repr(value))}; expected {expected}")

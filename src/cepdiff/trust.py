@@ -32,8 +32,7 @@ def admit(class_paths: Iterable[str], file: Path, trusted: Iterable[str | Path] 
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{OPTION} {folder} is not a folder")
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+        make_importable(folder)
     named = " ".join(dict.fromkeys(hint)) or "FOLDER"
     for path in class_paths:
         module = path.rpartition(".")[0]
@@ -42,6 +41,12 @@ def admit(class_paths: Iterable[str], file: Path, trusted: Iterable[str | Path] 
                 f"{file} names the class {path}, which is in no installed package: if you trust the code of that "
                 f"class, add {OPTION} {named}"
             )
+
+
+def make_importable(folder: Path) -> None:
+    """Find modules in `folder` from now on, before those of other folders."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 def is_trusted(module: str, folders: Sequence[Path] = ()) -> bool:

@@ -7,7 +7,6 @@ import errno
 import io
 import os
 import platform
-import re
 import select
 import sys
 import tempfile
@@ -15,6 +14,8 @@ import time
 import traceback
 from importlib import metadata
 from pathlib import Path
+
+from cepdiff.errors import one_line
 
 LIBRARIES = ("cepdiff", "torch", "lightning", "jsonargparse", "omegaconf", "numpy", "gymnasium", "mujoco", "h5py")
 # Errors of a path that cannot be used, which any file operation may raise.
@@ -30,7 +31,7 @@ def report_unforeseen(error: Exception) -> int:
     """Print one line about an unforeseen error, write a report file where that helps, and return the exit code."""
     if isinstance(error, BrokenPipeError) and close_output():
         return 128 + 13  # SIGPIPE: the reader has seen enough, as in `cepdiff data list | head -1`
-    text, code = re.sub(r"\s+", " ", str(error)).strip(), 1
+    text, code = one_line(error), 1
     if isinstance(error, OSError) and error.errno in OF_A_PATH and error.filename is not None:
         line, code = f"{str(error.filename)[:200]}: {error.strerror}; choose another path", 2
     elif is_memory(error):

@@ -13,7 +13,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from cepdiff.collect.recorder import Act
-from cepdiff.errors import ConfigError, DivergenceError, MissingExtraError, SimulationError
+from cepdiff.errors import ConfigError, DivergenceError, MissingExtraError, SimulationError, one_line
 from cepdiff.randomness import stream_seed
 from cepdiff.rollout.registry import import_named
 
@@ -52,7 +52,7 @@ def _from_module(name: str) -> Callable[[NDArray[Any]], Any]:
     try:
         found = getattr(import_named(module), attribute)
     except Exception as error:  # a user's module may raise anything
-        raise ConfigError(f"--policy {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ConfigError(f"--policy {name}: {one_line(error)}") from error
     if not callable(found):
         raise ConfigError(f"--policy {name}: is a {type(found).__name__}; expected a function")
     return found  # type: ignore[no-any-return]

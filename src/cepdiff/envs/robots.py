@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mujoco
 
-from cepdiff.errors import MissingExtraError, SimulationError
+from cepdiff.errors import MissingExtraError, SimulationError, one_line
 
 
 def model_file(path: str) -> Path:
@@ -29,8 +29,7 @@ def read_model(file: str | Path) -> mujoco.MjSpec:
     try:
         return mujoco.MjSpec.from_file(str(file))
     except ValueError as error:
-        reason = " ".join(str(error).split())
         raise SimulationError(
-            f"MuJoCo {mujoco.__version__} cannot read {file}: {reason}. "
+            f"MuJoCo {mujoco.__version__} cannot read {file}: {one_line(error)}. "
             "Install newer models: pip install --upgrade gymnasium-robotics"
         ) from error

@@ -14,7 +14,7 @@ from cepdiff.components import build, class_paths
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import EnergyObjective
-from cepdiff.errors import CepdiffError, ConfigError, RunError
+from cepdiff.errors import CepdiffError, ConfigError, RunError, one_line
 from cepdiff.files import file_hash
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.schema import typed
@@ -162,7 +162,7 @@ def load_sampler(
     except CepdiffError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise RunError(f"{path} does not fit the classes that it names ({what[:300]})") from error
 
 

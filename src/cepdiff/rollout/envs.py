@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from cepdiff.errors import MissingExtraError, SimulationError
+from cepdiff.errors import MissingExtraError, SimulationError, one_line
 from cepdiff.randomness import stream_seed
 from cepdiff.rollout.checked import CheckedEnv, try_out
 from cepdiff.rollout.registry import CLASSIC_MODULES, modules_of, registered
@@ -78,11 +78,11 @@ def make_env(spec: EnvSpec, **kwargs: Any) -> Env:
     except gym.error.DependencyNotInstalled as error:
         if spec.module in CLASSIC_MODULES:
             raise MissingExtraError(f"The environment '{spec.env_id}'", "d4rl") from error
-        raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}") from error
+        raise SimulationError(f"'{spec.env_id}' cannot be made: {one_line(error)}") from error
     except Exception as error:  # environments raise any type
         gl = os.environ.get("MUJOCO_GL")
         hint = f" (MUJOCO_GL={gl} is set: is its library installed?)" if gl and "gl" in str(error) else ""
-        raise SimulationError(f"'{spec.env_id}' cannot be made: {_line(error)}{hint}") from error
+        raise SimulationError(f"'{spec.env_id}' cannot be made: {one_line(error)}{hint}") from error
 
 
 def make_checked_env(spec: EnvSpec) -> CheckedEnv:
@@ -164,7 +164,3 @@ def _log_once(message: str) -> None:
 
 def _name(env: Env) -> str:
     return f"'{env.spec.id}'" if env.spec is not None else str(env.unwrapped)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

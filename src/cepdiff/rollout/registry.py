@@ -11,8 +11,8 @@ from types import ModuleType
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec as Registered
 
-from cepdiff.errors import MissingExtraError, SimulationError, nearest
-from cepdiff.trust import is_installed, is_trusted
+from cepdiff.errors import MissingExtraError, SimulationError, nearest, one_line
+from cepdiff.trust import is_installed, is_trusted, make_importable
 
 # Modules of the classic stack, installed by the extra 'd4rl'.
 CLASSIC_MODULES = ("d4rl", "gym", "shimmy")
@@ -61,8 +61,8 @@ def modules_of(env_id: str, module: str | None = None) -> list[str]:
 
 def import_named(module: str) -> ModuleType:
     """Import a module that the user names; if it is not installed, it may be in the working folder."""
-    if module not in sys.modules and not is_installed(module) and (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # like `python -m`
+    if module not in sys.modules and not is_installed(module):
+        make_importable(Path.cwd())  # like `python -m`
     return importlib.import_module(module)
 
 
@@ -83,5 +83,4 @@ def _import(module: str) -> None:
     except Exception as error:  # d4rl raises many types if MuJoCo 2.1 is missing
         if isinstance(error, ModuleNotFoundError) and error.name in CLASSIC_MODULES:
             raise MissingExtraError(f"The module '{module}'", "d4rl") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SimulationError(f"Cannot import '{module}' for its environments: {reason}") from error
+        raise SimulationError(f"Cannot import '{module}' for its environments: {one_line(error)}") from error

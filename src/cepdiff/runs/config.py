@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -21,12 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cepdiff.components import Component, check_spec, class_path_of, import_class
 from cepdiff.data.blocks import StageDataModule
-from cepdiff.errors import CepdiffError, ConfigError
+from cepdiff.errors import CepdiffError, ConfigError, one_line
 from cepdiff.ranges import check_settings
 from cepdiff.runs.classes import class_arguments, component_class, parameters_of, refuse_other, supply
 from cepdiff.runs.merging import forget_replaced, lifted
 from cepdiff.runs.messages import (
-    one_line,
     readable,
     refuse_null,
     refuse_quoted,
@@ -38,6 +36,7 @@ from cepdiff.runs.messages import (
 )
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import TrainerSettings
+from cepdiff.trust import make_importable
 
 DEFAULT_DATA = "cepdiff.data.rl.datamodule.OfflineDataModule"
 
@@ -126,9 +125,7 @@ def read_layer(path: Path) -> Any:
     """One YAML file; classes in a file next to it can be imported from now on."""
     if not path.is_file():
         raise ConfigError(f"there is no configuration file {path}")
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    make_importable(path.parent.resolve())
     try:
         layer = OmegaConf.load(path)
     except OmegaConfBaseException as error:

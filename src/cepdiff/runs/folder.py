@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from cepdiff.errors import RunError
+from cepdiff.errors import RunError, shortened
 from cepdiff.files import ABANDONED, file_hash, remove_leftovers, write_text
 from cepdiff.schema import typed
 from cepdiff.seals import content_hash, read_sealed, unsealed, write_sealed
@@ -23,7 +23,6 @@ LOCK = ".lock"
 FINAL = "final.ckpt"
 ADOPTED = ".adopted"  # suffix of a stage's folder while it is taken over
 OWN = (".yaml", ".json", ".npz", ".png", ".pt")  # suffixes of the files that `fit` writes to the run folder
-MOST_SHOWN = 100  # most characters of a value in a message
 FORMAT = 3  # of run folders; versions before 0.2 wrote none
 EARLIER = ("scores.json", "distances.json", "images.json")  # results of versions before 0.2
 
@@ -85,7 +84,7 @@ class StageFolder:
     @property
     def record_hash(self) -> str:
         """Hash of `made_from`, by which a checkpoint saved on the way is recognised."""
-        return record_hash(self.made_from or {})
+        return content_hash(self.made_from or {})
 
     def claim(self, record: Mapping[str, Any], later: Sequence[str] = ()) -> None:
         """Write the record, or check that it equals an earlier run's; `later` names the stages that follow.
@@ -283,11 +282,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def record_hash(record: Mapping[str, Any]) -> str:
-    """Hash of a record."""
-    return content_hash(record)
-
-
 def differences(found: Any, record: Mapping[str, Any]) -> list[str]:
     """`compare` for a record that was read from a file and one that was not written yet."""
     return list(compare(found, json.loads(json.dumps(record))))
@@ -304,10 +298,4 @@ def compare(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
             else:
                 yield from compare(found.get(key), wanted.get(key), below.replace(".init_args", ""))
     elif found != wanted:
-        yield f"{where} was {in_short(found)}, now {in_short(wanted)}"
-
-
-def in_short(value: Any) -> str:
-    """A record's value, shortened for a message."""
-    text = str(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+        yield f"{where} was {shortened(str(found), 100)}, now {shortened(str(wanted), 100)}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from cepdiff.errors import CepdiffError, ConfigError, nearest
+from cepdiff.errors import CepdiffError, ConfigError, nearest, one_line
 
 FLOATS = torch.finfo(torch.float32)
 
@@ -88,11 +88,6 @@ def refuse_unholdable(value: Any, where: str) -> None:
             raise ConfigError(f"{where} is {value!r}; expected text without NUL characters")
         elif not isinstance(item, (str, int, float, type(None))):
             raise ConfigError(f"{where} is {value!r}; expected text and numbers")
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks."""
-    return re.sub(r"\s+", " ", str(error)).strip()
 
 
 def readable(error: BaseException) -> str:

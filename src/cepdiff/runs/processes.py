@@ -18,9 +18,8 @@ import torch.distributed
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from cepdiff.errors import CepdiffError, ConfigError, LostProcessError
+from cepdiff.errors import CepdiffError, ConfigError, LostProcessError, one_line
 from cepdiff.ranges import Processors
-from cepdiff.runs.messages import one_line
 
 PARENT = "CEPDIFF_PARENT"  # environment variable: id of the process that launched the others on this machine
 GRACE = 5.0  # seconds that the processes have to end by themselves

@@ -17,11 +17,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO, StageCheckpoint
 from cepdiff.callbacks.progress import StageProgress
-from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError
+from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError, one_line
 from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count, NonNegative
 from cepdiff.runs.folder import StageFolder, read_checkpoint
-from cepdiff.runs.messages import one_line
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
 from cepdiff.seals import save_sealed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cepdiff.data.rl.task import REWARD_RULES
-from cepdiff.errors import DataError
+from cepdiff.errors import DataError, shortened
 
 # Longer arrays are network weights, not metadata.
 MAX_VALUES = 256
@@ -36,8 +36,9 @@ def checked_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]
         try:
             found[name] = convert(value)
         except (TypeError, ValueError, OverflowError) as error:
+            shown = shortened(repr(value))
             raise DataError(
-                f"{source}: metadata '{name}' is {_short(value)}; expected {expected}: correct it, or delete it"
+                f"{source}: metadata '{name}' is {shown}; expected {expected}: correct it, or delete it"
             ) from error
     low, high = found.get("reference_min"), found.get("reference_max")
     if low is not None and high is not None and not low < high:
@@ -107,11 +108,6 @@ def _rule(value: Any) -> str:
     if rule not in REWARD_RULES:
         raise ValueError
     return rule
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _SCHEMA: dict[str, tuple[Callable[[Any], Any], str]] = {

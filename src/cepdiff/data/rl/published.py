@@ -15,6 +15,7 @@ from cepdiff.data.rl.d4rl_tasks import D4RL_URL
 from cepdiff.data.rl.hdf5 import open_file, row_arrays
 from cepdiff.data.rl.task import Task
 from cepdiff.errors import DataError
+from cepdiff.files import file_hash
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _KINDS = {  # first bytes in lower case -> kind of file
@@ -46,7 +47,7 @@ def check_download(path: Path, task: Task) -> None:
     known = published(task)
     if known is None:
         _check_rows(path, task)
-    elif (found := _sha256(path)) != known.sha256:
+    elif (found := file_hash(path, hashlib.sha256())) != known.sha256:
         raise DataError(f"received {_described(path)} with SHA-256 {found}; D4RL's file has {known.sha256}")
 
 
@@ -85,14 +86,6 @@ def _described(path: Path) -> str:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(64)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @cache

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -166,9 +166,9 @@ def _hash(rows: ArrayLike) -> str:
     return hashlib.blake2b(np.ascontiguousarray(rows).tobytes(), digest_size=8).hexdigest()
 
 
-def fill(cache: SupportCache, draw: Callable[[Tensor], Tensor], *, rank: int = 0, world: int = 1) -> Iterator[int]:
-    """Draw this rank's missing chunks with `draw(state_ids)` -> (M', K, A); yields the number of states per chunk."""
-    for chunk in cache.pending(rank, world):
+def fill(cache: SupportCache, draw: Callable[[Tensor], Tensor], chunks: Iterable[int], rank: int = 0) -> Iterator[int]:
+    """Draw `chunks` with `draw(state_ids)` -> (M', K, A), on process `rank`; yields the number of states per chunk."""
+    for chunk in chunks:
         state_ids = cache.chunk_ids(chunk)
         cache.write(chunk, draw(state_ids), rank)
         yield len(state_ids)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.settings import Settings, horizon_of, references_of
 from cepdiff.errors import ConfigError
+from cepdiff.policy.recipe import Rollouts
 from cepdiff.ranges import Count, NonNegative, Whole
 from cepdiff.rollout.checked import try_out
 from cepdiff.rollout.environment import check_reference, choose_environment, classic_environment, limited
@@ -61,14 +62,9 @@ class Evaluation:
         """Plain types, for a policy file."""
         if self.environment is None:
             return {}
-        return {
-            "env_id": self.environment.env_id,
-            "kwargs": dict(self.environment.kwargs),
-            "module": self.environment.module,
-            "reference": None if self.reference is None else [self.reference.minimum, self.reference.maximum],
-            "episodes": self.episodes,
-            "seed": self.seed,
-        }
+        made = self.environment
+        reference = None if self.reference is None else [self.reference.minimum, self.reference.maximum]
+        return asdict(Rollouts(made.env_id, dict(made.kwargs), made.module, reference, self.episodes, self.seed))
 
 
 def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: int) -> Evaluation:

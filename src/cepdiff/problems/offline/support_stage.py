@@ -19,10 +19,11 @@ from cepdiff.errors import DataError, RunError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.ranges import Count, Range
-from cepdiff.runs.folder import StageFolder, record_hash
+from cepdiff.runs.folder import StageFolder
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Stage
+from cepdiff.seals import content_hash
 
 # Actions sampled at a time on a CPU: activations of this many rows stay in a core's cache, which is twice as fast.
 CACHED_ACTIONS = 2048
@@ -81,7 +82,7 @@ class SupportStage(Stage):
     def hash(self) -> str:
         """Hash of the record and the actions."""
         files = self.context.processes.on_main(lambda: self.folder.files)
-        return record_hash({**self.made_from(), "files": {name: files.get(name) for name in CONTENT}})
+        return content_hash({**self.made_from(), "files": {name: files.get(name) for name in CONTENT}})
 
     def run(self) -> None:
         run, settings = self.context, self.settings
@@ -139,9 +140,10 @@ def draw_support(
     cache = SupportCache(folder.path, len(buffer.states))
     cache.require(*needed)
     started = time.monotonic()
-    mine = sum(len(cache.chunk_ids(chunk)) for chunk in cache.pending(processes.rank, processes.world))
-    with progress(mine * num_actions, "support", "action", enabled=processes.shows_progress) as bar:
-        for states in fill(cache, draw, rank=processes.rank, world=processes.world):
+    mine = cache.pending(processes.rank, processes.world)
+    total = sum(len(cache.chunk_ids(chunk)) for chunk in mine) * num_actions
+    with progress(total, "support", "action", enabled=processes.shows_progress) as bar:
+        for states in fill(cache, draw, mine, processes.rank):
             bar.update(states * num_actions)
     processes.barrier()
     processes.on_main(finish)
