@@ -153,7 +153,7 @@ def supported(data: OfflineDataModule, folder: Path, state_ids: Tensor) -> Offli
     """Support actions of state i are [[i], [i + 0.5]] / 10, with energies [i, -i]."""
     SupportCache.create(folder, state_ids, K, 1, chunk_size=2)
     cache = SupportCache(folder, len(data.buffer.states))
-    for _ in fill(cache, lambda ids: (ids.reshape(-1, 1, 1) + torch.tensor([[0.0], [0.5]])) / 10.0):
+    for _ in fill(cache, lambda ids: (ids.reshape(-1, 1, 1) + torch.tensor([[0.0], [0.5]])) / 10.0, cache.pending()):
         pass
     return data.with_support(cache, torch.stack([state_ids, -state_ids], 1).float())
 

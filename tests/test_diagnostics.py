@@ -132,7 +132,7 @@ def draw(folder: Path, data: OfflineDataModule, ids: Tensor, num_actions: int = 
         states = data.normalize(data.buffer.states[state_ids]).unsqueeze(1)
         return make().sample(states, support_noise(0, state_ids, num_actions, A))
 
-    list(fill(cache, sample))
+    list(fill(cache, sample, cache.pending()))
     return cache
 
 

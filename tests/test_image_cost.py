@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,20 +14,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("reference", "floors", "image_cost")
-
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[Any]:
-    """The script as a module that finds its neighbours, as when it is run."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("image_cost")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in NAMES:
-            del sys.modules[name]
+def script() -> Any:
+    """The script as a module."""
+    return importlib.import_module("image_cost")
 
 
 @pytest.fixture(autouse=True)

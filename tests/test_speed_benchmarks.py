@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -26,21 +25,14 @@ from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.types import Batch
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 B, K, S, A = 6, 4, 11, 3
 NAMES = ("reference", "floors", "sides", "speed_stages", "speed", "growth")
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The scripts as modules that find each other, as when they are run."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in NAMES:
-            del sys.modules[name]
+def scripts() -> dict[str, ModuleType]:
+    """The scripts as modules."""
+    return {name: importlib.import_module(name) for name in NAMES}
 
 
 @pytest.fixture

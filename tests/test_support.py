@@ -48,7 +48,7 @@ def lay_out(folder: Path, state_ids: Tensor = STATE_IDS, chunk_size: int = CHUNK
 
 
 def run(cache: SupportCache, draw: Callable[[Tensor], Tensor], rank: int = 0, world: int = 1) -> list[int]:
-    return list(fill(cache, draw, rank=rank, world=world))
+    return list(fill(cache, draw, cache.pending(rank, world), rank))
 
 
 def check_whole(cache: SupportCache, state_ids: Tensor = STATE_IDS) -> None:
@@ -99,7 +99,7 @@ def test_a_kill_between_chunks_costs_nothing(tmp_path: Path) -> None:
 def test_a_kill_while_a_chunk_is_written_draws_it_again(tmp_path: Path) -> None:
     """Half of its bytes are on disk, its mark is not."""
     cache = lay_out(tmp_path)
-    chunks = fill(cache, Draw())
+    chunks = fill(cache, Draw(), cache.pending())
     next(chunks)
     chunks.close()
     with (tmp_path / "actions.npy").open("r+b") as file:
