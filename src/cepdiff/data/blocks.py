@@ -18,6 +18,12 @@ from cepdiff.ranges import Count, check_arguments
 from cepdiff.types import STEP_SEEDS, Batch, DataSpec
 
 
+def check_shares(stage: str, batch_size: int, world: int) -> None:
+    """Raise ConfigError unless `world` processes can share a batch equally."""
+    if batch_size % world:
+        raise ConfigError(f"{stage}.batch_size {batch_size} cannot be shared equally by {world} processes")
+
+
 @dataclass(eq=False)
 class BlockLoader:
     """Blocks of minibatches, a pure function of (seed, stage, step), from step `start` up to `stop`.
@@ -47,10 +53,7 @@ class BlockLoader:
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
             raise DataError(f"no row of the buffer can serve the {self.stage} stage")
-        if self.batch_size % self.world:
-            raise ConfigError(
-                f"{self.stage}.batch_size {self.batch_size} cannot be shared equally by {self.world} processes"
-            )
+        check_shares(self.stage, self.batch_size, self.world)
 
     def __iter__(self) -> Iterator[Batch]:
         draw = torch.Generator()

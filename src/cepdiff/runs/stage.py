@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO, StageCheckpoint
 from cepdiff.callbacks.progress import StageProgress
+from cepdiff.data.blocks import check_shares
 from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError, one_line
 from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count, NonNegative
@@ -111,6 +112,9 @@ class TrainedStage(Stage):
         made_from: as in `Stage`; the length is added.
         callbacks: besides those of the configuration.
         after: called when the trained weights are loaded.
+
+    Raises:
+        ConfigError: the processes of the run cannot share a batch equally; said before any stage is made.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class TrainedStage(Stage):
         after: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(run, module.stage, lambda: {**made_from(), "max_steps": settings.max_steps})
+        check_shares(module.stage, module.batch_size, run.processes.world)
         self.module = module
         self.data = data
         self.settings = settings
