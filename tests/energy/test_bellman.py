@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cepdiff.energy.bellman import bellman_target, softmax_entropy, softmax_value
+from cepdiff.energy.bellman import bellman_target, expectile_loss, lower_bound, softmax_entropy, softmax_value
 
 Q = torch.tensor([[1.0, 3.0, -2.0], [0.0, 0.0, 6.0]], dtype=torch.float64)
 
@@ -53,3 +53,19 @@ def test_entropy_by_hand_and_its_limits() -> None:
     assert softmax_entropy(Q, 1e4).tolist() == pytest.approx([0.0, 0.0])
     assert softmax_entropy(torch.tensor([[1e6, 0.0]]), 10.0).tolist() == [0.0]
     assert softmax_entropy(torch.zeros(2, 3, 4), 1.0).shape == (2, 3)
+
+
+def test_lower_bounds_of_critics_by_hand() -> None:
+    values = torch.tensor([[1.0, 5.0], [3.0, 5.0]])  # two critics, two actions
+    assert lower_bound(values, None).tolist() == [1.0, 5.0]
+    assert lower_bound(values, 0.0).tolist() == [2.0, 5.0]
+    assert lower_bound(values, 2.0).tolist() == [0.0, 5.0]
+
+
+@pytest.mark.parametrize(("expectile", "expected"), [(0.5, 2.5), (0.8, 22 / 7), (0.999, 4.0)])
+def test_the_expectile_loss_is_least_at_the_expectile(expectile: float, expected: float) -> None:
+    """Of the values 1, 2, 3, 4: their mean, 0.8-expectile (0.8 Σ above = 0.2 Σ below) and nearly their maximum."""
+    q = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    grid = torch.linspace(0.0, 5.0, 5001)
+    losses = torch.stack([expectile_loss(q - value, expectile) for value in grid])
+    assert float(grid[losses.argmin()]) == pytest.approx(expected, abs=0.02)

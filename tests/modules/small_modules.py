@@ -15,7 +15,7 @@ from torch import nn
 from cepdiff.energy.objectives import DPS, MSE, ExponentialMSE
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
-from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.critic import ExpectileQCritic, SoftmaxQCritic
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
@@ -43,6 +43,12 @@ def critic(**options: Any) -> SoftmaxQCritic:
     return SoftmaxQCritic(S, A, **{"net": partial(QEnsemble, **SMALL), "learning_rate": 1e-2, **options})
 
 
+def expectile_critic(**options: Any) -> ExpectileQCritic:
+    return ExpectileQCritic(
+        S, A, **{"net": partial(QEnsemble, **SMALL), "value_hidden": (16, 16), "learning_rate": 1e-2, **options}
+    )
+
+
 def guidance(**options: Any) -> EnergyGuidance:
     return EnergyGuidance(S, A, **{"net": partial(EnergyMLP, **SMALL), "learning_rate": 1e-2, **options})
 
@@ -58,6 +64,14 @@ MODULES: dict[str, Callable[..., StageModule]] = {
     "behavior-residual": partial(behavior, net=BEHAVIOR_NETS["residual"], weighting="min_snr"),
     "behavior-averaged": partial(unconditional_behavior, average_targets=True),
     "critic": critic,
+    "critic-lower-bound": partial(
+        critic,
+        net=partial(QEnsemble, num_critics=4, layer_norm=True, **SMALL),
+        deviations=1.0,
+        independent_targets=True,
+        num_steps=None,
+    ),
+    "critic-expectile": expectile_critic,
     "guidance": guidance,
     "guidance-mse": partial(guidance, objective=MSE(1.0)),
     "guidance-averaged": partial(guidance, average_targets=True, time_exponent=1.5),
@@ -90,6 +104,7 @@ def minibatch(module: StageModule, rows: int = 8, seed: int = 0) -> Batch:
         "actions": torch.rand(rows, A, generator=numbers) * 2 - 1,
         "rewards": torch.randn(rows, generator=numbers),
         "terminals": (torch.rand(rows, generator=numbers) < 0.3).float(),
+        "discounts": torch.rand(rows, generator=torch.Generator().manual_seed(seed)),
         "next_observations": torch.randn(rows, S, generator=numbers),
         "support_actions": torch.rand(rows, K, A, generator=numbers) * 2 - 1,
         "next_support_actions": torch.rand(rows, K, A, generator=numbers) * 2 - 1,

@@ -19,6 +19,25 @@ def softmax_entropy(q: Tensor, inverse_temperature: float) -> Tensor:
     return -(log_weights.exp() * log_weights).sum(-1)
 
 
-def bellman_target(rewards: Tensor, terminals: Tensor, next_values: Tensor, discount: float) -> Tensor:
+def lower_bound(values: Tensor, deviations: float | None) -> Tensor:
+    """One value of C critics: mean - `deviations` standard deviations over them; `values` (C, ...) -> (...).
+
+    None is their minimum (clipped double Q, Fujimoto et al. 2018), 0 their mean; a positive number is the lower
+    confidence bound of Ghasemipour et al. 2022, Eq. 5.
+    """
+    if deviations is None:
+        return values.amin(0)
+    return values.mean(0) - deviations * values.std(0, correction=0)
+
+
+def expectile_loss(gaps: Tensor, expectile: float) -> Tensor:
+    """Mean of |expectile - 1(gap < 0)| gap² -> (), least where V is that expectile of Q (Kostrikov et al. 2022, Eq. 5).
+
+    `gaps` (...) are Q - V; an expectile of 0.5 is the mean, towards 1 the maximum.
+    """
+    return ((gaps < 0).to(gaps.dtype) - expectile).abs().mul(gaps.square()).mean()
+
+
+def bellman_target(rewards: Tensor, terminals: Tensor, next_values: Tensor, discount: float | Tensor) -> Tensor:
     """r + gamma (1 - terminal) V(s'); all (B,). A time limit is not a terminal: it bootstraps."""
     return rewards + discount * (1.0 - terminals.to(next_values.dtype)) * next_values

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from cepdiff.energy.bellman import bellman_target, softmax_entropy, softmax_value
+from cepdiff.energy.bellman import bellman_target, expectile_loss, lower_bound, softmax_entropy, softmax_value
 from cepdiff.errors import ConfigError, DivergenceError
 from cepdiff.modules.base import StageModule, frozen_copy, polyak_update
 from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
-from cepdiff.ranges import Count, Fraction, NonNegative, Positive, Range, check_arguments
+from cepdiff.networks.mlp import JointMLP
+from cepdiff.ranges import Count, Fraction, NonNegative, OpenUnit, Positive, Range, Width, check_arguments
 from cepdiff.types import Batch, Metrics
 
 RUNAWAY_FACTOR = 10.0
+DISCOUNTS = "discounts"  # the batch field of a backup over several steps
 # The percentiles of Q on a batch that are logged, as q_p5, ...
 Q_PERCENTILES = (5, 50, 95)
 
@@ -35,11 +37,18 @@ class SoftmaxQCritic(StageModule):
         discount: gamma in [0, 1).
         tau: rate in (0, 1] at which the target critics follow the critics per step.
         bellman_inverse_temperature: beta_Q of the softmax over next support actions, at least 0.
+        num_steps: rewards per backup, after which the value is bootstrapped, see `data.rl.lookahead`; null sums to the
+            end of the episode, which gives the behavior policy's own Q (Brandfonbrener et al. 2021) and settles sooner.
+        deviations: how the critics become one value, see `energy.bellman.lower_bound`; null is their minimum.
+        independent_targets: each critic bootstraps from its own target network, so that their spread tells what the
+            data leave open (Ghasemipour et al. 2022).
         options: those of `StageModule`.
     """
 
     stage = "critic"
-    batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations", "next_support_actions")
+    batch_fields: tuple[str, ...] = (
+        "observations", "actions", "rewards", "terminals", "next_observations", "next_support_actions",
+    )  # fmt: skip
     max_abs_reward: Tensor
 
     def __init__(
@@ -50,6 +59,9 @@ class SoftmaxQCritic(StageModule):
         discount: Fraction = 0.99,
         tau: Annotated[float, Range(0, 1, "(]")] = 0.005,
         bellman_inverse_temperature: NonNegative = 1.0,
+        num_steps: Count | None = 1,
+        deviations: NonNegative | None = None,
+        independent_targets: bool = False,
         learning_rate: Positive = 3e-4,
         batch_size: Count = 256,
         **options: Any,
@@ -62,6 +74,11 @@ class SoftmaxQCritic(StageModule):
         self.discount = discount
         self.tau = tau
         self.bellman_inverse_temperature = bellman_inverse_temperature
+        self.num_steps = num_steps
+        self.deviations = deviations
+        self.independent_targets = independent_targets
+        if num_steps != 1:
+            self.batch_fields = (*type(self).batch_fields, DISCOUNTS)
         self.register_buffer("max_abs_reward", torch.zeros(()))
 
     @property
@@ -70,17 +87,22 @@ class SoftmaxQCritic(StageModule):
         return self.target_net
 
     def q_value(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """min over the target critics: (..., S), (..., A) -> (...), leading axes broadcast."""
-        values: Tensor = self.target_net(observations, actions)
-        return values.amin(0)
+        """Lower bound of the target critics: (..., S), (..., A) -> (...), leading axes broadcast."""
+        return lower_bound(self.target_net(observations, actions), self.deviations)
+
+    def backup(self, batch: Batch, next_values: Tensor) -> Tensor:
+        """Bellman target (B,) or, for each critic, (C, B), from the `next_values` at `next_observations`."""
+        return bellman_target(batch["rewards"], batch["terminals"], next_values, batch.get(DISCOUNTS, self.discount))
 
     @torch.no_grad()
     def target(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Bellman target (B,) of a minibatch, and metrics of the backup."""
+        """Bellman target (B,) of a minibatch, (C, B) with independent targets, and metrics of the backup."""
         beta_q = self.bellman_inverse_temperature
-        # (B, 1, S) against (B, K, A) -> (B, K)
-        next_q = self.q_value(batch["next_observations"].unsqueeze(1), batch["next_support_actions"])
-        target = bellman_target(batch["rewards"], batch["terminals"], softmax_value(next_q, beta_q), self.discount)
+        # (B, 1, S) against (B, K, A) -> (C, B, K)
+        next_q = self.target_net(batch["next_observations"].unsqueeze(1), batch["next_support_actions"])
+        if not self.independent_targets:
+            next_q = lower_bound(next_q, self.deviations)
+        target = self.backup(batch, softmax_value(next_q, beta_q))
         return target, {"bellman_entropy": softmax_entropy(next_q, beta_q).mean()}
 
     def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
@@ -116,6 +138,56 @@ class SoftmaxQCritic(StageModule):
                 f"Q values ran away at step {step} of the critic stage: |Q| = {largest:.3g}, while rewards and "
                 f"discount allow {limit / RUNAWAY_FACTOR:.3g}; try a smaller critic.tau or critic.learning_rate"
             )
+
+
+class ExpectileQCritic(SoftmaxQCritic):
+    """Q bootstraps from V(s'), an expectile of Q(s, a) over the data: no support actions are needed to train it.
+
+    Implicit Q-learning (Kostrikov et al. 2022, Eq. 5 and 6).
+
+    Args:
+        observation_size: S.
+        action_size: A.
+        expectile: in (0, 1); 0.5 is the behavior policy's own value, towards 1 the best action of the data.
+        value_hidden: widths of V's hidden layers.
+        options: those of `SoftmaxQCritic`, but for the two that concern its backup over support actions.
+    """
+
+    batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations")
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        expectile: OpenUnit = 0.7,
+        value_hidden: Sequence[Width] = (256, 256),
+        **options: Any,
+    ) -> None:
+        check_arguments(ExpectileQCritic, locals(), self.stage)
+        super().__init__(observation_size, action_size, **options)
+        for name, unused in (("independent_targets", False), ("bellman_inverse_temperature", 1.0)):
+            if getattr(self, name) != unused:
+                raise ConfigError(f"critic.{name}: an expectile critic bootstraps from its value network; leave it out")
+        self.expectile = expectile
+        self.value_net = JointMLP([observation_size], value_hidden, 1)
+
+    def value(self, observations: Tensor) -> Tensor:
+        """V(s): (..., S) -> (...)."""
+        values: Tensor = self.value_net(observations)
+        return values.squeeze(-1)
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        value = self.value(batch["next_observations"])
+        return self.backup(batch, value), {"value": value.mean()}
+
+    def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
+        q_loss, metrics = super().loss(batch, noise)
+        with torch.no_grad():
+            q = self.q_value(batch["observations"], batch["actions"])
+        value_loss = expectile_loss(q - self.value(batch["observations"]), self.expectile)
+        loss = q_loss + value_loss
+        return loss, metrics | {"loss": loss.detach(), "value_loss": value_loss.detach()}
 
 
 def percentile(ordered: Tensor, level: float) -> Tensor:

@@ -14,7 +14,8 @@ from cepdiff.ranges import Repeats, Width
 class QEnsemble(nn.Module):
     """Independent MLP critics (two: clipped double Q, Fujimoto et al. 2018).
 
-    observations (..., S) and actions (..., A) with broadcasting leading axes -> (num_critics, ...).
+    observations (..., S) and actions (..., A) with broadcasting leading axes -> (num_critics, ...). `layer_norm` puts a
+    LayerNorm before each activation, which bounds values far from the data (Ball et al. 2023).
     """
 
     def __init__(
@@ -24,10 +25,11 @@ class QEnsemble(nn.Module):
         hidden: Sequence[Width] = (256, 256, 256),
         num_critics: Repeats = 2,
         activation: str = "relu",
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.critics = nn.ModuleList(
-            JointMLP([action_size, observation_size], hidden, 1, activation) for _ in range(num_critics)
+            JointMLP([action_size, observation_size], hidden, 1, activation, layer_norm) for _ in range(num_critics)
         )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -55,24 +55,39 @@ class OutputLinear(nn.Linear):
             return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
 
 
-def mlp(sizes: Sequence[int], activation: str = "relu", first: nn.Module | None = None) -> nn.Sequential:
-    """Linear layers between `sizes` with the activation between them, none after the last.
+def activations(size: int, activation: str, layer_norm: bool) -> list[nn.Module]:
+    """What follows a hidden layer of `size`: a LayerNorm, if wanted, and the activation."""
+    return [*([nn.LayerNorm(size)] if layer_norm else []), activation_class(activation)()]
 
-    `first`, if given, comes before them (e.g. the activation after a `JointLinear`).
+
+def mlp(
+    sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False, first: Sequence[nn.Module] = ()
+) -> nn.Sequential:
+    """Linear layers between `sizes` with the activation (after a LayerNorm) between them, none after the last.
+
+    `first` comes before them (e.g. the activation after a `JointLinear`).
     """
-    layers: list[nn.Module] = [] if first is None else [first]
+    layers: list[nn.Module] = [*first]
     for size, next_size in itertools.pairwise(sizes[:-1]):
-        layers += [nn.Linear(size, next_size), activation_class(activation)()]
+        layers += [nn.Linear(size, next_size), *activations(next_size, activation, layer_norm)]
     return nn.Sequential(*layers, OutputLinear(sizes[-2], sizes[-1]))
 
 
 class JointMLP(nn.Module):
     """An MLP on concatenated inputs, see `JointLinear`: (..., sizes) with broadcasting leading axes -> (..., out)."""
 
-    def __init__(self, in_sizes: Sequence[int], hidden: Sequence[int], out_size: int, activation: str = "relu") -> None:
+    def __init__(
+        self,
+        in_sizes: Sequence[int],
+        hidden: Sequence[int],
+        out_size: int,
+        activation: str = "relu",
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.joint = JointLinear(in_sizes, hidden[0])
-        self.rest = mlp([*hidden, out_size], activation, first=activation_class(activation)())
+        first = activations(hidden[0], activation, layer_norm)
+        self.rest = mlp([*hidden, out_size], activation, layer_norm, first)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         output: Tensor = self.rest(self.joint(*inputs))

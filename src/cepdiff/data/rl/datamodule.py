@@ -15,6 +15,7 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.lookahead import Lookahead, look_ahead
 from cepdiff.data.rl.parts import Choice, part_names, some_episodes
 from cepdiff.data.rl.rewards import Scaling, usable_scaling
 from cepdiff.data.rl.settings import Settings, settings_of
@@ -83,6 +84,7 @@ class OfflineDataModule(StageDataModule):
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
         self._energies: Tensor | None = None
+        self._lookahead: Lookahead | None = None
 
     @property
     def task(self) -> Task | None:
@@ -170,6 +172,19 @@ class OfflineDataModule(StageDataModule):
         module._support, module._energies = support, energies
         return module
 
+    def with_lookahead(self, discount: float, num_steps: int | None) -> OfflineDataModule:
+        """Return a copy whose transitions take up to `num_steps` steps, see `look_ahead`.
+
+        Rewards are discounted sums, next states and terminals are those at the end, and `discounts` is their factor.
+        """
+        module = copy.copy(self)
+        module._lookahead = look_ahead(self.buffer, self._scaled_rewards, discount, num_steps)
+        return module
+
+    @property
+    def _scaled_rewards(self) -> Tensor:
+        return self.rewards() if self._rewards is None else self._rewards
+
     def rows(self, fields: Sequence[str]) -> Tensor:
         buffer = self.buffer
         rows = torch.arange(len(buffer.actions))
@@ -178,22 +193,29 @@ class OfflineDataModule(StageDataModule):
         if "support_actions" in fields:
             rows = rows[self._slots()[rows] >= 0]
         if "next_support_actions" in fields:
-            rows = rows[self._slots()[buffer.next_index[rows]] >= 0]
+            rows = rows[self._slots()[self._next_index[rows]] >= 0]
         return rows
 
+    @property
+    def _next_index(self) -> Tensor:
+        index = self.buffer.next_index
+        return index if self._lookahead is None else index[self._lookahead.last]
+
     def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
-        buffer, next_index = self.buffer, self.buffer.next_index
+        buffer, next_index, ahead = self.buffer, self._next_index, self._lookahead
         states = self.normalize(buffer.states).to(device)
         sources: dict[str, Callable[[], tuple[Tensor, Tensor | None]]] = {  # field -> (table, from row to its entry)
             "observations": lambda: (states, None),
             "next_observations": lambda: (states, next_index),
             "actions": lambda: (buffer.actions, None),
-            "rewards": lambda: (self.rewards() if self._rewards is None else self._rewards, None),
-            "terminals": lambda: (buffer.terminals.float(), None),
+            "rewards": lambda: (self._scaled_rewards if ahead is None else ahead.returns, None),
+            "terminals": lambda: (buffer.terminals.float(), None if ahead is None else ahead.last),
             "support_actions": lambda: (torch.from_numpy(self._cache().actions), self._slots()),
             "next_support_actions": lambda: (torch.from_numpy(self._cache().actions), self._slots()[next_index]),
             "energies": lambda: (self._support_energies(), self._slots()),
         }
+        if ahead is not None:
+            sources["discounts"] = lambda: (ahead.discounts, None)
         tables: dict[str, tuple[Tensor, Tensor | None]] = {}
         for field in fields:
             if field not in sources:

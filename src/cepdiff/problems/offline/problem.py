@@ -132,8 +132,9 @@ class OfflineRL(GuidedProblem):
         return GuidedSampler(self.parts({"behavior": net}))
 
     def critic_data(self) -> OfflineDataModule:
-        """Support actions."""
-        return self.data.with_support(self.support.cache)
+        """Support actions, and transitions of as many steps as the critic's backup."""
+        data, critic = self.data.with_support(self.support.cache), self.critic
+        return data if critic.num_steps == 1 else data.with_lookahead(critic.discount, critic.num_steps)
 
     def guidance_data(self) -> OfflineDataModule:
         """Support actions and their energies -Q."""
