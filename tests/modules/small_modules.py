@@ -69,7 +69,7 @@ MODULES: dict[str, Callable[..., StageModule]] = {
         net=partial(QEnsemble, num_critics=4, layer_norm=True, **SMALL),
         deviations=1.0,
         independent_targets=True,
-        num_steps=None,
+        num_steps="episode",
     ),
     "critic-expectile": expectile_critic,
     "guidance": guidance,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class SoftmaxQCritic(StageModule):
         discount: gamma in [0, 1).
         tau: rate in (0, 1] at which the target critics follow the critics per step.
         bellman_inverse_temperature: beta_Q of the softmax over next support actions, at least 0.
-        num_steps: rewards per backup, after which the value is bootstrapped, see `data.rl.lookahead`; null sums to the
-            end of the episode, which gives the behavior policy's own Q (Brandfonbrener et al. 2021) and settles sooner.
+        num_steps: rewards per backup, after which the value is bootstrapped, see `data.rl.lookahead`;
+            "episode" sums to its end, which gives the behavior policy's own Q (Brandfonbrener et al. 2021) and settles sooner.
         deviations: how the critics become one value, see `energy.bellman.lower_bound`; null is their minimum.
         independent_targets: each critic bootstraps from its own target network, so that their spread tells what the
             data leave open (Ghasemipour et al. 2022).
@@ -59,7 +59,7 @@ class SoftmaxQCritic(StageModule):
         discount: Fraction = 0.99,
         tau: Annotated[float, Range(0, 1, "(]")] = 0.005,
         bellman_inverse_temperature: NonNegative = 1.0,
-        num_steps: Count | None = 1,
+        num_steps: Count | Literal["episode"] = 1,
         deviations: NonNegative | None = None,
         independent_targets: bool = False,
         learning_rate: Positive = 3e-4,

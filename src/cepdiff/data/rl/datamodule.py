@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -172,7 +172,7 @@ class OfflineDataModule(StageDataModule):
         module._support, module._energies = support, energies
         return module
 
-    def with_lookahead(self, discount: float, num_steps: int | None) -> OfflineDataModule:
+    def with_lookahead(self, discount: float, num_steps: int | Literal["episode"]) -> OfflineDataModule:
         """Return a copy whose transitions take up to `num_steps` steps, see `look_ahead`.
 
         Rewards are discounted sums, next states and terminals are those at the end, and `discounts` is their factor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +33,10 @@ class _Sums(NamedTuple):
         return _Sums(sums, self.steps + other.steps[self.following], other.following[self.following])
 
 
-def look_ahead(buffer: TransitionBuffer, rewards: Tensor, discount: float, num_steps: int | None) -> Lookahead:
-    """Sums of up to `num_steps` `rewards` (N,) in float64; None goes on to the end of the episode.
+def look_ahead(
+    buffer: TransitionBuffer, rewards: Tensor, discount: float, num_steps: int | Literal["episode"]
+) -> Lookahead:
+    """Sums of up to `num_steps` `rewards` (N,) in float64; "episode" goes on to its end.
 
     A sum stops early at the end of the episode, and before a row whose next state is unknown (Sutton and Barto 2018,
     Eq. 7.1). Raises ConfigError if the rows form no episodes.
@@ -52,7 +54,7 @@ def look_ahead(buffer: TransitionBuffer, rewards: Tensor, discount: float, num_s
     nothing = padded(torch.zeros(count, dtype=torch.float64), 0.0)
     total = _Sums(nothing, nothing.long(), padded(rows, count))
     power = _Sums(padded(rewards.double(), 0.0), padded(torch.ones_like(rows), 0), padded(following, count))
-    left = int((buffer.episode_ends - buffer.episode_starts).max()) if num_steps is None else num_steps
+    left = int((buffer.episode_ends - buffer.episode_starts).max()) if num_steps == "episode" else num_steps
     while left:  # a sum of n steps is one of sums of 1, 2, 4, ... steps
         if left % 2:
             total = total.then(power, discount)
