@@ -96,13 +96,16 @@ def _check(value: Any, hint: Any, where: str) -> None:
     if typing.get_origin(hint) in (typing.Union, type(int | None)):
         is_list = isinstance(value, (list, tuple))
         parts = [part for part in typing.get_args(hint) if part is not type(None) and _is_list(part) == is_list]
+        if len(parts) > 1:  # a number or one of some words
+            parts = [part for part in parts if (typing.get_origin(part) is typing.Literal) == isinstance(value, str)]
         if len(parts) != 1:
             return
         (hint,) = parts
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if not any(value == choice and type(value) is type(choice) for choice in choices):
-            raise ConfigError(f"{where} is {value!r}; expected {', '.join(map(str, choices[:-1]))} or {choices[-1]}")
+            others = ", ".join(map(str, choices[:-1])) or "a number"
+            raise ConfigError(f"{where} is {value!r}; expected {others} or {choices[-1]}")
     elif _is_list(hint) and isinstance(value, (list, tuple)):
         item_hint = next(iter(typing.get_args(hint)), None)
         allowed = _range(item_hint)

@@ -37,8 +37,8 @@ class SoftmaxQCritic(StageModule):
         discount: gamma in [0, 1).
         tau: rate in (0, 1] at which the target critics follow the critics per step.
         bellman_inverse_temperature: beta_Q of the softmax over next support actions, at least 0.
-        num_steps: rewards per backup, after which the value is bootstrapped, see `data.rl.lookahead`;
-            "episode" sums to its end, which gives the behavior policy's own Q (Brandfonbrener et al. 2021) and settles sooner.
+        num_steps: rewards per backup, after which the value is bootstrapped, see `data.rl.lookahead`; "episode" sums
+            to its end, which gives the behavior policy's own Q (Brandfonbrener et al. 2021) and settles sooner.
         deviations: how the critics become one value, see `energy.bellman.lower_bound`; null is their minimum.
         independent_targets: each critic bootstraps from its own target network, so that their spread tells what the
             data leave open (Ghasemipour et al. 2022).
