@@ -42,6 +42,9 @@ class SoftmaxQCritic(StageModule):
         deviations: how the critics become one value, see `energy.bellman.lower_bound`; null is their minimum.
         independent_targets: each critic bootstraps from its own target network, so that their spread tells what the
             data leave open (Ghasemipour et al. 2022).
+        energy_unit: unit of the energies -Q that guidance and samplers get: "reward" (scaled rewards), or "spread": the
+            standard deviation of Q over a state's support actions, mean over states, so that an inverse temperature
+            means the same in tasks of any reward scale.
         options: those of `StageModule`.
     """
 
@@ -62,6 +65,7 @@ class SoftmaxQCritic(StageModule):
         num_steps: Count | Literal["episode"] = 1,
         deviations: NonNegative | None = None,
         independent_targets: bool = False,
+        energy_unit: Literal["reward", "spread"] = "reward",
         learning_rate: Positive = 3e-4,
         batch_size: Count = 256,
         **options: Any,
@@ -77,6 +81,7 @@ class SoftmaxQCritic(StageModule):
         self.num_steps = num_steps
         self.deviations = deviations
         self.independent_targets = independent_targets
+        self.energy_unit = energy_unit
         if num_steps != 1:
             self.batch_fields = (*type(self).batch_fields, DISCOUNTS)
         self.register_buffer("max_abs_reward", torch.zeros(()))

@@ -253,6 +253,13 @@ def choose_inside(evidence: Sequence[ScaleEvidence], unguided_inside: float, kep
     return max(inside, key=lambda e: (e.value, -e.guidance_scale)).guidance_scale
 
 
+@torch.no_grad()
+def spread(critic: SoftmaxQCritic, sample: Sample) -> float:
+    """Standard deviation of Q over a state's support actions, mean over states; 1 if the critic tells none apart."""
+    q = critic.q_value(sample.states.unsqueeze(1), sample.support)  # (M, 1, S), (M, K, A) -> (M, K)
+    return float(q.std(-1).mean()) or 1.0
+
+
 def q_slope(critic: SoftmaxQCritic, sample: Sample) -> Tensor:
     """|∇_a Q(s, a)| (M,) at the dataset actions: how fast the critic's value changes with the action."""
     no_time = torch.zeros((), device=sample.actions.device)

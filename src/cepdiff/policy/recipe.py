@@ -59,6 +59,7 @@ class Recipe:
         environment: the fields of `Rollouts`; empty if there is none.
         head_names: names of the energies, if the energy network has heads.
         image_shape: (C, H, W) of images.
+        energy_unit: as in `SamplerParts`.
         made_from: checkpoint, relative to the run folder -> its hash.
     """
 
@@ -74,12 +75,13 @@ class Recipe:
     environment: dict[str, Any] = field(default_factory=dict)
     head_names: list[str] = field(default_factory=list)
     image_shape: list[int] | None = None
+    energy_unit: float = 1.0
     made_from: dict[str, str] = field(default_factory=dict)
 
     @property
     def sampler_hash(self) -> str:
         """Hash of all that samples depend on besides the networks."""
-        return content_hash([self.sampler, self.schedule, self.solver, self.objective])
+        return content_hash([self.sampler, self.schedule, self.solver, self.objective, self.energy_unit])
 
 
 def write_recipe(path: Path, recipe: Recipe, networks: Mapping[str, nn.Module]) -> None:
@@ -157,7 +159,9 @@ def load_sampler(
             networks[name].to(device)
         schedule, objective = (build(getattr(recipe, key), base, key, parts=PARTS) for key, base in bases.items())
         built = build(solver, DPMSolver, "solver", parts=PARTS)
-        parts = SamplerParts(sizes[1], networks, schedule, built, objective, bool(recipe.head_names))
+        parts = SamplerParts(
+            sizes[1], networks, schedule, built, objective, bool(recipe.head_names), recipe.energy_unit
+        )
         return build(recipe.sampler, GuidedSampler, "sampler", parts, parts=PARTS), recipe
     except CepdiffError:
         raise

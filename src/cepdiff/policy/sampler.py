@@ -34,6 +34,7 @@ class SamplerParts:
         solver: of the diffusion ODE.
         objective: what "energy" was trained on; None is `CEP()`.
         headed: "energy" has heads; a row's condition is then (1,), the index of its head.
+        energy_unit: Q of "critic" is divided by this number to give minus the energy that "energy" was trained on.
     """
 
     size: int
@@ -42,6 +43,7 @@ class SamplerParts:
     solver: DPMSolver
     objective: EnergyObjective | None = None
     headed: bool = False
+    energy_unit: float = 1.0
 
 
 class Networks(dict[str, nn.Module]):
@@ -69,6 +71,7 @@ class GuidedSampler:
         self.solver = parts.solver
         self.objective = parts.objective or CEP()
         self.headed = parts.headed
+        self.energy_unit = parts.energy_unit
 
     @property
     def noise_size(self) -> int:

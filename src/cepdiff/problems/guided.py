@@ -97,7 +97,7 @@ class GuidedProblem(Problem):
         return TrainedStage(
             self.run, module, data or (lambda: self.data), length,
             made_from or (lambda: self.record(section, "schedule")), self.callbacks(section),
-            lambda: self._finish(section),
+            lambda: self.finish(section),
         )  # fmt: skip
 
     def callbacks(self, section: str) -> list[Callback]:
@@ -170,7 +170,7 @@ class GuidedProblem(Problem):
             **facts,
         )
 
-    def _finish(self, section: str) -> None:
+    def finish(self, section: str) -> None:
         """Use the trained network; write `policy.pt`, unless there is one of an earlier command that finished all."""
         self.trained.add(section)
         missing = [other for other in self.network_sections.values() if other not in self.trained]

@@ -6,10 +6,12 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
+from torch import nn
 
 from cepdiff.callbacks.rollout import RolloutCallback
 from cepdiff.components import Component
@@ -17,11 +19,11 @@ from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.errors import ConfigError
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
-from cepdiff.policy.diagnostics import Diagnostics, diagnose
+from cepdiff.policy.diagnostics import Diagnostics, diagnose, draw_states, spread
 from cepdiff.policy.engines import check_engine, own_method, require_engine
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import Recipe
-from cepdiff.policy.sampler import GuidedSampler
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.problems.guided import GuidedProblem
 from cepdiff.problems.offline.diagnostics_report import log_diagnostics, plot_diagnostics
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
@@ -33,6 +35,8 @@ from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage, StageSettings
+
+UNIT_STATES = 4096  # that the unit of the energies is measured on
 
 
 @dataclass
@@ -57,9 +61,10 @@ class OfflineRL(GuidedProblem):
         sections: those of `GuidedProblem`.
     """
 
-    # The record of the critic has the reward rule.
+    # The record of the critic has the reward rule, that of guidance the energies' unit.
     not_recorded = frozenset({
         "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
+        "energy_unit",
     })  # fmt: skip
     data: OfflineDataModule
 
@@ -84,6 +89,7 @@ class OfflineRL(GuidedProblem):
         self.critic: SoftmaxQCritic = run.module("critic", critic, data.sizes)
         self.modules["critic"] = self.critic
         self.network_sections["critic"] = "critic"
+        self.energy_unit = 1.0  # in scaled rewards; measured when the critic is trained
         self.lengths = stages
         self.every_n_steps = evaluation.every_n_steps
         self.support = SupportStage(
@@ -115,8 +121,10 @@ class OfflineRL(GuidedProblem):
         return {**self.record("critic"), **rule, "support": self.support.hash}
 
     def guidance_record(self) -> dict[str, Any]:
-        """With the critic whose energies it learns."""
+        """With the critic whose energies it learns, and their unit."""
         upstream = {"support": self.support.hash, "critic_checkpoint": self.run.weights_hash("critic")}
+        if self.critic.energy_unit != "reward":
+            upstream["energy_unit"] = self.critic.energy_unit
         return {**self.record("guidance", "schedule"), **upstream}
 
     def behavior_data(self) -> OfflineDataModule:
@@ -141,7 +149,16 @@ class OfflineRL(GuidedProblem):
         energies = support_energies(
             self.critic, self.data, self.support.cache, self.run.folder.stage("guidance"), self.run.processes
         )
-        return self.data.with_support(self.support.cache, energies)
+        return self.data.with_support(self.support.cache, energies / self.energy_unit)
+
+    def parts(self, networks: Mapping[str, nn.Module]) -> SamplerParts:
+        return replace(super().parts(networks), energy_unit=self.energy_unit)
+
+    def finish(self, section: str) -> None:
+        if section == "critic" and self.critic.energy_unit == "spread":
+            run, states = self.run, partial(draw_states, self.data, self.support.cache, UNIT_STATES, self.run.seed)
+            self.energy_unit = run.processes.on_main(lambda: spread(self.critic, states(run.processes.device)))
+        super().finish(section)
 
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""
@@ -176,6 +193,8 @@ class OfflineRL(GuidedProblem):
 
     def evaluation_record(self) -> dict[str, Any]:
         found = {**super().evaluation_record(), "support_checkpoint": self.support.hash}
+        if self.energy_unit != 1.0:
+            found["energy_unit"] = self.energy_unit
         return {**found, "environment": self.evaluation.to_dict(), "scales": self.evaluation.scales}
 
     @classmethod
@@ -183,7 +202,7 @@ class OfflineRL(GuidedProblem):
         return report(runs, output)
 
     def recipe(self) -> Recipe:
-        return replace(super().recipe(), environment=self.evaluation.to_dict())
+        return replace(super().recipe(), environment=self.evaluation.to_dict(), energy_unit=self.energy_unit)
 
     def callbacks(self, section: str) -> list[Callback]:
         """Rollouts of the modules in training."""
