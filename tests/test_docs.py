@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 import shlex
 from collections import Counter
@@ -36,6 +37,7 @@ from cepdiff.runs.config import load_config
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
 EXTENDING = ROOT / "docs/extending.md"
+SAMPLERS = ROOT / "docs/samplers.md"
 # Folders of this repository whose files the pages mention.
 OURS = ("src", "tests", "configs", "docs", "notebooks", "docker", "cepdiff")
 
@@ -73,9 +75,9 @@ def prose(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every titled block of the page as a file, and the shipped configurations."""
+    """A folder with every titled block of the two pages as a file, and the shipped configurations."""
     folder = tmp_path_factory.mktemp("examples")
-    for block in blocks(EXTENDING):
+    for block in (*blocks(EXTENDING), *blocks(SAMPLERS)):
         if block.title is not None:
             (folder / block.title).write_text(block.text)
     (folder / "tiny.yaml").write_text(TINY)
@@ -118,7 +120,7 @@ def counting(method: Callable[..., Any], calls: Counter[str], name: str) -> Call
 
 @pytest.fixture(scope="module")
 def shared_run(examples: Path) -> tuple[Path, Counter[str]]:
-    """One run with all the examples' own classes at once; returns how often each class was called."""
+    """One run with all the examples' own classes and a sampler at once; returns how often each class was called."""
     calls: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(examples)
@@ -127,7 +129,7 @@ def shared_run(examples: Path) -> tuple[Path, Counter[str]]:
             cls = getattr(importlib.import_module(file), name)
 
             patch.setattr(cls, method, counting(getattr(cls, method), calls, file))
-        files = ["my_recipe.yaml", *(f"{file}.yaml" for file in USED), "tiny.yaml"]
+        files = ["my_recipe.yaml", *(f"{file}.yaml" for file in USED), "resampled.yaml", "tiny.yaml"]
         arguments = [word for file in files for word in ("--config", file)]
         assert main(["fit", *arguments, "--data.block_size", "2", "--run_dir", "run"]) == 0
     return examples / "run", calls
@@ -159,6 +161,17 @@ def test_policy_of_own_classes_loads(shared_run: tuple[Path, Counter[str]], here
     assert type(policy.sampler.networks["behavior"]).__name__ == "MyScore"
     assert type(policy.sampler.solver).__name__ == "DDIM"
     assert policy.act(np.zeros((3, 10), np.float32)).shape == (3, 2)
+
+
+def test_the_shipped_sampler_of_the_page_acts_and_reports(shared_run: tuple[Path, Counter[str]], here: Path) -> None:
+    sampler = GuidedPolicy.from_run(shared_run[0]).sampler
+    assert (type(sampler).__name__, sampler.noise_size) == ("Resampled", 8 * 2 + 1)
+    rows = json.loads((shared_run[0] / "results.json").read_text())["rows"]
+    sizes = {row["scale"]: row["value"] for row in rows if row["metric"] == "effective_sample_size"}
+    assert sizes[0.0] == pytest.approx(8.0)
+    assert 1.0 <= sizes[1.0] < 8.0
+    evidence = json.loads((shared_run[0] / "diagnostics.json").read_text())["scales"]
+    assert {e["guidance_scale"]: e["effective_sample_size"] for e in evidence} == sizes
 
 
 def test_own_arrays(here: Path) -> None:

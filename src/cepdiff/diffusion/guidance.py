@@ -15,11 +15,17 @@ from cepdiff.types import EnergyLogits, NoisePredictor, Predictor
 
 def logits_gradient(logits: EnergyLogits, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
     """∇_x f(x_t, t, s), of the shape of `x` (..., A). Works under `torch.no_grad`, and detaches its result."""
+    return logits_and_gradient(logits, x, t, condition)[1]
+
+
+def logits_and_gradient(logits: EnergyLogits, x: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    """f(x_t, t, s) (...) and its gradient in `x` (..., A), both detached; works under `torch.no_grad`."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
         t, condition = t.clone(), None if condition is None else condition.clone()  # inference tensors cannot be saved
-        (gradient,) = torch.autograd.grad(logits(x, t, condition).sum(), x)
-    return gradient
+        found = logits(x, t, condition)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+    return found.detach(), gradient
 
 
 def predicted_data_logits(clean_logits: EnergyLogits, eps_net: NoisePredictor, schedule: NoiseSchedule) -> EnergyLogits:
@@ -48,7 +54,7 @@ def guided_noise(
 
     The gradient is computed only for rows whose scale is not zero, and not at all if there are none, or `logits` or
     `guidance_scale` is None. With `every_row` it is computed for all, so that no shape depends on a value and the host
-    never waits for the device; rows at scale zero do not use theirs. `t` is a scalar tensor.
+    never waits for the device; rows at scale zero do not use theirs, and leading axes broadcast. `t` is a scalar.
     """
     if logits is None or guidance_scale is None:
         return lambda x, t: eps_net(x, t, condition)

@@ -31,6 +31,8 @@ from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.randomness import generator, stream_seed
 
 PERCENTILES = (5, 25, 50, 75, 95)
+# Candidates are drawn a second time for their effective sample size: on every fourth state, which is enough for a mean.
+ESS_STRIDE = 4
 # `choose_inside` asks for this fraction of the inside share that unguided samples have.
 KEPT_INSIDE = 0.9
 
@@ -49,6 +51,7 @@ class ScaleEvidence:
         penalized_value: `nearest_value` minus the critic's slope times the distance: the lowest value that a critic of
             this slope allows there, given its values at the support actions; never above `nearest_value`.
         twin_gap: largest minus smallest critic at the guided actions.
+        effective_sample_size: of the weighted candidates behind an action; None if the sampler weighs none.
     """
 
     guidance_scale: float
@@ -59,6 +62,7 @@ class ScaleEvidence:
     nearest_value: float
     penalized_value: float
     twin_gap: float
+    effective_sample_size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,10 @@ def diagnose(
     def evidence_at(scale: float) -> ScaleEvidence:
         scales = torch.full((len(noise),), scale, device=noise.device)
         actions = sampler.sample(sample.states, noise, scales).float()
-        return scale_evidence(scale, actions, critic, sample, q_support, slope, threshold)
+        found = scale_evidence(scale, actions, critic, sample, q_support, slope, threshold)
+        some = (values[::ESS_STRIDE] for values in (sample.states, noise, scales))
+        ess = sampler.effective_sample_size(*some)
+        return found if ess is None else replace(found, effective_sample_size=float(ess.mean()))
 
     unguided = evidence_at(0.0)
     found = [unguided if scale == 0.0 else evidence_at(scale) for scale in sorted({float(scale) for scale in scales})]

@@ -118,8 +118,8 @@ class GuidedSampler:
         """Samples (..., A) from standard normal `noise` (..., `noise_size`), given `condition` (..., S).
 
         With guidance all have one batch axis, and `guidance_scale` is (B,); None does not guide, and leading axes
-        broadcast. `static` fixes the sequence of operators, whatever the values are, for capture and export: gradients
-        are computed at scale 0 too. An override without it runs operator by operator only.
+        broadcast, as they do with `static`. This fixes the sequence of operators, whatever the values are, for capture
+        and export: gradients are computed at scale 0 too. An override without it runs operator by operator only.
         """
         behavior = self.networks["behavior"]
         with torch.no_grad():
@@ -134,6 +134,13 @@ class GuidedSampler:
                 data_bound=1.0,
                 guide_every_row=static,
             )
+
+    def effective_sample_size(self, condition: Tensor, noise: Tensor, guidance_scale: Tensor) -> Tensor | None:
+        """Effective number of weighted candidates behind each sample (...), arguments as in `sample`.
+
+        None for samplers that do not weigh any.
+        """
+        return None
 
 
 def is_static(sample: Callable[..., Tensor]) -> bool:

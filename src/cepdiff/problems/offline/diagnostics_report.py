@@ -20,7 +20,7 @@ def diagnostic_scalars(diagnostics: Diagnostics) -> dict[str, float]:
     for evidence in diagnostics.scales:
         of_scale = asdict(evidence)
         scale = of_scale.pop("guidance_scale")
-        values |= {f"{name}/s={scale}": value for name, value in of_scale.items()}
+        values |= {f"{name}/s={scale}": value for name, value in of_scale.items() if value is not None}
     return {f"diagnostics/{name}": value for name, value in values.items()}
 
 

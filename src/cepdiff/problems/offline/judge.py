@@ -27,6 +27,7 @@ COLUMNS = {
     "normalized_score": ("normalized score", ".1f"),
     "offline_value": ("offline value", ".3f"),
     "inside_support": ("inside support", ".0%"),
+    "effective_sample_size": ("effective sample size", ".1f"),
 }
 
 
@@ -43,14 +44,18 @@ def score_rows(rows: Sequence[ScoreRow]) -> list[Row]:
 
 
 def offline_rows(found: Diagnostics) -> list[Row]:
-    """Offline evidence as results: the value that scales are ranked by, and the share inside the support."""
+    """Offline evidence as results: the value that scales are ranked by, the share inside the support, and the effective
+    sample size of samplers that weigh candidates."""
+    shown = {
+        "offline_value": "penalized_value",
+        "inside_support": "inside_support",
+        "effective_sample_size": "effective_sample_size",
+    }
     return [
-        row
+        Row(e.guidance_scale, metric, value)
         for e in found.scales
-        for row in (
-            Row(e.guidance_scale, "offline_value", e.penalized_value),
-            Row(e.guidance_scale, "inside_support", e.inside_support),
-        )
+        for metric, name in shown.items()
+        if (value := getattr(e, name)) is not None
     ]
 
 

@@ -1,0 +1,247 @@
+"""Samplers that draw K candidates per state and choose among them.
+
+B batch, K candidates, A action size. Candidates a_k of a proposal r(a|s) with log-weights log p(a_k|s) - log r(a_k|s),
+up to a constant of s, target p: one drawn by its weight is a sample of p in the limit of many candidates
+(self-normalised importance sampling; Rubin 1987), and the effective sample size of the weights says how near that is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from cepdiff.energy.objectives import effective_sample_size
+from cepdiff.errors import RunError
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.ranges import NonNegative, Range, Repeats, check_arguments
+
+NoiseScale = Annotated[float, Range(0, 1, "(]")]
+
+
+def uniform(normal: Tensor) -> Tensor:
+    """Phi of standard normal numbers: uniform ones in (0, 1]."""
+    return 0.5 * torch.erfc(normal * -math.sqrt(0.5))
+
+
+def at_positions(log_weights: Tensor, positions: Tensor) -> Tensor:
+    """Indices (..., P) where the cumulative sum of softmax_K(`log_weights` (..., K)) reaches `positions` (..., P)."""
+    cumulative = log_weights.softmax(-1).cumsum(-1).unsqueeze(-2)  # (..., 1, K)
+    # Relative to the sum, which rounding moves away from 1: an index stays below K.
+    return (cumulative < positions.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
+
+
+def drawn(log_weights: Tensor, normal: Tensor) -> Tensor:
+    """The index (...) of one of K candidates, with probability softmax_K(`log_weights` (..., K)).
+
+    Inverts the cumulative weights at Phi(`normal`), `normal` (...) standard normal.
+    """
+    return at_positions(log_weights, uniform(normal).unsqueeze(-1)).squeeze(-1)
+
+
+def weighted_mean(candidates: Tensor, log_weights: Tensor) -> Tensor:
+    """Mean (..., A) of `candidates` (..., K, A) under softmax_K(`log_weights` (..., K))."""
+    return (log_weights.softmax(-1).unsqueeze(-1) * candidates).sum(-2)
+
+
+def medoid(candidates: Tensor, log_weights: Tensor) -> Tensor:
+    """The index (...) of the candidate with the smallest weighted sum of squared distances to the others.
+
+    It is the one nearest to the weighted mean, since Σ_j w_j |a_i - a_j|² = |a_i - mean|² + a constant.
+    """
+    return (candidates - weighted_mean(candidates, log_weights).unsqueeze(-2)).square().sum(-1).argmin(-1)
+
+
+def taken(candidates: Tensor, index: Tensor) -> Tensor:
+    """The candidates (..., A) at `index` (...) of `candidates` (..., K, A)."""
+    where = index[..., None, None].expand(*index.shape, 1, candidates.shape[-1])
+    return candidates.gather(-2, where).squeeze(-2)
+
+
+class CandidateSampler(GuidedSampler):
+    """Base of samplers that draw K candidates per state, all at once: what they share of a state is computed once.
+
+    Args:
+        parts: as in `GuidedSampler`.
+        num_candidates: K.
+        noise_scale: factor of the solver's noise; below 1 candidates crowd around the likeliest actions.
+    """
+
+    def __init__(self, parts: SamplerParts, num_candidates: Repeats = 8, noise_scale: NoiseScale = 1.0) -> None:
+        check_arguments(CandidateSampler, locals(), "sampler")
+        super().__init__(parts)
+        self.num_candidates = num_candidates
+        self.noise_scale = noise_scale
+
+    @property
+    def noise_size(self) -> int:
+        return self.num_candidates * self.size
+
+    def candidates(self, condition: Tensor, noise: Tensor, scale: Tensor | None, *, static: bool) -> Tensor:
+        """Candidates (..., K, A), guided at `scale` (...), from the first K * A numbers of `noise`; None: unguided."""
+        numbers = noise[..., : self.num_candidates * self.size].unflatten(-1, (self.num_candidates, self.size))
+        if scale is not None and not static and not bool(scale.any()):
+            scale = None
+        if scale is not None:
+            scale = scale.unsqueeze(-1)  # (...) -> (..., 1), of all candidates
+        return self._plain(self._of_candidates(condition, numbers), numbers, scale)
+
+    def _of_candidates(self, condition: Tensor, candidates: Tensor) -> Tensor:
+        """`condition` (..., S) as (..., 1, S), which broadcasts against candidates (..., K, A); a head for each."""
+        condition = condition.unsqueeze(-2)
+        return condition.expand(*candidates.shape[:-1], -1) if self.headed else condition
+
+    def _plain(self, condition: Tensor, numbers: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Samples of the guided sampler, with the noise scaled; leading axes broadcast."""
+        return super().sample(condition, self.noise_scale * numbers, scale, static=scale is not None)
+
+
+class Averaged(CandidateSampler):
+    """The mean or the medoid of K samples, guided at the row's scale: no critic is asked.
+
+    An average forgoes what the policy does for variety; where its actions form separate groups the mean may lie between
+    them, and the medoid does not.
+
+    Args:
+        parts: as in `GuidedSampler`.
+        choose: "mean", or "medoid": the sample nearest to the mean.
+        num_candidates: K; 1 is the guided sampler with its noise scaled.
+        noise_scale: as in `CandidateSampler`.
+    """
+
+    def __init__(
+        self,
+        parts: SamplerParts,
+        choose: Literal["mean", "medoid"] = "mean",
+        num_candidates: Repeats = 8,
+        noise_scale: NoiseScale = 1.0,
+    ) -> None:
+        check_arguments(Averaged, locals(), "sampler")
+        super().__init__(parts, num_candidates, noise_scale)
+        self.choose = choose
+
+    def sample(
+        self, condition: Tensor, noise: Tensor, guidance_scale: Tensor | None = None, *, static: bool = False
+    ) -> Tensor:
+        candidates = self.candidates(condition, noise, guidance_scale, static=static)
+        equal = torch.zeros_like(candidates[..., 0])
+        if self.choose == "mean":
+            return weighted_mean(candidates, equal)
+        return taken(candidates, medoid(candidates, equal))
+
+
+class Resampled(CandidateSampler):
+    """One of K candidates, or their mean, by weights that target p(a|s) ∝ q(a|s) exp(scale beta Q(s, a)).
+
+    Candidates come from q, or are guided at `candidate_scale` c, whose own tilt is divided out:
+
+        log w = scale beta Q(s, a) - c f(a, t_min, s)
+
+    with the energy network's logits f. Guided candidates have the density q exp(c f) only at c = 0 and c = 1, where
+    guidance is exact; for another c the target is approximate. Q is that of the critic; a problem without one has
+    f(a, t_min, s) in the place of beta Q. At scale 0 candidates are unguided and their weights equal: "draw" and "best"
+    take the first, a sample of the behavior policy, and the others are those of `Averaged`.
+
+    Args:
+        parts: as in `GuidedSampler`.
+        choose: "draw" one by its weight, which needs one normal number more; the weighted "mean"; the "medoid", the
+            candidate nearest to that mean; or the "best", of the highest Q, which is the limit of large scales.
+        num_candidates: K.
+        candidate_scale: c, the guidance scale of the candidates.
+        noise_scale: as in `CandidateSampler`; below 1 q is what the scaled noise gives.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("behavior", "energy", "critic")
+
+    def __init__(
+        self,
+        parts: SamplerParts,
+        choose: Literal["draw", "mean", "medoid", "best"] = "draw",
+        num_candidates: Repeats = 16,
+        candidate_scale: NonNegative = 0.0,
+        noise_scale: NoiseScale = 1.0,
+    ) -> None:
+        check_arguments(Resampled, locals(), "sampler")
+        super().__init__(parts, num_candidates, noise_scale)
+        self.choose = choose
+        self.candidate_scale = candidate_scale
+
+    @property
+    def noise_size(self) -> int:
+        return super().noise_size + (self.choose == "draw")
+
+    @property
+    def has_energy(self) -> bool:
+        needs_guidance = self.candidate_scale > 0.0 or "critic" not in self.networks
+        return super().has_energy or not needs_guidance
+
+    def sample(
+        self, condition: Tensor, noise: Tensor, guidance_scale: Tensor | None = None, *, static: bool = False
+    ) -> Tensor:
+        scale = torch.zeros_like(noise[..., 0]) if guidance_scale is None else guidance_scale
+        takes_first = self.choose in ("draw", "best")
+        if takes_first and not static and not bool(scale.any()):
+            return self._plain(condition, noise[..., : self.size])
+        candidates, log_weights = self.weighed(condition, noise, scale, static=static)
+        if self.choose == "mean":
+            return weighted_mean(candidates, log_weights)
+        if self.choose == "medoid":
+            return taken(candidates, medoid(candidates, log_weights))
+        index = log_weights.argmax(-1) if self.choose == "best" else drawn(log_weights, noise[..., -1])
+        return taken(candidates, index.where(scale != 0, 0))
+
+    def weighed(
+        self, condition: Tensor, noise: Tensor, scale: Tensor, *, static: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates (..., K, A) and their log-weights (..., K) at `scale` (...), up to a constant per row; for "best"
+        their values."""
+        own_scale = self.candidate_scale * (scale != 0) if self.candidate_scale else None
+        candidates = self.candidates(condition, noise, own_scale, static=static)
+        if not static and not bool(scale.any()):
+            return candidates, torch.zeros_like(candidates[..., 0])  # there may be no critic yet
+        with torch.no_grad():
+            value = self.value(condition, candidates)
+            if self.choose == "best":
+                return candidates, value
+            log_weights = scale.unsqueeze(-1) * value
+            if own_scale is not None:
+                log_weights = log_weights - own_scale.unsqueeze(-1) * self._clean_logits(condition, candidates)
+        return candidates, log_weights
+
+    def value(self, condition: Tensor, candidates: Tensor) -> Tensor:
+        """beta Q (..., K) of candidates (..., K, A): the lowest critic, as `SoftmaxQCritic.q_value`; see the class."""
+        if "critic" not in self.networks:
+            return self._clean_logits(condition, candidates)
+        q: Tensor = self.networks["critic"](condition.unsqueeze(-2), candidates)
+        return self.objective.inverse_temperature * q.amin(0)
+
+    def effective_sample_size(self, condition: Tensor, noise: Tensor, guidance_scale: Tensor) -> Tensor | None:
+        """1 / Σ_k w_k² (...) of the normalised weights, in [1, K]; None for "best", which weighs nothing."""
+        if self.choose == "best":
+            return None
+        return effective_sample_size(-self.weighed(condition, noise, guidance_scale)[1], 1.0)
+
+    def _clean_logits(self, condition: Tensor, candidates: Tensor) -> Tensor:
+        """f(a, t_min, s) (..., K) of candidates (..., K, A)."""
+        if self.logits is None:
+            raise RunError("there is neither a critic nor an energy network yet to weigh candidates by: use scale 0")
+        t_min = torch.full((), self.schedule.t_min, dtype=candidates.dtype, device=candidates.device)
+        return self.logits(candidates, t_min, self._of_candidates(condition, candidates))
+
+
+class BestOfN(Resampled):
+    """Of K candidates, the one that the critic values most: the limit of `Resampled` at large scales.
+
+    Scale 0 is a sample of the behavior policy; any other scale is the best. Options as in `Resampled`.
+    """
+
+    def __init__(
+        self,
+        parts: SamplerParts,
+        num_candidates: Repeats = 16,
+        candidate_scale: NonNegative = 0.0,
+        noise_scale: NoiseScale = 1.0,
+    ) -> None:
+        super().__init__(parts, "best", num_candidates, candidate_scale, noise_scale)
