@@ -12,37 +12,46 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 
 from cepdiff.callbacks.rollout import RolloutCallback
-from cepdiff.components import Component
+from cepdiff.components import Component, class_path_of
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.errors import ConfigError
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.distillation import Distillation
 from cepdiff.policy.diagnostics import Diagnostics, diagnose
 from cepdiff.policy.engines import check_engine, own_method, require_engine
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.one_step import OneStep
 from cepdiff.policy.recipe import Recipe
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.guided import GuidedProblem
 from cepdiff.problems.offline.diagnostics_report import log_diagnostics, plot_diagnostics
+from cepdiff.problems.offline.distillation import (
+    DistillationSettings,
+    draw_actions,
+    one_step_errors,
+    one_step_scores,
+)
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
 from cepdiff.problems.offline.judge import COLUMNS, draw, marks, offline_rows, rollouts, score_rows
 from cepdiff.problems.offline.report import report
 from cepdiff.problems.offline.support_stage import SupportSettings, SupportStage, support_energies
 from cepdiff.rollout.scores import ScoreRow, summarize
 from cepdiff.runs.report import Section
-from cepdiff.runs.results import Results
+from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage, StageSettings
 
 
 @dataclass
 class OfflineStages:
-    """The stages in order, with the recipe's lengths."""
+    """The stages in order, with the recipe's lengths; there is no distillation unless its length is given."""
 
     behavior: StageSettings = field(default_factory=lambda: StageSettings(600_000))
     support: SupportSettings = field(default_factory=SupportSettings)
     critic: StageSettings = field(default_factory=lambda: StageSettings(500_000))
     guidance: StageSettings = field(default_factory=lambda: StageSettings(1_000_000))
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
 
 class OfflineRL(GuidedProblem):
@@ -52,6 +61,7 @@ class OfflineRL(GuidedProblem):
         run: the run.
         data: the buffer.
         critic: the critic, whose Q is minus the energy.
+        distillation: the network that acts in one step, if `stages.distillation` has steps.
         stages: lengths.
         evaluation: rollouts.
         sections: those of `GuidedProblem`.
@@ -68,6 +78,7 @@ class OfflineRL(GuidedProblem):
         run: Run,
         data: OfflineDataModule,
         critic: Component[SoftmaxQCritic] = Component(SoftmaxQCritic),
+        distillation: Component[Distillation] = Component(Distillation),
         *,
         stages: OfflineStages,
         evaluation: EvaluationSettings,
@@ -85,6 +96,12 @@ class OfflineRL(GuidedProblem):
         self.modules["critic"] = self.critic
         self.network_sections["critic"] = "critic"
         self.lengths = stages
+        if stages.distillation.max_steps:
+            self.components["distillation"] = distillation
+            self.noise_size = self.sampler({}).noise_size
+            module = run.module("distillation", distillation, data.sizes, noise_size=self.noise_size)
+            self.modules["distillation"] = module
+            self.network_sections["one_step"] = "distillation"
         self.every_n_steps = evaluation.every_n_steps
         self.support = SupportStage(
             run, self.prior, data, stages.support,
@@ -100,11 +117,17 @@ class OfflineRL(GuidedProblem):
     def stages(self) -> list[Stage]:
         lengths, folder = self.lengths, self.run.folder.path
         figures = ["diagnostics.png", *(["scores.png"] if self.evaluation.environment is not None else [])]
+        distillation = [
+            self.train(section, lengths.distillation, self.distillation_data, self.distillation_record)
+            for section in self.modules
+            if section == "distillation"
+        ]
         return [
             self.train("behavior", lengths.behavior, self.behavior_data),
             self.support,
             self.train("critic", lengths.critic, self.critic_data, self.critic_record),
             self.train("guidance", lengths.guidance, self.guidance_data, self.guidance_record),
+            *distillation,
             Judgement(self.run, self.evaluation_record, self.judge, [folder / name for name in figures]),
         ]
 
@@ -118,6 +141,12 @@ class OfflineRL(GuidedProblem):
         """With the critic whose energies it learns."""
         upstream = {"support": self.support.hash, "critic_checkpoint": self.run.weights_hash("critic")}
         return {**self.record("guidance", "schedule"), **upstream}
+
+    def distillation_record(self) -> dict[str, Any]:
+        """With all networks that the sampler may use."""
+        upstream = {f"{name}_checkpoint": self.run.weights_hash(name) for name in ("behavior", "critic", "guidance")}
+        drawn = {"num_actions": self.lengths.distillation.num_actions, "max_scale": max(self.scales)}
+        return {**self.record("distillation", "schedule", "guidance", "solver", "sampler"), **upstream, **drawn}
 
     def behavior_data(self) -> OfflineDataModule:
         """All rows; the findings of `cepdiff data check` are kept with the run."""
@@ -142,6 +171,13 @@ class OfflineRL(GuidedProblem):
         )
         return self.data.with_support(self.support.cache, energies)
 
+    def distillation_data(self) -> OfflineDataModule:
+        """The sampler's actions."""
+        run = self.run
+        folder = run.folder.stage("distillation").path
+        settings = self.lengths.distillation
+        return draw_actions(self.sampler(), self.data, folder, settings, max(self.scales), run.seed, run.processes)
+
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""
         run, evaluation = self.run, self.evaluation
@@ -150,7 +186,7 @@ class OfflineRL(GuidedProblem):
         if evaluation.environment is not None:
             rows = summarize(rollouts(self.policy(), evaluation, run.processes), evaluation.reference)
         results = self.results_of(
-            [*score_rows(rows), *offline_rows(found)],
+            [*score_rows(rows), *offline_rows(found), *self._judge_one_step()],
             COLUMNS,
             marks=marks(rows, evaluation.scales, found.offline_choice),
             about={"offline_choice": found.offline_choice},
@@ -159,6 +195,19 @@ class OfflineRL(GuidedProblem):
             step = self.lengths.guidance.max_steps
             run.processes.on_main(lambda: draw(results, self.policy(), evaluation, run.folder, step))
         return results
+
+    def _judge_one_step(self) -> list[Row]:
+        """Scores of the distilled policy and its distance from the sampler; none if there is no distillation."""
+        if (student := self.one_step()) is None:
+            return []
+        run, data, evaluation = self.run, self.data, self.evaluation
+        errors = run.processes.on_main(
+            lambda: one_step_errors(student, self.sampler(), data, self.support.cache, evaluation.scales, run.seed)
+        )
+        if evaluation.environment is None:
+            return errors
+        episodes = rollouts(GuidedPolicy(data.spec, student), evaluation, run.processes)
+        return [*errors, *one_step_scores(summarize(episodes, evaluation.reference))]
 
     def _diagnose(self) -> Diagnostics:
         folder, data = self.run.folder, self.data
@@ -182,11 +231,27 @@ class OfflineRL(GuidedProblem):
         return report(runs, output)
 
     def recipe(self) -> Recipe:
-        return replace(super().recipe(), environment=self.evaluation.to_dict())
+        found = replace(super().recipe(), environment=self.evaluation.to_dict())
+        if "distillation" not in self.trained:
+            return found
+        net, size = self.network_specs()["one_step"], {"noise_size": self.noise_size}
+        return replace(
+            found,
+            networks={**found.networks, "one_step": {**net, "init_args": {**net["init_args"], **size}}},
+            one_step={"class_path": class_path_of(OneStep), "init_args": {**size, "max_scale": max(self.scales)}},
+        )
+
+    def one_step(self) -> OneStep | None:
+        """The sampler of the distilled network; None if there is no distillation."""
+        module = self.modules.get("distillation")
+        if module is None:
+            return None
+        return OneStep(self.parts({"one_step": module.sampling_net}), self.noise_size, max(self.scales))
 
     def callbacks(self, section: str) -> list[Callback]:
         """Rollouts of the modules in training."""
-        if self.every_n_steps is None or self.evaluation.environment is None or section == "critic":
+        silent = self.every_n_steps is None or self.evaluation.environment is None
+        if silent or section in ("critic", "distillation"):
             return []
         guided = section == "guidance"
 
