@@ -316,8 +316,8 @@ def shipped_metrics() -> set[str]:
         "next_support_actions": torch.zeros(4, 5, 2),
         "support_actions": torch.zeros(4, 5, 2),
         "energies": torch.zeros(4, 5),
-        "noise": torch.zeros(4, 5, 2),
-        "guidance_scales": torch.zeros(4, 5),
+        "noise": torch.zeros(4, 2),
+        "guidance_scales": torch.zeros(4),
     }
 
     def make(cls: type[nn.Module]) -> Any:

@@ -54,8 +54,11 @@ def batch_guidance(**options: Any) -> BatchEnergyGuidance:
     return BatchEnergyGuidance(0, A, **{"net": net, "learning_rate": 1e-2, "times_per_step": 3, **options})
 
 
+ONE_STEP = {"net": partial(OneStepNet, width=16, depth=1), "learning_rate": 1e-2, "lr_schedule": "constant"}
+
+
 def distillation(**options: Any) -> Distillation:
-    return Distillation(S, A, Z, **{"net": partial(OneStepNet, width=16, depth=1), "learning_rate": 1e-2, **options})
+    return Distillation(S, A, Z, **{**ONE_STEP, **options})
 
 
 MODULES: dict[str, Callable[..., StageModule]] = {
@@ -101,8 +104,8 @@ def minibatch(module: StageModule, rows: int = 8, seed: int = 0) -> Batch:
         "support_actions": torch.rand(rows, K, A, generator=numbers) * 2 - 1,
         "next_support_actions": torch.rand(rows, K, A, generator=numbers) * 2 - 1,
         "energies": torch.randn(rows, K, generator=numbers),
-        "noise": torch.randn(rows, K, Z, generator=numbers),
-        "guidance_scales": torch.rand(rows, K, generator=numbers) * 3,
+        "noise": torch.randn(rows, Z, generator=numbers),
+        "guidance_scales": torch.rand(rows, generator=numbers) * 3,
     }
     if isinstance(module, BatchEnergyGuidance):  # one density: absolute energies, one per sample
         everything["energies"] = everything["energies"].abs()[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,13 +15,15 @@ from cepdiff.types import Batch, Metrics
 
 
 class Distillation(StageModule):
-    """Regression of a sampler's actions on its noise (Luhman and Luhman 2021, Eq. 5; Park et al. 2025, Eq. 8).
+    """Regression of a sampler's actions on its noise (Luhman and Luhman 2021, arXiv 2101.02388).
 
     A deterministic solver maps noise z, state s and guidance scale w to one action T(z, s, w), so the network
-    f(z, s, w) that minimises E |f(z, s, w) - T(z, s, w)|² is that map, and not a mean over actions.
+    f(z, s, w) that minimises E |f(z, s, w) - T(z, s, w)|² is that map, and not a mean over actions. Flow Q-learning
+    distils its policy by the same term (Park et al. 2025, arXiv 2502.02538); their term that raises Q is left out, as
+    the sampler is guided already.
 
-    Batches hold `observations` (B, S) and, for K draws in each state, `noise` (B, K, Z), `guidance_scales` (B, K) and
-    the sampler's `support_actions` (B, K, A). Nothing is drawn while it trains.
+    Batches hold `observations` (B, S), `noise` (B, Z), `guidance_scales` (B,) and the sampler's `actions` (B, A), all
+    drawn before it trains.
 
     Args:
         observation_size: S.
@@ -33,7 +35,7 @@ class Distillation(StageModule):
 
     stage = "distillation"
     supplied = frozenset({"observation_size", "action_size", "noise_size"})
-    batch_fields: tuple[str, ...] = ("observations", "noise", "guidance_scales", "support_actions")
+    batch_fields: tuple[str, ...] = ("observations", "noise", "guidance_scales", "actions")
 
     def __init__(
         self,
@@ -42,13 +44,15 @@ class Distillation(StageModule):
         noise_size: int,
         net: Callable[[int, int, int], nn.Module] = OneStepNet,
         learning_rate: Positive = 1e-3,
-        batch_size: Count = 64,
+        batch_size: Count = 256,
+        lr_schedule: Literal["constant", "cosine"] = "cosine",
         **options: Any,
     ) -> None:
         check_arguments(Distillation, locals(), self.stage)
-        super().__init__(net(observation_size, action_size, noise_size), learning_rate, batch_size, **options)
+        made = net(observation_size, action_size, noise_size)
+        super().__init__(made, learning_rate, batch_size, lr_schedule, **options)
 
     def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
-        found = self.net(batch["noise"], batch["observations"].unsqueeze(1), batch["guidance_scales"])  # (B, K, A)
-        loss = (found - batch["support_actions"]).square().mean()
+        found = self.net(batch["noise"], batch["observations"], batch["guidance_scales"])  # (B, A)
+        loss = (found - batch["actions"]).square().mean()
         return loss, {"loss": loss.detach(), "rms_error": loss.detach().sqrt()}

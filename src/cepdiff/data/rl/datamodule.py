@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
@@ -83,7 +83,6 @@ class OfflineDataModule(StageDataModule):
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
         self._energies: Tensor | None = None
-        self._tables: dict[str, Tensor] = {}
 
     @property
     def task(self) -> Task | None:
@@ -162,16 +161,13 @@ class OfflineDataModule(StageDataModule):
         warnings = [f"warning: {found.name}: {found.message}" for found in self.findings if found.level == "warning"]
         return [*warnings, f"rewards: {rewards}"]
 
-    def with_support(
-        self, support: SupportCache, energies: Tensor | None = None, **tables: Tensor
-    ) -> OfflineDataModule:
+    def with_support(self, support: SupportCache, energies: Tensor | None = None) -> OfflineDataModule:
         """Return a copy (sharing the buffer) with support actions and, if given, their energies (M, K).
 
-        Stages after the support stage draw from the rows whose states are in the cache. `tables` (M, K, ...) are other
-        fields of the support actions.
+        Stages after the support stage draw from the rows whose states are in the cache.
         """
         module = copy.copy(self)
-        module._support, module._energies, module._tables = support, energies, tables
+        module._support, module._energies = support, energies
         return module
 
     def rows(self, fields: Sequence[str]) -> Tensor:
@@ -197,7 +193,6 @@ class OfflineDataModule(StageDataModule):
             "support_actions": lambda: (torch.from_numpy(self._cache().actions), self._slots()),
             "next_support_actions": lambda: (torch.from_numpy(self._cache().actions), self._slots()[next_index]),
             "energies": lambda: (self._support_energies(), self._slots()),
-            **{name: partial(lambda table: (table, self._slots()), table) for name, table in self._tables.items()},
         }
         tables: dict[str, tuple[Tensor, Tensor | None]] = {}
         for field in fields:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cepdiff.data.rl.buffer import select_episodes
+from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support_cache import SupportCache, states_of_rows, support_noise
+from cepdiff.data.rl.support_cache import SupportCache, support_noise
 from cepdiff.policy.diagnostics import draw_states
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.offline.support_stage import CACHED_ACTIONS, fill_cache
-from cepdiff.randomness import stream_seed
+from cepdiff.randomness import generator, stream_seed
 from cepdiff.ranges import Count, Whole
 from cepdiff.rollout.scores import ScoreRow
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.results import Row
 from cepdiff.runs.stage import StageSettings
+from cepdiff.types import Batch, DataSpec
 
-CHUNK_SIZE = 4096  # states per chunk of the cache
+GPU_CHUNK = 65_536  # actions drawn at a time on a GPU
 
 
 @dataclass
@@ -31,51 +32,81 @@ class DistillationSettings(StageSettings):
 
     Args:
         max_steps: optimiser steps; 0 leaves the stage out.
-        num_actions: about how many actions of the sampler are drawn, evenly over the states of as many rows, at
-            guidance scales from 0 to the largest of `evaluation.scales`.
+        num_actions: actions of the sampler to draw, evenly over the buffer's states, at guidance scales from 0 to the
+            largest of `evaluation.scales`.
     """
 
     max_steps: Whole = 0
     num_actions: Count = 400_000
 
 
+class DrawnActions(StageDataModule):
+    """A sampler's actions at `data`'s states as training data: one row a draw.
+
+    Args:
+        data: the buffer.
+        states: (N,) state of each draw, a row of the buffer's states.
+        fields: (N, ...) noise, guidance scale and action of each draw.
+    """
+
+    def __init__(self, data: OfflineDataModule, states: Tensor, fields: Mapping[str, Tensor]) -> None:
+        super().__init__(data.block_size, data.seed)
+        self.data = data
+        self.states = states
+        self.fields = fields
+
+    @property
+    def dataset_name(self) -> str:
+        return self.data.dataset_name
+
+    @property
+    def content_hash(self) -> str:
+        return self.data.content_hash
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.data.spec
+
+    def rows(self, fields: Sequence[str]) -> Tensor:
+        return torch.arange(len(self.states))
+
+    def gatherer(self, fields: Sequence[str], device: torch.device | str = "cpu") -> Callable[[Tensor], Batch]:
+        observations = self.data.normalize(self.data.buffer.states).to(device)
+        states, drawn = self.states.to(device), {name: values.to(device) for name, values in self.fields.items()}
+        return lambda rows: {
+            "observations": observations[states[rows]], **{name: values[rows] for name, values in drawn.items()}
+        }  # fmt: skip
+
+
 def draw_actions(
     sampler: GuidedSampler,
     data: OfflineDataModule,
     folder: Path,
-    settings: DistillationSettings,
+    num_actions: int,
     max_scale: float,
     seed: int,
     processes: Processes,
-) -> OfflineDataModule:
-    """Draw the sampler's actions into a cache in `folder`, each rank its chunks; return the data with them.
+) -> DrawnActions:
+    """Draw the sampler's actions into a cache in `folder`, each rank its chunks, from where an earlier run stopped.
 
-    Noise and scale of a draw depend only on the seed and the state's id, so the cache holds the actions only. They are
-    drawn in float32, as in rollouts.
+    State, noise and scale of draw i depend only on the seed and i, so the cache holds the actions only. They are drawn
+    in float32, as in rollouts.
     """
     buffer, device = data.buffer, processes.device
-    state_ids = states_of_rows(buffer, select_episodes(buffer, settings.num_actions, seed))
-    draws = max(1, settings.num_actions // len(state_ids))
-    stream = stream_seed(seed, "distillation")
-
-    def inputs(ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise (M, K, Z) and guidance scales (M, K); one more normal number becomes the scale."""
-        numbers = support_noise(stream, ids, draws, sampler.noise_size + 1)
-        return numbers[..., :-1], max_scale * torch.special.ndtr(numbers[..., -1])
+    order = torch.randperm(len(buffer.states), generator=generator(seed, "distillation", "states"))
+    draws = torch.arange(num_actions)
+    # One more normal number becomes a uniform one, for the scale.
+    numbers = support_noise(stream_seed(seed, "distillation", "noise"), draws, 1, sampler.noise_size + 1)[:, 0]
+    states, noise, scales = order[draws % len(order)], numbers[:, :-1], max_scale * torch.special.ndtr(numbers[:, -1])
 
     def draw(ids: Tensor) -> Tensor:
-        noise, scales = inputs(ids)
-        states = data.normalize(buffer.states[ids]).repeat_interleave(draws, 0)  # (M, S) -> (M*K, S)
-        rows = [values.to(device) for values in (states, noise.flatten(0, 1), scales.flatten())]
-        size = CACHED_ACTIONS if device.type == "cpu" else len(states)
-        drawn = [sampler.sample(*part) for part in zip(*(values.split(size) for values in rows), strict=True)]
-        return torch.cat(drawn).float().reshape(len(ids), draws, -1)  # (M*K, A) -> (M, K, A)
+        rows = [values[ids].to(device) for values in (noise, scales)]
+        return sampler.sample(data.normalize(buffer.states[states[ids]]).to(device), *rows).float().unsqueeze(1)
 
-    needed = state_ids, draws, sampler.size
-    fill_cache(draw, folder, len(buffer.states), needed, CHUNK_SIZE, processes, "distillation")
-    cache = SupportCache(folder, len(buffer.states))
-    noise, scales = inputs(cache.state_ids)
-    return data.with_support(cache, noise=noise, guidance_scales=scales)
+    chunk_size = CACHED_ACTIONS if device.type == "cpu" else GPU_CHUNK
+    fill_cache(draw, folder, num_actions, (draws, 1, sampler.size), chunk_size, processes, "distillation")
+    actions = torch.from_numpy(SupportCache(folder, num_actions).actions[:, 0])
+    return DrawnActions(data, states, {"noise": noise, "guidance_scales": scales, "actions": actions})
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from cepdiff.problems.guided import GuidedProblem
 from cepdiff.problems.offline.diagnostics_report import log_diagnostics, plot_diagnostics
 from cepdiff.problems.offline.distillation import (
     DistillationSettings,
+    DrawnActions,
     draw_actions,
     one_step_errors,
     one_step_scores,
@@ -171,12 +172,11 @@ class OfflineRL(GuidedProblem):
         )
         return self.data.with_support(self.support.cache, energies)
 
-    def distillation_data(self) -> OfflineDataModule:
+    def distillation_data(self) -> DrawnActions:
         """The sampler's actions."""
-        run = self.run
+        run, count = self.run, self.lengths.distillation.num_actions
         folder = run.folder.stage("distillation").path
-        settings = self.lengths.distillation
-        return draw_actions(self.sampler(), self.data, folder, settings, max(self.scales), run.seed, run.processes)
+        return draw_actions(self.sampler(), self.data, folder, count, max(self.scales), run.seed, run.processes)
 
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""

@@ -70,8 +70,8 @@ def test_it_is_added_to_a_finished_run(distilled: tuple[Path, Path], capsys: pyt
     assert "one-step score" in shown.out or "one-step return" in shown.out
     assert "one-step error" in shown.out
     assert "distillation 0 s" in shown.out
-    cache = SupportCache(run / "distillation", 100)
-    assert cache.actions.shape == (100, 2, 1)
+    cache = SupportCache(run / "distillation", 250)
+    assert cache.actions.shape == (250, 1, 1)
     assert np.abs(cache.actions).max() <= 1.0
 
 
@@ -122,7 +122,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(
     """Stopped while actions are drawn, and again while the network trains."""
     config, whole = distilled
     run, reuse = tmp_path / "run", ("--reuse", str(whole.with_name("run")))
-    monkeypatch.setattr("cepdiff.problems.offline.distillation.CHUNK_SIZE", 30)
+    monkeypatch.setattr("cepdiff.problems.offline.distillation.CACHED_ACTIONS", 70)
     write, trained = SupportCache.write, Distillation.check_block
 
     def broken_write(cache: SupportCache, chunk: int, *arguments: Any) -> None:
@@ -139,7 +139,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(
         patch.setattr(SupportCache, "write", broken_write)
         with pytest.raises(RuntimeError, match="power cut"):
             fit(config, run, *DISTILLED, *reuse)
-    assert SupportCache(run / "distillation", 100).pending() == [2, 3]
+    assert SupportCache(run / "distillation", 250).pending() == [2, 3]
     with monkeypatch.context() as patch:
         patch.setattr(Distillation, "check_block", broken_block)
         with pytest.raises(RuntimeError, match="power cut"):
