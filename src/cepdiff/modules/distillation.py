@@ -43,7 +43,7 @@ class Distillation(StageModule):
         action_size: int,
         noise_size: int,
         net: Callable[[int, int, int], nn.Module] = OneStepNet,
-        learning_rate: Positive = 1e-3,
+        learning_rate: Positive = 3e-3,
         batch_size: Count = 256,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
         **options: Any,

@@ -32,12 +32,12 @@ class DistillationSettings(StageSettings):
 
     Args:
         max_steps: optimiser steps; 0 leaves the stage out.
-        num_actions: actions of the sampler to draw, evenly over the buffer's states, at guidance scales from 0 to the
+        num_actions: actions of the sampler to draw, evenly over the buffer's states, at guidance scales up to the
             largest of `evaluation.scales`.
     """
 
     max_steps: Whole = 0
-    num_actions: Count = 400_000
+    num_actions: Count = 200_000
 
 
 class DrawnActions(StageDataModule):
@@ -95,9 +95,10 @@ def draw_actions(
     buffer, device = data.buffer, processes.device
     order = torch.randperm(len(buffer.states), generator=generator(seed, "distillation", "states"))
     draws = torch.arange(num_actions)
-    # One more normal number becomes a uniform one, for the scale.
+    # One more normal number becomes a uniform one; its square favours small scales, where actions change fastest.
     numbers = support_noise(stream_seed(seed, "distillation", "noise"), draws, 1, sampler.noise_size + 1)[:, 0]
-    states, noise, scales = order[draws % len(order)], numbers[:, :-1], max_scale * torch.special.ndtr(numbers[:, -1])
+    states, noise = order[draws % len(order)], numbers[:, :-1]
+    scales = max_scale * torch.special.ndtr(numbers[:, -1]).square()
 
     def draw(ids: Tensor) -> Tensor:
         rows = [values[ids].to(device) for values in (noise, scales)]
