@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def latency(problem: OfflineRL, engine: str, rows: int, rounds: int) -> dict[str
     times: list[list[float]] = [[], []]
     for index in range(rounds + 3):  # the first are a warm-up
         for policy, taken in zip(policies, times, strict=True):
-            seconds = seconds_of(lambda policy=policy: policy.act(observations, guidance_scale=scale, noise=noise))
+            seconds = seconds_of(partial(policy.act, observations, guidance_scale=scale, noise=noise))
             taken += [seconds] if index >= 3 else []
     sampler, one_step = (1e3 * statistics.median(taken) for taken in times)
     return {"engine": engine, "rows": rows, "sampler": sampler, "one_step": one_step, "ratio": sampler / one_step}

@@ -250,8 +250,7 @@ class OfflineRL(GuidedProblem):
 
     def callbacks(self, section: str) -> list[Callback]:
         """Rollouts of the modules in training."""
-        silent = self.every_n_steps is None or self.evaluation.environment is None
-        if silent or section in ("critic", "distillation"):
+        if self.every_n_steps is None or self.evaluation.environment is None or section in ("critic", "distillation"):
             return []
         guided = section == "guidance"
 
