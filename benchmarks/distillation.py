@@ -119,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
     add("--config", action="append", default=[], required=True, help="of the run; can be repeated")
     add("--run_dir", required=True, help="its folder; what is not finished there is trained")
     add("--reuse", help="another run to take finished stages from")
-    add("--steps", type=int, default=20_000, help="of the distillation")
+    add("--steps", type=int, default=10_000, help="of the distillation")
     add("--actions", type=int, default=200_000, help="drawn to learn from")
     add("--states", type=int, default=2000, help="to measure the error at")
     add("--engines", nargs="+", default=["torch"], help="torch, onnx")
