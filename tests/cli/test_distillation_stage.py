@@ -12,6 +12,7 @@ import torch
 from cepdiff.cli import main
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.modules.distillation import Distillation
+from cepdiff.policy.export.noise import noise_of_seed
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import read_recipe
 from cepdiff.runs.results import Results
@@ -95,7 +96,7 @@ def test_its_error_is_the_difference_from_the_sampler(distilled: tuple[Path, Pat
     """Within the spread of the actions; and it falls when the network is trained on."""
     config, run = distilled
     longer = run.with_name("longer")
-    more = ("--stages.distillation.max_steps", "600", "--distillation.learning_rate", "0.01")
+    more = ("--stages.distillation.max_steps", "250", "--distillation.learning_rate", "0.01")
     options = (*DISTILLED, "--distillation.net.width", "32", *more, "--evaluation.episodes", "0")
     assert fit(config, longer, *options, "--reuse", str(run)) == 0
     first, second = (Results.read(each / "results.json").values("one_step_error") for each in (run, longer))
@@ -108,12 +109,14 @@ def test_its_error_is_the_difference_from_the_sampler(distilled: tuple[Path, Pat
 
 def test_it_is_exported(distilled: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, run = distilled
-    assert main(["export", str(run), "--format", "torch", "--one_step"]) == 0
-    assert "at scale 1" in capsys.readouterr().out
+    assert main(["export", str(run), "--format", "torch", "--one_step", "--no-check"]) == 0
+    assert "guidance_scale (B) float32" in capsys.readouterr().out
     sampler = torch.export.load(run / "one_step.pt2").module()
     observations, scale = torch.randn(3, 4), torch.tensor([0.0, 0.5, 1.0])
     actions = sampler(observations=observations, guidance_scale=scale, seed=torch.tensor(1))
-    assert actions.shape == (3, 1)
+    policy = GuidedPolicy.from_run(run, one_step=True)
+    expected = policy.act(observations, guidance_scale=scale, noise=noise_of_seed(torch.tensor(1), 3, 1))
+    torch.testing.assert_close(actions, expected, rtol=0.0, atol=1e-5)
 
 
 def test_a_stopped_stage_goes_on_to_the_same_weights(

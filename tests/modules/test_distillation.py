@@ -33,7 +33,7 @@ def test_a_known_sampler_is_learnt() -> None:
     unseen = taught(500, 999_999)
     stream = RandomStream(None, torch.device("cpu"))
     before = float(module.loss(unseen, stream)[1]["rms_error"].detach())
-    fit(module, [taught(128, step) for step in range(400)], max_steps=400)
+    fit(module, [taught(128, step) for step in range(250)], max_steps=250)
     after = float(module.loss(unseen, stream)[1]["rms_error"].detach())
     assert before > 0.3
     assert after < 0.03
