@@ -36,7 +36,7 @@ def test_a_known_sampler_is_learnt() -> None:
     fit(module, [taught(128, step) for step in range(250)], max_steps=250)
     after = float(module.loss(unseen, stream)[1]["rms_error"].detach())
     assert before > 0.3
-    assert after < 0.03
+    assert after < 0.06
 
 
 def test_the_loss_by_hand() -> None:
