@@ -54,7 +54,7 @@ def test_it_is_one_evaluation_of_its_network() -> None:
     expected = policy.in_bounds(student()(noise, policy.condition(observations), scales).detach())
     torch.testing.assert_close(policy.act(observations, guidance_scale=scales, noise=noise), expected)
     assert policy.sampler.networks.keys() == {"one_step"}
-    assert (policy.noise_size, policy.sampler.num_steps, make().sampler.num_steps) == (Z, 1, 5)
+    assert (policy.noise_size, policy.sampler.solver.num_steps) == (Z, 1)
     unguided = policy.sampler.sample(policy.condition(observations), noise)
     torch.testing.assert_close(unguided, policy.sampler.sample(policy.condition(observations), noise, torch.zeros(6)))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.ranges import Count, NonNegative
 
@@ -23,17 +26,13 @@ class OneStep(GuidedSampler):
     needs = ("one_step",)
 
     def __init__(self, parts: SamplerParts, noise_size: Count, max_scale: NonNegative) -> None:
-        super().__init__(parts)
+        super().__init__(replace(parts, solver=DPMSolver(1, order=1)))  # unused, but the number of steps is true
         self._noise_size = noise_size
         self.max_scale = max_scale
 
     @property
     def noise_size(self) -> int:
         return self._noise_size
-
-    @property
-    def num_steps(self) -> int:
-        return 1
 
     @property
     def has_energy(self) -> bool:

@@ -136,9 +136,8 @@ def load_sampler(
 ) -> tuple[GuidedSampler, Recipe]:
     """The sampler of a policy file, as its own class; `num_solver_steps` replaces the recipe's.
 
-    With `one_step` it is the sampler of the distilled network, which has no solver.
-
-    The classes that the file names are imported from installed packages and from the folders `trust_sources`.
+    With `one_step` it is the sampler of the distilled network, which has no solver. The classes that the file names are
+    imported from installed packages and from the folders `trust_sources`.
 
     Raises:
         ConfigError: a class cannot be found, is not trusted or cannot be built, or one step has `num_solver_steps`;

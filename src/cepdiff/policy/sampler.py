@@ -78,11 +78,6 @@ class GuidedSampler:
         return self.size
 
     @property
-    def num_steps(self) -> int:
-        """Network evaluations per sample."""
-        return self.solver.num_steps
-
-    @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return next((p.device for net in self.networks.values() for p in net.parameters()), torch.device("cpu"))

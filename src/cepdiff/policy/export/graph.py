@@ -220,7 +220,7 @@ def _metadata(policy: GuidedPolicy, inputs: dict[str, Tensor]) -> dict[str, Any]
         "action_low": list(policy.spec.action_low),
         "action_high": list(policy.spec.action_high),
         "guidance_scales": [] if recipe is None else recipe.scales,
-        "num_solver_steps": policy.sampler.num_steps,
+        "num_solver_steps": policy.sampler.solver.num_steps,
         "inputs": {
             name: {"shape": sizes[name], "dtype": str(value.dtype).removeprefix("torch.")}
             for name, value in inputs.items()

@@ -116,7 +116,7 @@ def evaluate_run(
             rows=score_rows(rows),
             columns=COLUMNS,
             marks=marks(rows, evaluation.scales, None),
-            about={"seeds": seeds, "num_solver_steps": policy.sampler.num_steps},
+            about={"seeds": seeds, "num_solver_steps": policy.sampler.solver.num_steps},
         )
         processes.on_main(lambda: results.write(path))
         if video is not None and processes.is_main:
