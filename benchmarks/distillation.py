@@ -72,6 +72,14 @@ def latency(problem: OfflineRL, engine: str, rows: int, rounds: int) -> dict[str
     return {"engine": engine, "rows": rows, "sampler": sampler, "one_step": one_step, "ratio": sampler / one_step}
 
 
+def draw_milliseconds(problem: OfflineRL, rows: int = 2048) -> float:
+    """Milliseconds per action that the sampler draws, many at a time as for the training."""
+    sampler = problem.sampler()
+    states = problem.data.normalize(problem.data.buffer.states[:rows])
+    noise, scales = torch.randn(len(states), sampler.noise_size), torch.ones(len(states))
+    return 1e3 * seconds_of(lambda: sampler.sample(states, noise, scales)) / len(states)
+
+
 def seconds_of(call: Callable[[], object]) -> float:
     """Seconds of one call."""
     started = time.perf_counter()
@@ -135,16 +143,23 @@ def main(args: Sequence[str] | None = None) -> None:
     problem = fitted.problem
     assert isinstance(problem, OfflineRL)
     seconds = RunFolder(Path(options.run_dir)).stage("distillation").seconds
-    record = {
+    batch = problem.modules["distillation"].batch_size
+    record: dict[str, Any] = {
         "settings": vars(options),
         "machine": machine(torch.device("cpu")),
         "seconds": seconds,
+        "draw_milliseconds": draw_milliseconds(problem),
         "errors": errors(problem, options.states),
         "scores": scores(problem),
         "latency": [latency(problem, engine, rows, options.rounds) for engine in options.engines for rows in ROWS],
     }
     print("\n\n".join(table.text() for table in tables(record)))
-    print(f"\nthe distillation stage took {seconds:.0f} s; {record['machine']}")
+    drawn, fresh = (record["draw_milliseconds"] * count / 1e3 for count in (options.actions, options.steps * batch))
+    print(
+        f"\nthe distillation stage took {seconds:.0f} s, of which {options.actions:,} actions to learn from about "
+        f"{drawn:.0f} s; new ones for each of its {options.steps:,} steps would have taken {fresh:.0f} s"
+    )
+    print(record["machine"])
     path = Path(options.output) / "distillation.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, json.loads(json.dumps(record)))
