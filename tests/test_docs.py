@@ -25,6 +25,7 @@ from cepdiff.energy.objectives import CEP, DPS, MSE, ExponentialMSE
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.distillation import Distillation
 from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
@@ -328,6 +329,8 @@ def shipped_metrics() -> set[str]:
         "next_support_actions": torch.zeros(4, 5, 2),
         "support_actions": torch.zeros(4, 5, 2),
         "energies": torch.zeros(4, 5),
+        "noise": torch.zeros(4, 2),
+        "guidance_scales": torch.zeros(4),
     }
 
     def make(cls: type[nn.Module]) -> Any:
@@ -336,6 +339,7 @@ def shipped_metrics() -> set[str]:
     modules: list[StageModule] = [
         BehaviorDiffusion(3, 2, make(MLPScore)),
         SoftmaxQCritic(3, 2, make(QEnsemble)),
+        Distillation(3, 2, 2),
         *(
             EnergyGuidance(3, 2, make(EnergyMLP), objective=objective())
             for objective in (CEP, MSE, ExponentialMSE, DPS)

@@ -101,16 +101,19 @@ def load_policy(
     device: str = "cpu",
     num_solver_steps: int | None = None,
     trust_sources: Sequence[str | Path] = (),
+    one_step: bool = False,
 ) -> Any:
     """The `GuidedPolicy` of a run, or the `ImageSampler` of a run on images.
 
-    Your own classes are imported only from the folders `trust_sources`, which runs their code.
+    `one_step` takes the distilled network instead of the run's sampler. Your own classes are imported only from the
+    folders `trust_sources`, which runs their code.
 
     Raises:
         RunError, ConfigError: as `GuidedPolicy.from_run`.
     """
-    kind: Any = GuidedPolicy if read_recipe(run_dir)[0].image_shape is None else ImageSampler
-    return kind.from_run(run_dir, device, num_solver_steps, trust_sources)
+    if one_step or read_recipe(run_dir)[0].image_shape is None:
+        return GuidedPolicy.from_run(run_dir, device, num_solver_steps, trust_sources, one_step)
+    return ImageSampler.from_run(run_dir, device, num_solver_steps, trust_sources)
 
 
 def evaluate(run_dir: str | Path, **options: Any) -> Results:

@@ -82,8 +82,10 @@ def argument_hints(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for base in reversed(inspect.getmro(cls)):
         if "__init__" in vars(base):
+            # A dataclass may have fields whose annotations are names of its base's module.
+            source: Any = base if is_dataclass(base) else vars(base)["__init__"]
             try:
-                hints |= typing.get_type_hints(vars(base)["__init__"], include_extras=True)
+                hints |= typing.get_type_hints(source, include_extras=True)
             except (NameError, TypeError):  # an annotation is imported only for type checkers
                 continue
     return hints

@@ -16,13 +16,15 @@ from cepdiff.energy.objectives import DPS, MSE, ExponentialMSE
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import ExpectileQCritic, SoftmaxQCritic
+from cepdiff.modules.distillation import Distillation
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
+from cepdiff.networks.one_step import OneStepNet
 from cepdiff.networks.score import MLPScore, ResidualMLPScore, ResidualUNet
 from cepdiff.types import STEP_SEEDS, Batch
 
-S, A, K = 3, 2, 4
+S, A, K, Z = 3, 2, 4, 5
 SMALL = {"hidden": (16, 16)}
 BEHAVIOR_NETS = {
     "unet": partial(ResidualUNet, widths=(16, 12, 8), time_features=8, condition_features=8, embedding_size=8),
@@ -58,6 +60,13 @@ def batch_guidance(**options: Any) -> BatchEnergyGuidance:
     return BatchEnergyGuidance(0, A, **{"net": net, "learning_rate": 1e-2, "times_per_step": 3, **options})
 
 
+ONE_STEP = {"net": partial(OneStepNet, width=16, depth=1), "learning_rate": 1e-2, "lr_schedule": "constant"}
+
+
+def distillation(**options: Any) -> Distillation:
+    return Distillation(S, A, Z, **{**ONE_STEP, **options})
+
+
 MODULES: dict[str, Callable[..., StageModule]] = {
     "behavior": behavior,
     "behavior-unet": partial(behavior, net=BEHAVIOR_NETS["unet"]),
@@ -80,6 +89,7 @@ MODULES: dict[str, Callable[..., StageModule]] = {
     "batch-guidance-plain": partial(batch_guidance, average_targets=False, time_exponent=1.0, times_per_step=1),
     "batch-guidance-e-mse": partial(batch_guidance, objective=ExponentialMSE(1.0)),
     "batch-guidance-dps": partial(batch_guidance, objective=DPS(1.0)),
+    "distillation": distillation,
     "behavior-options": partial(
         behavior, ema_decay=0.9, lr_schedule="cosine", weight_decay=0.01, max_grad_norm=1.0, weighting="sigmoid"
     ),
@@ -109,6 +119,8 @@ def minibatch(module: StageModule, rows: int = 8, seed: int = 0) -> Batch:
         "support_actions": torch.rand(rows, K, A, generator=numbers) * 2 - 1,
         "next_support_actions": torch.rand(rows, K, A, generator=numbers) * 2 - 1,
         "energies": torch.randn(rows, K, generator=numbers),
+        "noise": torch.randn(rows, Z, generator=numbers),
+        "guidance_scales": torch.rand(rows, generator=numbers) * 3,
     }
     if isinstance(module, BatchEnergyGuidance):  # one density: absolute energies, one per sample
         everything["energies"] = everything["energies"].abs()[:, 0]

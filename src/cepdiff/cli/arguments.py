@@ -25,6 +25,11 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_one_step(parser: argparse.ArgumentParser) -> None:
+    """Add the option that takes the distilled network."""
+    parser.add_argument("--one_step", action="store_true", help="the distilled network instead of the run's sampler")
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Parse the environment's arguments. Raises `ConfigError` unless they are a JSON object."""
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from cepdiff.cli.arguments import add_trust
+from cepdiff.cli.arguments import add_one_step, add_trust
 
 OPTIONS = (
     "scales", "episodes", "seeds", "num_solver_steps", "max_envs", "env_id", "max_episode_steps", "backend", "engine",
-    "accelerator", "devices", "trust_sources",
+    "accelerator", "devices", "trust_sources", "one_step",
 )  # fmt: skip
 
 
@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--devices", type=int, default=1, help="processes to share the episodes")
     add("--output", metavar="FILE", help="results as JSON; default: RUN/evaluation.json")
     add("--video", nargs="?", const="", metavar="FILE", help="MP4 of the best scale; default: RUN/best.mp4")
+    add_one_step(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
 

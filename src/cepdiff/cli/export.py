@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from cepdiff.cli.arguments import add_trust
+from cepdiff.cli.arguments import add_one_step, add_trust
 
+ONE_STEP = "one_step.pt"  # the default name of the distilled policy's file, with another suffix
 EPILOG = """\
 examples:
   cepdiff export runs/hopper/0 --format onnx
@@ -28,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--format", choices=("torch", "onnx"), required=True, help="torch.export's .pt2, or .onnx for onnxruntime"
     )
-    parser.add_argument("--output", metavar="FILE", help="default: RUN/policy.pt2 or RUN/policy.onnx")
+    parser.add_argument("--output", metavar="FILE", help="default: RUN/policy.pt2 or .onnx, RUN/one_step.pt2 or .onnx")
     parser.add_argument("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")
     parser.add_argument(
         "--randomness",
@@ -44,6 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="compare the file with the policy, and time both (default)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_one_step(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
 
@@ -65,11 +67,14 @@ def run(args: argparse.Namespace) -> int:
         graph.require_onnx(opset)
     place = Path(args.run_dir)
     folder = place if place.is_dir() else place.parent
-    output = Path(args.output) if args.output else (folder / POLICY_FILE).with_suffix(graph.SUFFIXES[args.format])
+    name = ONE_STEP if args.one_step else POLICY_FILE
+    output = Path(args.output) if args.output else (folder / name).with_suffix(graph.SUFFIXES[args.format])
     check_output(output)
     if output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: use --overwrite to replace it, or --output for another place")
-    policy = GuidedPolicy.from_run(place, num_solver_steps=args.num_solver_steps, trust_sources=args.trust_sources)
+    policy = GuidedPolicy.from_run(
+        place, num_solver_steps=args.num_solver_steps, trust_sources=args.trust_sources, one_step=args.one_step
+    )
     if policy.recipe is not None and policy.recipe.image_shape is not None:
         raise ConfigError(f"{place} is a run on images, which `cepdiff sample` draws; only policies are exported")
     sampler = graph.trace(policy, args.randomness)

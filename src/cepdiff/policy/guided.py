@@ -124,10 +124,12 @@ class GuidedPolicy:
         device: torch.device | str = "cpu",
         num_solver_steps: int | None = None,
         trust_sources: Sequence[str | Path] = (),
+        one_step: bool = False,
     ) -> GuidedPolicy:
         """The policy of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
 
-        Your own classes are imported only from the folders `trust_sources`. Raises as `load_sampler`.
+        `one_step` takes the distilled network instead of the run's sampler. Your own classes are imported only from
+        the folders `trust_sources`. Raises as `load_sampler`.
         """
-        sampler, recipe = load_sampler(run_dir, device, num_solver_steps, trust_sources)
+        sampler, recipe = load_sampler(run_dir, device, num_solver_steps, trust_sources, one_step)
         return cls(DataSpec.from_dict(recipe.spec), sampler, recipe)

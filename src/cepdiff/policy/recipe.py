@@ -60,6 +60,7 @@ class Recipe:
         head_names: names of the energies, if the energy network has heads.
         image_shape: (C, H, W) of images.
         energy_unit: as in `SamplerParts`.
+        one_step: the sampler of the network "one_step"; empty if there is none.
         made_from: checkpoint, relative to the run folder -> its hash.
     """
 
@@ -76,6 +77,7 @@ class Recipe:
     head_names: list[str] = field(default_factory=list)
     image_shape: list[int] | None = None
     energy_unit: float = 1.0
+    one_step: dict[str, Any] = field(default_factory=dict)
     made_from: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -132,16 +134,22 @@ def load_sampler(
     device: torch.device | str = "cpu",
     num_solver_steps: int | None = None,
     trust_sources: Sequence[str | Path] = (),
+    one_step: bool = False,
 ) -> tuple[GuidedSampler, Recipe]:
     """The sampler of a policy file, as its own class; `num_solver_steps` replaces the recipe's.
 
-    The classes that the file names are imported from installed packages and from the folders `trust_sources`.
+    With `one_step` it is the sampler of the distilled network, which has no solver. The classes that the file names are
+    imported from installed packages and from the folders `trust_sources`.
 
     Raises:
-        ConfigError: a class cannot be found, is not trusted or cannot be built; also as `read_recipe`.
-        RunError: the weights are of other networks; also as `read_recipe`.
+        ConfigError: a class cannot be found, is not trusted or cannot be built, or one step has `num_solver_steps`;
+            also as `read_recipe`.
+        RunError: the weights are of other networks, or one step is asked for where there is none; also as
+            `read_recipe`.
     """
     recipe, weights, path = read_recipe(run_dir)
+    if one_step:
+        require_one_step(recipe, path, num_solver_steps)
     admit(class_paths(vars(recipe)), path, trust_sources, recipe.sources)
     solver = recipe.solver
     if num_solver_steps is not None:
@@ -159,15 +167,26 @@ def load_sampler(
             networks[name].to(device)
         schedule, objective = (build(getattr(recipe, key), base, key, parts=PARTS) for key, base in bases.items())
         built = build(solver, DPMSolver, "solver", parts=PARTS)
-        parts = SamplerParts(
-            sizes[1], networks, schedule, built, objective, bool(recipe.head_names), recipe.energy_unit
-        )
-        return build(recipe.sampler, GuidedSampler, "sampler", parts, parts=PARTS), recipe
+        headed, unit = bool(recipe.head_names), recipe.energy_unit
+        parts = SamplerParts(sizes[1], networks, schedule, built, objective, headed, unit)
+        chosen = recipe.one_step if one_step else recipe.sampler
+        return build(chosen, GuidedSampler, "sampler", parts, parts=PARTS), recipe
     except CepdiffError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise RunError(f"{path} does not fit the classes that it names ({what[:300]})") from error
+
+
+def require_one_step(recipe: Recipe, path: Path, num_solver_steps: int | None) -> None:
+    """Raise unless the policy file at `path` can act in one step, as `load_sampler` does."""
+    if not recipe.one_step:
+        raise RunError(
+            f"{path} has no one-step network: train it with `cepdiff fit` and --stages.distillation.max_steps N, or "
+            "leave out one_step"
+        )
+    if num_solver_steps is not None:
+        raise ConfigError(f"num_solver_steps is {num_solver_steps}, but one step has no solver: leave one of them out")
 
 
 def _checked(plain: Any) -> Recipe:

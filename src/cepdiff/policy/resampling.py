@@ -81,7 +81,8 @@ class CandidateSampler(GuidedSampler):
 
     def candidates(self, condition: Tensor, noise: Tensor, scale: Tensor | None, *, static: bool) -> Tensor:
         """Candidates (..., K, A), guided at `scale` (...), from the first K * A numbers of `noise`; None: unguided."""
-        numbers = noise[..., : self.num_candidates * self.size].unflatten(-1, (self.num_candidates, self.size))
+        numbers = noise[..., : self.num_candidates * self.size]
+        numbers = numbers.reshape(*noise.shape[:-1], self.num_candidates, self.size)
         if scale is not None and not static and not bool(scale.any()):
             scale = None
         if scale is not None:
@@ -211,11 +212,11 @@ class Resampled(CandidateSampler):
         return candidates, log_weights
 
     def value(self, condition: Tensor, candidates: Tensor) -> Tensor:
-        """beta Q (..., K) of candidates (..., K, A): the lowest critic, as `SoftmaxQCritic.q_value`; see the class."""
+        """beta Q (..., K) of candidates (..., K, A), in the unit of the energies: the lowest critic's; see the class."""
         if "critic" not in self.networks:
             return self._clean_logits(condition, candidates)
         q: Tensor = self.networks["critic"](condition.unsqueeze(-2), candidates)
-        return self.objective.inverse_temperature * q.amin(0)
+        return self.objective.inverse_temperature / self.energy_unit * q.amin(0)
 
     def effective_sample_size(self, condition: Tensor, noise: Tensor, guidance_scale: Tensor) -> Tensor | None:
         """1 / Σ_k w_k² (...) of the normalised weights, in [1, K]; None for "best", which weighs nothing."""

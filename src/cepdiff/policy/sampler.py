@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -72,6 +73,7 @@ class GuidedSampler:
         self.objective = parts.objective or CEP()
         self.headed = parts.headed
         self.energy_unit = parts.energy_unit
+        self.max_scale = math.inf  # largest guidance scale that it can sample at
 
     @property
     def noise_size(self) -> int:
@@ -99,9 +101,15 @@ class GuidedSampler:
         return predicted_data_logits(energy, behavior, self.schedule) if self.objective.on_clean else energy
 
     def require_energy(self, guidance_scale: float | Tensor) -> None:
-        """Raise RunError for a scale other than 0 if nothing can guide."""
-        if not self.has_energy and bool((torch.as_tensor(guidance_scale) != 0).any()):
+        """Raise RunError for a scale other than 0 if nothing can guide, and for one above `max_scale`."""
+        scale = torch.as_tensor(guidance_scale)
+        if not self.has_energy and bool((scale != 0).any()):
             raise RunError("there is no energy network yet (the guidance stage is unfinished): use scale 0")
+        if self.max_scale < math.inf and bool((scale > self.max_scale).any()):
+            raise RunError(
+                f"guidance scale {float(scale.max()):g} is above {self.max_scale:g}, the largest that the one-step "
+                "network was trained at: use a smaller one, or the run's own sampler"
+            )
 
     def on(self: S, device: torch.device | str) -> S:
         """This sampler on another device; networks are copied, unless they are there already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -157,7 +158,8 @@ class TrainedStage(Stage):
         )
         if step and processes.is_main:
             print(f"{self.name}: from step {step:,} of {self.settings.max_steps:,}", file=sys.stderr)
-        data, trainer = self.data(), self._trainer(checkpoint)
+        started, data, trainer = time.monotonic(), self.data(), self._trainer(checkpoint)
+        checkpoint.elapsed += time.monotonic() - started  # data may be drawn or computed
         with self.context.signals.handled(deferred=True):  # the checkpoint callback responds to them
             try:
                 trainer.fit(self.module, data, ckpt_path=folder.last if step else None)

@@ -52,6 +52,7 @@ def evaluate_run(
     output: Path | None = None,
     video: Path | None = None,
     trust_sources: Sequence[str | Path] = (),
+    one_step: bool = False,
 ) -> Results:
     """Score the policy in a run folder; None is the run's own setting.
 
@@ -71,6 +72,7 @@ def evaluate_run(
         output: where to write the results; default: `evaluation.json` in the folder.
         video: a file for an episode at the best scale.
         trust_sources: folders whose classes may be imported.
+        one_step: score the distilled network instead of the run's sampler.
 
     Raises:
         ConfigError: values out of range, or an engine or backend that does not fit.
@@ -94,7 +96,7 @@ def evaluate_run(
         check_video(video)
     processes = Processes(TrainerSettings(accelerator, devices, strategy="auto" if devices == 1 else "ddp"))
     with processes.together():
-        policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps, trust_sources)
+        policy = GuidedPolicy.from_run(place, processes.device, num_solver_steps, trust_sources, one_step)
         assert policy.recipe is not None
         evaluation = evaluation_of_policy(policy, policy.recipe, backend, place, env_id, trust_sources)
         assert evaluation.environment is not None
@@ -110,7 +112,7 @@ def evaluate_run(
             problem=class_path_of(OfflineRL),
             dataset=policy.recipe.dataset,
             seed=seeds[0],
-            title=f"{policy.recipe.dataset}, seeds {', '.join(map(str, seeds))}",
+            title=f"{policy.recipe.dataset}, seeds {', '.join(map(str, seeds))}" + (", one step" if one_step else ""),
             rows=score_rows(rows),
             columns=COLUMNS,
             marks=marks(rows, evaluation.scales, None),

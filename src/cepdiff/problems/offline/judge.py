@@ -25,6 +25,9 @@ COLUMNS = {
     "episodes": ("episodes", "d"),
     "mean_return": ("mean return", ".2f"),
     "normalized_score": ("normalized score", ".1f"),
+    "one_step_return": ("one-step return", ".2f"),
+    "one_step_score": ("one-step score", ".1f"),
+    "one_step_error": ("one-step error", ".3f"),
     "offline_value": ("offline value", ".3f"),
     "inside_support": ("inside support", ".0%"),
     "effective_sample_size": ("effective sample size", ".1f"),
@@ -91,7 +94,7 @@ def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder:
     """Figures of the scores and, in a maze, of some paths; both in TensorBoard too."""
     figure = folder.path / "scores.png"
     plot_scores([results], figure)
-    shown = ("mean_return", "normalized_score")
+    shown = ("mean_return", "normalized_score", "one_step_return", "one_step_score", "one_step_error")
     values = {name: value for name, value in results.scalars().items() if name.split("/")[1] in shown}
     log_result(folder.logs / "evaluation", values, figure, step)
     assert evaluation.environment is not None

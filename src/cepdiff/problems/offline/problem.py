@@ -14,25 +14,34 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 from cepdiff.callbacks.rollout import RolloutCallback
-from cepdiff.components import Component
+from cepdiff.components import Component, class_path_of
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.errors import ConfigError
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.distillation import Distillation
 from cepdiff.policy.diagnostics import Diagnostics, diagnose, draw_states, spread
 from cepdiff.policy.engines import check_engine, own_method, require_engine
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.one_step import OneStep
 from cepdiff.policy.recipe import Recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.problems.guided import GuidedProblem
 from cepdiff.problems.offline.diagnostics_report import log_diagnostics, plot_diagnostics
+from cepdiff.problems.offline.distillation import (
+    DistillationSettings,
+    DrawnActions,
+    draw_actions,
+    one_step_errors,
+    one_step_scores,
+)
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
 from cepdiff.problems.offline.judge import COLUMNS, draw, marks, offline_rows, rollouts, score_rows
 from cepdiff.problems.offline.report import report
 from cepdiff.problems.offline.support_stage import SupportSettings, SupportStage, support_energies
 from cepdiff.rollout.scores import ScoreRow, summarize
 from cepdiff.runs.report import Section
-from cepdiff.runs.results import Results
+from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage, StageSettings
 
@@ -41,12 +50,13 @@ UNIT_STATES = 4096  # that the unit of the energies is measured on
 
 @dataclass
 class OfflineStages:
-    """The stages in order, with the recipe's lengths."""
+    """The stages in order, with the recipe's lengths; there is no distillation unless its length is given."""
 
     behavior: StageSettings = field(default_factory=lambda: StageSettings(600_000))
     support: SupportSettings = field(default_factory=SupportSettings)
     critic: StageSettings = field(default_factory=lambda: StageSettings(500_000))
     guidance: StageSettings = field(default_factory=lambda: StageSettings(1_000_000))
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
 
 
 class OfflineRL(GuidedProblem):
@@ -56,6 +66,7 @@ class OfflineRL(GuidedProblem):
         run: the run.
         data: the buffer.
         critic: the critic, whose Q is minus the energy.
+        distillation: the network that acts in one step, if `stages.distillation` has steps.
         stages: lengths.
         evaluation: rollouts.
         sections: those of `GuidedProblem`.
@@ -73,6 +84,7 @@ class OfflineRL(GuidedProblem):
         run: Run,
         data: OfflineDataModule,
         critic: Component[SoftmaxQCritic] = Component(SoftmaxQCritic),
+        distillation: Component[Distillation] = Component(Distillation),
         *,
         stages: OfflineStages,
         evaluation: EvaluationSettings,
@@ -91,6 +103,12 @@ class OfflineRL(GuidedProblem):
         self.network_sections["critic"] = "critic"
         self.energy_unit = 1.0  # in scaled rewards; measured when the critic is trained
         self.lengths = stages
+        if stages.distillation.max_steps:
+            self.components["distillation"] = distillation
+            self.noise_size = self.sampler({}).noise_size
+            module = run.module("distillation", distillation, data.sizes, noise_size=self.noise_size)
+            self.modules["distillation"] = module
+            self.network_sections["one_step"] = "distillation"
         self.every_n_steps = evaluation.every_n_steps
         self.support = SupportStage(
             run, self.prior, data, stages.support,
@@ -106,11 +124,17 @@ class OfflineRL(GuidedProblem):
     def stages(self) -> list[Stage]:
         lengths, folder = self.lengths, self.run.folder.path
         figures = ["diagnostics.png", *(["scores.png"] if self.evaluation.environment is not None else [])]
+        distillation = [
+            self.train(section, lengths.distillation, self.distillation_data, self.distillation_record)
+            for section in self.modules
+            if section == "distillation"
+        ]
         return [
             self.train("behavior", lengths.behavior, self.behavior_data),
             self.support,
             self.train("critic", lengths.critic, self.critic_data, self.critic_record),
             self.train("guidance", lengths.guidance, self.guidance_data, self.guidance_record),
+            *distillation,
             Judgement(self.run, self.evaluation_record, self.judge, [folder / name for name in figures]),
         ]
 
@@ -123,9 +147,18 @@ class OfflineRL(GuidedProblem):
     def guidance_record(self) -> dict[str, Any]:
         """With the critic whose energies it learns, and their unit."""
         upstream = {"support": self.support.hash, "critic_checkpoint": self.run.weights_hash("critic")}
-        if self.critic.energy_unit != "reward":
-            upstream["energy_unit"] = self.critic.energy_unit
-        return {**self.record("guidance", "schedule"), **upstream}
+        return {**self.record("guidance", "schedule"), **upstream, **self.unit_record()}
+
+    def unit_record(self) -> dict[str, Any]:
+        """The energies' unit, unless it is the reward's."""
+        return {} if self.critic.energy_unit == "reward" else {"energy_unit": self.critic.energy_unit}
+
+    def distillation_record(self) -> dict[str, Any]:
+        """With all networks that the sampler may use."""
+        upstream = {f"{name}_checkpoint": self.run.weights_hash(name) for name in ("behavior", "critic", "guidance")}
+        drawn = {"num_actions": self.lengths.distillation.num_actions, "max_scale": max(self.scales)}
+        sections = self.record("distillation", "schedule", "guidance", "solver", "sampler")
+        return {**sections, **upstream, **drawn, **self.unit_record()}
 
     def behavior_data(self) -> OfflineDataModule:
         """All rows; the findings of `cepdiff data check` are kept with the run."""
@@ -160,6 +193,12 @@ class OfflineRL(GuidedProblem):
             self.energy_unit = run.processes.on_main(lambda: spread(self.critic, states(run.processes.device)))
         super().finish(section)
 
+    def distillation_data(self) -> DrawnActions:
+        """The sampler's actions."""
+        run, count = self.run, self.lengths.distillation.num_actions
+        folder = run.folder.stage("distillation").path
+        return draw_actions(self.sampler(), self.data, folder, count, max(self.scales), run.seed, run.processes)
+
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""
         run, evaluation = self.run, self.evaluation
@@ -168,7 +207,7 @@ class OfflineRL(GuidedProblem):
         if evaluation.environment is not None:
             rows = summarize(rollouts(self.policy(), evaluation, run.processes), evaluation.reference)
         results = self.results_of(
-            [*score_rows(rows), *offline_rows(found)],
+            [*score_rows(rows), *offline_rows(found), *self._judge_one_step()],
             COLUMNS,
             marks=marks(rows, evaluation.scales, found.offline_choice),
             about={"offline_choice": found.offline_choice},
@@ -177,6 +216,19 @@ class OfflineRL(GuidedProblem):
             step = self.lengths.guidance.max_steps
             run.processes.on_main(lambda: draw(results, self.policy(), evaluation, run.folder, step))
         return results
+
+    def _judge_one_step(self) -> list[Row]:
+        """Scores of the distilled policy and its distance from the sampler; none if there is no distillation."""
+        if (student := self.one_step()) is None:
+            return []
+        run, data, evaluation = self.run, self.data, self.evaluation
+        errors = run.processes.on_main(
+            lambda: one_step_errors(student, self.sampler(), data, self.support.cache, evaluation.scales, run.seed)
+        )
+        if evaluation.environment is None:
+            return errors
+        episodes = rollouts(GuidedPolicy(data.spec, student), evaluation, run.processes)
+        return [*errors, *one_step_scores(summarize(episodes, evaluation.reference))]
 
     def _diagnose(self) -> Diagnostics:
         folder, data = self.run.folder, self.data
@@ -193,20 +245,34 @@ class OfflineRL(GuidedProblem):
 
     def evaluation_record(self) -> dict[str, Any]:
         found = {**super().evaluation_record(), "support_checkpoint": self.support.hash}
-        if self.energy_unit != 1.0:
-            found["energy_unit"] = self.energy_unit
-        return {**found, "environment": self.evaluation.to_dict(), "scales": self.evaluation.scales}
+        settings = {"environment": self.evaluation.to_dict(), "scales": self.evaluation.scales}
+        return {**found, **self.unit_record(), **settings}
 
     @classmethod
     def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
         return report(runs, output)
 
     def recipe(self) -> Recipe:
-        return replace(super().recipe(), environment=self.evaluation.to_dict(), energy_unit=self.energy_unit)
+        found = replace(super().recipe(), environment=self.evaluation.to_dict(), energy_unit=self.energy_unit)
+        if "distillation" not in self.trained:
+            return found
+        net, size = self.network_specs()["one_step"], {"noise_size": self.noise_size}
+        return replace(
+            found,
+            networks={**found.networks, "one_step": {**net, "init_args": {**net["init_args"], **size}}},
+            one_step={"class_path": class_path_of(OneStep), "init_args": {**size, "max_scale": max(self.scales)}},
+        )
+
+    def one_step(self) -> OneStep | None:
+        """The sampler of the distilled network; None if there is no distillation."""
+        module = self.modules.get("distillation")
+        if module is None:
+            return None
+        return OneStep(self.parts({"one_step": module.sampling_net}), self.noise_size, max(self.scales))
 
     def callbacks(self, section: str) -> list[Callback]:
         """Rollouts of the modules in training."""
-        if self.every_n_steps is None or self.evaluation.environment is None or section == "critic":
+        if self.every_n_steps is None or self.evaluation.environment is None or section in ("critic", "distillation"):
             return []
         guided = section == "guidance"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -113,17 +114,6 @@ def draw_support(
     buffer, needed = data.buffer, expected(data, settings, num_actions, seed)
     action_size = buffer.actions.shape[1]
 
-    def lay_out() -> None:
-        if not SupportCache.exists(folder.path):
-            SupportCache.create(folder.path, *needed, settings.chunk_size)
-
-    def finish() -> None:
-        if missing := SupportCache(folder.path, len(buffer.states)).pending():
-            raise RunError(
-                f"{len(missing)} chunks of support actions are missing in {folder.path}; run the command again"
-            )
-        folder.finish(time.monotonic() - started)
-
     def draw(state_ids: Tensor) -> Tensor:
         conditions = data.normalize(buffer.states[state_ids]).to(processes.device).unsqueeze(1)  # (M, 1, S)
         noises = support_noise(seed, state_ids, num_actions, action_size).to(processes.device)
@@ -136,17 +126,44 @@ def draw_support(
             ]
         return torch.cat(drawn).float()
 
-    processes.on_main(lay_out)
-    cache = SupportCache(folder.path, len(buffer.states))
-    cache.require(*needed)
     started = time.monotonic()
+    fill_cache(draw, folder.path, len(buffer.states), needed, settings.chunk_size, processes, "support")
+    processes.on_main(lambda: folder.finish(time.monotonic() - started))
+
+
+def fill_cache(
+    draw: Callable[[Tensor], Tensor],
+    folder: Path,
+    num_states: int,
+    needed: tuple[Tensor, int, int],
+    chunk_size: int,
+    processes: Processes,
+    name: str,
+) -> None:
+    """Fill the cache in `folder` with `draw(state_ids)` -> (M', K, A), each rank its chunks, from where it stopped.
+
+    `needed` are state ids (M,), K and A; `name` is that of the progress bar. Raises RunError if a chunk is missing in
+    the end.
+    """
+
+    def lay_out() -> None:
+        if not SupportCache.exists(folder):
+            SupportCache.create(folder, *needed, chunk_size)
+
+    def check() -> None:
+        if missing := SupportCache(folder, num_states).pending():
+            raise RunError(f"{len(missing)} chunks of actions are missing in {folder}; run the command again")
+
+    processes.on_main(lay_out)
+    cache = SupportCache(folder, num_states)
+    cache.require(*needed)
     mine = cache.pending(processes.rank, processes.world)
-    total = sum(len(cache.chunk_ids(chunk)) for chunk in mine) * num_actions
-    with progress(total, "support", "action", enabled=processes.shows_progress) as bar:
+    total = sum(len(cache.chunk_ids(chunk)) for chunk in mine) * needed[1]
+    with progress(total, name, "action", enabled=processes.shows_progress) as bar:
         for states in fill(cache, draw, mine, processes.rank):
-            bar.update(states * num_actions)
+            bar.update(states * needed[1])
     processes.barrier()
-    processes.on_main(finish)
+    processes.on_main(check)
 
 
 def support_energies(

@@ -1,0 +1,43 @@
+"""The network that acts in one step: noise, state and guidance scale to an action."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cepdiff.networks.mlp import JointLinear, OutputLinear, present, residual_block
+from cepdiff.ranges import Blocks, Count, Width
+
+
+class OneStepNet(nn.Module):
+    """A residual MLP from noise (..., Z), state (..., S) and guidance scale (...) to an action (..., A) in [-1, 1].
+
+    Leading axes broadcast against each other. The scale enters as log(1 + scale), which resolves small scales best.
+
+    Args:
+        observation_size: S, or 0.
+        action_size: A.
+        noise_size: Z, of the sampler whose map is learnt; None is A.
+        width: width of all layers.
+        depth: number of residual blocks, of two layers each.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        noise_size: Count | None = None,
+        width: Width = 256,
+        depth: Blocks = 3,
+    ) -> None:
+        super().__init__()
+        sizes = (noise_size or action_size, observation_size, 1)
+        self.joint = JointLinear([size for size in sizes if size], width)
+        self.blocks = nn.ModuleList(residual_block(width) for _ in range(depth))
+        self.output = nn.Sequential(nn.SiLU(), OutputLinear(width, action_size))
+
+    def forward(self, noise: Tensor, condition: Tensor | None, guidance_scale: Tensor) -> Tensor:
+        hidden = self.joint(*present(noise, condition, guidance_scale.log1p().unsqueeze(-1)))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return torch.tanh(self.output(hidden))

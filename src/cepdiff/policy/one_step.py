@@ -1,0 +1,48 @@
+"""The sampler of a distilled policy: one evaluation of one network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.ranges import Count, NonNegative
+
+
+class OneStep(GuidedSampler):
+    """Samples of the network "one_step", which was trained on another sampler's, see `modules.distillation`.
+
+    It takes the same noise as that sampler and returns nearly the same samples.
+
+    Args:
+        parts: with the network "one_step".
+        noise_size: standard normal numbers per sample, as the other sampler has them.
+        max_scale: largest guidance scale that the network was trained at.
+    """
+
+    needs = ("one_step",)
+
+    def __init__(self, parts: SamplerParts, noise_size: Count, max_scale: NonNegative) -> None:
+        super().__init__(replace(parts, solver=DPMSolver(1, order=1)))  # unused, but the number of steps is true
+        self._noise_size = noise_size
+        self.max_scale = max_scale
+
+    @property
+    def noise_size(self) -> int:
+        return self._noise_size
+
+    @property
+    def has_energy(self) -> bool:
+        """True: the network takes a guidance scale."""
+        return True
+
+    def sample(
+        self, condition: Tensor, noise: Tensor, guidance_scale: Tensor | None = None, *, static: bool = False
+    ) -> Tensor:
+        scale = noise.new_zeros(noise.shape[:-1]) if guidance_scale is None else guidance_scale
+        with torch.no_grad():
+            samples: Tensor = self.networks["one_step"](noise, condition, scale)
+        return samples.clamp(-1.0, 1.0)
