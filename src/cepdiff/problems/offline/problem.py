@@ -154,7 +154,8 @@ class OfflineRL(GuidedProblem):
             [*score_rows(rows), *offline_rows(found)],
             COLUMNS,
             marks=marks(rows, evaluation.scales, found.offline_choice),
-            about={"offline_choice": found.offline_choice},
+            about={"offline_choice": found.offline_choice, "ranking": found.ranking.to_dict()},
+            notes=[str(found.ranking), found.choice_reason],
         )
         if rows:
             step = self.lengths.guidance.max_steps

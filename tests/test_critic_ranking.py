@@ -1,0 +1,86 @@
+"""Tests of a critic's ranking on a buffer whose advantages are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cepdiff.data.rl.support_cache import SupportCache
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.policy.diagnostics import Diagnostics, diagnose
+from cepdiff.policy.ranking import Ranking
+from cepdiff.problems.offline.diagnostics_report import diagnostic_scalars
+from gaussian_policy import SCALES, SLOPE, A, Data, N, Net, S, draw, make, run, values
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, data: Data) -> SupportCache:
+    return draw(tmp_path_factory.mktemp("support"), data, torch.arange(0, N, 2))
+
+
+@pytest.fixture(scope="module")
+def found(data: Data, cache: SupportCache) -> Diagnostics:
+    return run(data, cache, scales=SCALES, num_states=700)
+
+
+def test_a_critic_agrees_with_the_returns_that_follow(found: Diagnostics) -> None:
+    """A step's reward is the advantage itself; the window, half an episode, adds 24 of other steps."""
+    ranking = found.ranking
+    assert ranking.return_agreement is not None
+    assert ranking.critic_agreement is not None
+    exact = sum(0.99 ** (2 * k) for k in range(25)) ** -0.5
+    assert ranking.return_agreement.value == pytest.approx(exact, abs=3 * ranking.return_agreement.error)
+    assert ranking.return_agreement.error < 0.08
+    assert ranking.return_agreement.above_chance
+    assert ranking.critic_agreement.value == 1.0
+    assert ranking.shared_targets
+    assert str(ranking) == (
+        f"the critic's ranking of actions, by chance 0: return agreement {ranking.return_agreement}, critic agreement "
+        f"{ranking.critic_agreement} (an upper bound: the critics share their targets)"
+    )
+
+
+@pytest.mark.parametrize(("slope", "why"), [(-SLOPE, "is below chance"), (0.0, "is not above chance")])
+def test_returns_that_contradict_the_critic(slope: float, why: str, cache: SupportCache) -> None:
+    found = run(Data(slope=slope), cache, scales=SCALES, num_states=700)
+    assert found.offline_choice == 0.0
+    assert f"scale 0, because return agreement {why}" in found.choice_reason
+    assert found.ranking.not_above_chance == ["return_agreement"]
+
+
+def test_few_episodes_and_shuffled_rows_are_no_test(data: Data, tmp_path: Path) -> None:
+    few = draw(tmp_path / "few", data, torch.arange(400), num_actions=2)  # 8 episodes
+    ranking = run(data, few).ranking
+    assert ranking == Ranking()
+    assert str(ranking) == "the critic's ranking of actions is not tested: fewer than 10 episodes with known returns"
+    shuffled = Data()
+    shuffled._buffer = replace(shuffled.buffer, chained=False)
+    some = draw(tmp_path / "some", data, torch.arange(0, N, 5), num_actions=2)
+    assert run(shuffled, some).ranking.return_agreement is None
+    assert run(data, some).ranking.return_agreement is not None
+
+
+def test_independent_critics_and_one_critic(data: Data, cache: SupportCache) -> None:
+    alone = SoftmaxQCritic(S, A, lambda s, a: Net(lambda states, actions: values(states, actions)[:1]))
+    found = diagnose(make(), make(), alone, data, cache, [0.0, 1.0], seed=0, device="cpu", num_states=300)
+    assert found.ranking.critic_agreement is None
+    assert "critic agreement" not in str(found.ranking)
+    assert "diagnostics/critic_agreement" not in diagnostic_scalars(found)
+
+    def opposed(states: Tensor, actions: Tensor) -> Tensor:
+        up, down = values(states, actions)
+        return torch.stack([up, -down])
+
+    against = SoftmaxQCritic(S, A, lambda s, a: Net(opposed))
+    against.independent_targets = True
+    found = diagnose(make(), make(), against, data, cache, [0.0, 1.0], seed=0, device="cpu", num_states=300)
+    assert found.ranking.not_above_chance[-1] == "critic_agreement"
