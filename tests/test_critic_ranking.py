@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from cepdiff.data.rl.support_cache import SupportCache
+from cepdiff.energy.ranking import Estimate
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.diagnostics import Diagnostics, diagnose
 from cepdiff.policy.ranking import Ranking
 from cepdiff.problems.offline.diagnostics_report import diagnostic_scalars
+from cepdiff.problems.offline.report import policy_row, policy_table
+from cepdiff.runs.results import Results, Row
 from gaussian_policy import SCALES, SLOPE, A, Data, N, Net, S, draw, make, run, values
 
 
@@ -84,3 +87,26 @@ def test_independent_critics_and_one_critic(data: Data, cache: SupportCache) -> 
     against.independent_targets = True
     found = diagnose(make(), make(), against, data, cache, [0.0, 1.0], seed=0, device="cpu", num_states=300)
     assert found.ranking.not_above_chance[-1] == "critic_agreement"
+
+
+def test_rankings_are_columns_of_the_report() -> None:
+    """A run of an earlier version has none."""
+    good, chance = Estimate(0.2, 0.01), Estimate(0.01, 0.02)
+    rankings = {"a": Ranking(good, Estimate(0.5, 0.3)), "b": Ranking(chance), "c": None}
+    rows = []
+    for task, ranking in rankings.items():
+        about = {"offline_choice": 0.0, **({} if ranking is None else {"ranking": ranking.to_dict()})}
+        scores = [Row(0.0, "normalized_score", 1.0), Row(1.0, "normalized_score", 3.0)]
+        rows.append(policy_row(Results("problem", task, 0, "", scores, {}, about=about)))
+    table = policy_table(rows, None)
+    assert [row["at_chance"] for row in rows] == [[], ["return_agreement"], []]
+    assert [line[9:] for line in table.lines] == [
+        ["critic agreement", "return agreement"],
+        ["0.500 ± 0.300", "0.200 ± 0.010"],
+        ["-", "0.010 ± 0.020"],
+        ["-", "-"],
+    ]
+    assert table.notes == [
+        "The critic's ranking of actions does not exceed chance in 1 of 3 runs: their offline choice is scale 0."
+    ]
+    assert len(policy_table(rows[2:], None).lines[0]) == 9
