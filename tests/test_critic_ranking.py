@@ -44,7 +44,7 @@ def test_a_critic_agrees_with_the_returns_that_follow(found: Diagnostics) -> Non
     assert ranking.return_agreement.value == pytest.approx(exact, abs=3 * ranking.return_agreement.error)
     assert ranking.return_agreement.error < 0.08
     assert ranking.return_agreement.above_chance
-    assert ranking.critic_agreement.value == 1.0
+    assert ranking.critic_agreement.value == pytest.approx(1.0, abs=1e-4)  # up to ties by rounding
     assert ranking.shared_targets
     assert str(ranking) == (
         f"the critic's ranking of actions, by chance 0: return agreement {ranking.return_agreement}, critic agreement "
@@ -83,8 +83,10 @@ def test_independent_critics_and_one_critic(data: Data, cache: SupportCache) -> 
         up, down = values(states, actions)
         return torch.stack([up, -down])
 
-    against = SoftmaxQCritic(S, A, lambda s, a: Net(opposed))
-    against.independent_targets = True
+    class Independent(SoftmaxQCritic):
+        independent_targets = True
+
+    against = Independent(S, A, lambda s, a: Net(opposed))
     found = diagnose(make(), make(), against, data, cache, [0.0, 1.0], seed=0, device="cpu", num_states=300)
     assert found.ranking.not_above_chance[-1] == "critic_agreement"
 

@@ -19,7 +19,8 @@ from cepdiff.randomness import generator
 
 MAX_ROWS = 20_000
 BLOCK = 2048  # rows whose support actions are valued at a time
-FEATURES = 256  # random features of the state
+FEATURES = 256  # random features of the state, but at most one for this many rows:
+ROWS_PER_FEATURE = 20
 MIN_EPISODES = 10  # fewer say too little about the error
 
 
@@ -102,13 +103,15 @@ def measure_ranking(
 
     def features(ids: Tensor) -> Tensor:
         states, draws = data.normalize(buffer.states[ids]), generator(seed, "ranking", "features")
-        directions = torch.randn(states.shape[-1], FEATURES, generator=draws)
-        return fourier_features(states, directions, 2.0 * math.pi * torch.rand(FEATURES, generator=draws))
+        count = min(FEATURES, len(ids) // ROWS_PER_FEATURE)
+        directions = torch.randn(states.shape[-1], count, generator=draws)
+        return fourier_features(states, directions, 2.0 * math.pi * torch.rand(count, generator=draws))
 
     def in_blocks(function: Callable[[Tensor], Tensor], ids: Tensor, axis: int) -> Tensor:
         return torch.cat([function(some) for some in ids.split(BLOCK)], axis)
 
-    found = compared = None
+    found: Estimate | None = None
+    compared: Estimate | None = None
     if buffer.chained and len(episodes.unique()) >= MIN_EPISODES:
         found = return_agreement(in_blocks(advantages, rows, 0), returns[rows], features(rows), episodes)
     q = in_blocks(values_of_critics, ids, 1)
