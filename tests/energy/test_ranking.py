@@ -210,6 +210,8 @@ def test_each_half_is_predicted_by_the_other(process: Process) -> None:
     assert float(rest.abs().max()) < 0.05  # a linear function of the features is predicted, up to the ridge
     renamed = cross_fitted_residuals(process.features, values, 10 * process.episodes + 4)  # even numbers only
     assert torch.equal(renamed, before)
+    nothing = cross_fitted_residuals(torch.ones(4, 2, dtype=torch.float64), values[:4], torch.arange(4))
+    assert torch.allclose(nothing, values[:4] - values[:4].roll(1, 0).add(values[:4].roll(-1, 0)) / 2)
 
 
 def test_features_of_constant_and_scaled_dimensions() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 INTERVAL = 1.96
 # Relative to the mean square of a feature.
 RIDGE = 1e-3
+TINY = 1e-12  # so that constant features, which predict nothing, can be solved for
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def cross_fitted_residuals(features: Tensor, values: Tensor, episodes: Tensor) -
         x_mean, y_mean = x.mean(0), y.mean(0)
         x = x - x_mean
         gram = x.T @ x
-        gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        gram += (RIDGE * gram.diagonal().mean() + TINY) * torch.eye(len(gram), dtype=gram.dtype)
         weights = torch.linalg.solve(gram, x.T @ (y - y_mean))
         residuals[here] = values[here] - y_mean - (features[here] - x_mean) @ weights
     return residuals
