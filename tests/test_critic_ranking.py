@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.returns import known_returns
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.energy.ranking import Estimate
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.diagnostics import Diagnostics, diagnose
-from cepdiff.policy.ranking import Ranking
+from cepdiff.policy.ranking import Ranking, rows_to_test
 from cepdiff.problems.offline.diagnostics_report import diagnostic_scalars
 from cepdiff.problems.offline.report import policy_row, policy_table
 from cepdiff.runs.results import Results, Row
@@ -46,10 +49,30 @@ def test_a_critic_agrees_with_the_returns_that_follow(found: Diagnostics) -> Non
     assert ranking.return_agreement.above_chance
     assert ranking.critic_agreement.value == pytest.approx(1.0, abs=1e-4)  # up to ties by rounding
     assert ranking.shared_targets
+    assert not ranking.held_out  # half of every episode's rows have support actions
     assert str(ranking) == (
-        f"the critic's ranking of actions, by chance 0: return agreement {ranking.return_agreement}, critic agreement "
-        f"{ranking.critic_agreement} (an upper bound: the critics share their targets)"
+        f"the critic's ranking of actions, by chance 0: return agreement {ranking.return_agreement} (episodes it was "
+        f"trained on), critic agreement {ranking.critic_agreement} (upper bound: the critics share their targets)"
     )
+
+
+def test_episodes_without_support_actions_are_held_out(data: Data, tmp_path: Path) -> None:
+    some = draw(tmp_path / "some", data, torch.arange(500), num_actions=2)  # 10 of 30 episodes
+    rows, returns, held_out = rows_to_test(data, some, 0.99, 0)
+    assert held_out
+    assert set(data.buffer.episode_index[rows].tolist()) == set(range(10, 30))
+    assert int((rows % 50).max()) == 24  # the window, half an episode, ends before the cut
+    assert torch.equal(returns, known_returns(data.buffer, data.rewards(), 0.99)[0][rows])
+    ranking = run(data, some).ranking
+    assert ranking.return_agreement is not None
+    assert ranking.return_agreement.above_chance
+    assert "(held-out episodes)" in str(ranking)
+
+    class AllRows(SoftmaxQCritic):
+        batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations")
+
+    critic = AllRows(S, A, lambda s, a: Net(values))
+    assert not diagnose(make(), make(), critic, data, some, [0.0], seed=0, device="cpu", num_states=64).ranking.held_out
 
 
 @pytest.mark.parametrize(("slope", "why"), [(-SLOPE, "is below chance"), (0.0, "is not above chance")])
@@ -61,8 +84,18 @@ def test_returns_that_contradict_the_critic(slope: float, why: str, cache: Suppo
 
 
 def test_few_episodes_and_shuffled_rows_are_no_test(data: Data, tmp_path: Path) -> None:
-    few = draw(tmp_path / "few", data, torch.arange(400), num_actions=2)  # 8 episodes
-    ranking = run(data, few).ranking
+    small = Data()
+    small._buffer = small.buffer.from_arrays(
+        RawArrays(
+            observations=small.buffer.observations.numpy()[:400],
+            actions=small.buffer.actions.numpy()[:400],
+            rewards=small.buffer.rewards.numpy()[:400],
+            terminals=np.zeros(400, bool),
+            timeouts=np.arange(400) % 50 == 49,  # 8 episodes
+        )
+    )
+    few = draw(tmp_path / "few", small, torch.arange(400), num_actions=2)
+    ranking = run(small, few).ranking
     assert ranking == Ranking()
     assert str(ranking) == "the critic's ranking of actions is not tested: fewer than 10 episodes with known returns"
     shuffled = Data()
@@ -83,10 +116,7 @@ def test_independent_critics_and_one_critic(data: Data, cache: SupportCache) -> 
         up, down = values(states, actions)
         return torch.stack([up, -down])
 
-    class Independent(SoftmaxQCritic):
-        independent_targets = True
-
-    against = Independent(S, A, lambda s, a: Net(opposed))
+    against = SoftmaxQCritic(S, A, lambda s, a: Net(opposed), independent_targets=True)
     found = diagnose(make(), make(), against, data, cache, [0.0, 1.0], seed=0, device="cpu", num_states=300)
     assert found.ranking.not_above_chance[-1] == "critic_agreement"
 

@@ -144,7 +144,7 @@ def diagnose(
         return scale_evidence(scale, actions, critic, sample, q_support, slope, threshold)
 
     unguided = evidence_at(0.0)
-    ranking = measure_ranking(critic, data, support, sample.ids, seed=seed, device=device)
+    ranking = measure_ranking(critic, data, support, guided, sample.ids, seed=seed, device=device)
     found = [unguided if scale == 0.0 else evidence_at(scale) for scale in sorted({float(scale) for scale in scales})]
     evidence = [replace(e, gain=e.value - unguided.value) for e in found]
     choice, reason = choose_scale(evidence, ranking)

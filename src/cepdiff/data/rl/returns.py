@@ -1,4 +1,4 @@
-"""Discounted returns over a window of steps, for judging values by the data only."""
+"""Returns that the data hold, for judging values by the data only."""
 
 from __future__ import annotations
 
@@ -8,32 +8,10 @@ import torch
 from torch import Tensor
 
 from cepdiff.data.rl.buffer import TransitionBuffer
+from cepdiff.data.rl.lookahead import look_ahead
 
 # A window leaves out at most this share of the discount's weight, if episodes are long enough.
 LEFT_OUT = 0.05
-
-
-def window_returns(rewards: Tensor, ends: Tensor, discount: float, window: int) -> Tensor:
-    """Discounted sums (N,) of the next `window` rewards (N,), up to the episode's end, in float64.
-
-    `ends` (N,) is one past the last row of each row's episode. By doubling: a sum over 2n steps is that over n steps
-    plus the discounted one n rows later, so the cost is N log(window).
-    """
-    rows = torch.arange(len(rewards))
-
-    def later(sums: Tensor, steps: int) -> Tensor:
-        there = rows + steps
-        return torch.where(there < ends, sums[there.clamp(max=len(rows) - 1)], 0.0)
-
-    total, width = torch.zeros(len(rewards), dtype=torch.float64), 0
-    part, size = rewards.double(), 1  # sums over `size` steps
-    while size <= window:
-        if window & size:
-            total = total + discount**width * later(part, width)
-            width += size
-        part = part + discount**size * later(part, size)
-        size *= 2
-    return total
 
 
 def return_window(buffer: TransitionBuffer, discount: float) -> int:
@@ -48,11 +26,11 @@ def return_window(buffer: TransitionBuffer, discount: float) -> int:
 
 
 def known_returns(buffer: TransitionBuffer, rewards: Tensor, discount: float) -> tuple[Tensor, Tensor]:
-    """Returns (N,) over the buffer's `return_window`, and a mask (N,) of the rows whose window the data hold in full.
+    """Returns (N,) over the buffer's `return_window`, and a mask (N,) of the rows whose window ends before a cut.
 
-    A terminal state is followed by rewards of 0. A window that a time limit cuts is unknown.
+    A terminal state is followed by rewards of 0. Raises ConfigError if the rows form no episodes.
     """
     window = return_window(buffer, discount)
     ends = buffer.episode_ends[buffer.episode_index]
-    known = (torch.arange(len(buffer)) + window <= ends) | buffer.terminals[ends - 1]
-    return window_returns(rewards, ends, discount, window), known
+    known = (torch.arange(len(buffer)) + window < ends) | buffer.terminals[ends - 1]
+    return look_ahead(buffer, rewards, discount, window).returns, known
