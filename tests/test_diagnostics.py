@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,126 +12,40 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 
-from cepdiff.data.rl.arrays import RawArrays
-from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.support_cache import SupportCache, fill, support_noise
-from cepdiff.diffusion.schedule import LinearVP
-from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.modules.critic import SoftmaxQCritic
-from cepdiff.policy.diagnostics import (
-    Diagnostics,
-    ScaleEvidence,
-    choose_inside,
-    choose_scale,
-    diagnose,
-    disagreement,
-    draw_states,
-)
-from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.policy.choice import choose_scale
+from cepdiff.policy.diagnostics import Diagnostics, diagnose, disagreement, draw_states
+from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.offline.diagnostics_report import (
     diagnostic_scalars,
     log_diagnostics,
     plot_diagnostics,
 )
 from cepdiff.problems.offline.judge import offline_rows
-
-S, A, K, N = 2, 3, 16, 1500
-SPREAD = 0.05  # standard deviation c of the behavior policy, per dimension
-SLOPE = 4.0  # |∇_a Q|
-BETA = 1.0 / (SLOPE * SPREAD)  # so that scale 1 moves actions by one standard deviation
-SCHEDULE = LinearVP()
-SOLVER = DPMSolver(20)
-SCALES = [0.0, 0.5, 1.0, 2.0, 4.0, 8.0]
-DIRECTION = torch.tensor([2.0, -1.0, 2.0]) / 3.0
-
-
-def policy_mean(states: Tensor) -> Tensor:
-    """Mean action (..., A) of the behavior policy at normalised states (..., S)."""
-    return 0.2 * torch.tanh(states[..., :1] + torch.tensor([0.0, 1.0, -1.0]))
-
-
-def variance(t: Tensor) -> Tensor:
-    """Variance of the noised actions: alpha² c² + sigma²."""
-    return SCHEDULE.alpha(t) ** 2 * SPREAD**2 + SCHEDULE.sigma(t) ** 2
-
-
-class Net(nn.Module):
-    """Wraps a function as a network with one (unused) weight, so that modules can hold it."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
-
-
-def noise_prediction(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
-    return SCHEDULE.sigma(t) * (x - SCHEDULE.alpha(t) * policy_mean(states)) / variance(t)
-
-
-def logits(x: Tensor, t: Tensor, states: Tensor) -> Tensor:
-    """log E[exp(beta SLOPE w·x_0) | x_t] up to a constant: exact for a Gaussian and a linear value."""
-    return BETA * SLOPE * (x @ DIRECTION) * SCHEDULE.alpha(t) * SPREAD**2 / variance(t)
-
-
-def values(states: Tensor, actions: Tensor) -> Tensor:
-    """Two critics (2, ...) that differ by 0.25; the smaller one is SLOPE w·a + 10 s_0."""
-    q = SLOPE * (actions @ DIRECTION) + 10.0 * states[..., 0]
-    return torch.stack([q + 0.25, q])
-
-
-class Data(OfflineDataModule):
-    """Unnormalised states, and actions of the behavior policy shifted by `shift` of its standard deviations."""
-
-    def __init__(self, shift: float = 0.0) -> None:
-        super().__init__("own", normalize_observations=True)
-        self.shift = shift
-        self.setup()
-
-    def load_buffer(self) -> TransitionBuffer:
-        rng = np.random.default_rng(0)
-        states = rng.normal(5.0, 3.0, size=(N, S)).astype(np.float32)
-        normal = torch.from_numpy((states - states.mean(0)) / states.std(0))
-        noise = torch.from_numpy(rng.normal(size=(N, A)).astype(np.float32)) + self.shift * DIRECTION
-        return TransitionBuffer.from_arrays(
-            RawArrays(
-                observations=states,
-                actions=(policy_mean(normal) + SPREAD * noise).numpy(),
-                rewards=np.zeros(N, np.float32),
-                terminals=np.zeros(N, bool),
-                timeouts=np.arange(N) % 50 == 49,
-            )
-        )
-
-    def rewards(self) -> Tensor:
-        return self.buffer.rewards
-
-
-def make(net: Callable[..., Tensor] = logits, kind: type[GuidedSampler] = GuidedSampler) -> GuidedSampler:
-    """The behavior policy's sampler, guided by `net`."""
-    networks = {"behavior": Net(noise_prediction), "energy": Net(net)}
-    return kind(SamplerParts(A, networks, SCHEDULE, SOLVER))
-
-
-CRITIC = SoftmaxQCritic(S, A, lambda s, a: Net(values))
-
-
-def draw(folder: Path, data: OfflineDataModule, ids: Tensor, num_actions: int = K) -> SupportCache:
-    SupportCache.create(folder, ids, num_actions, A, 512)
-    cache = SupportCache(folder, len(data.buffer.states))
-
-    def sample(state_ids: Tensor) -> Tensor:
-        states = data.normalize(data.buffer.states[state_ids]).unsqueeze(1)
-        return make().sample(states, support_noise(0, state_ids, num_actions, A))
-
-    list(fill(cache, sample, cache.pending()))
-    return cache
+from gaussian_policy import (
+    BETA,
+    CRITIC,
+    DIRECTION,
+    SCALES,
+    SCHEDULE,
+    SLOPE,
+    SPREAD,
+    A,
+    Data,
+    K,
+    N,
+    Net,
+    S,
+    draw,
+    make,
+    run,
+    values,
+    variance,
+)
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +61,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, data: Data) -> SupportCache:
 @pytest.fixture(scope="module")
 def found(data: Data, cache: SupportCache) -> Diagnostics:
     return diagnose(make(), make(), CRITIC, data, cache, SCALES, seed=0, device="cpu", num_states=700)
-
-
-def run(data: OfflineDataModule, cache: SupportCache, **options: Any) -> Diagnostics:
-    arguments = {"scales": [0.0, 1.0], "seed": 0, "device": "cpu", "num_states": 64, **options}
-    return diagnose(make(), make(), CRITIC, data, cache, **arguments)
 
 
 # Measurements
@@ -244,7 +151,7 @@ def test_scales_that_leave_the_support_are_rejected(found: Diagnostics) -> None:
     assert max(found.scales, key=lambda e: e.value).guidance_scale == 8.0
     assert found.offline_choice in (1.0, 2.0)
     assert found.inside_choice == 1.0
-    assert found.offline_choice == choose_scale(found.scales)
+    assert (found.offline_choice, found.choice_reason) == choose_scale(found.scales, found.ranking)
     (e,) = (e for e in found.scales if e.guidance_scale == found.offline_choice)
     shown = {row.metric: row.value for row in offline_rows(found) if row.scale == found.offline_choice}
     assert shown == {"offline_value": e.penalized_value, "inside_support": e.inside_support}
@@ -259,20 +166,6 @@ def test_a_guidance_that_pushes_nowhere_useful_leaves_the_behavior_policy(data: 
     assert found.scales[-1].inside_support < 0.05
     assert found.offline_choice == 0.0
     assert found.inside_choice == 0.0
-
-
-def evidence(scale: float, value: float, inside: float, penalized: float) -> ScaleEvidence:
-    return ScaleEvidence(scale, value, 0.0, inside, 0.1, value, penalized, 0.0)
-
-
-def test_rules_by_hand() -> None:
-    table = [evidence(0.0, 1.0, 0.95, 1.0), evidence(1.0, 2.0, 0.86, 1.5), evidence(2.0, 3.0, 0.85, 1.5)]
-    assert choose_scale(table) == 1.0  # the smaller of two equal scales
-    assert choose_scale(table[::-1]) == 1.0
-    assert choose_inside(table, 0.95) == 1.0  # needs 0.855
-    assert choose_inside(table, 0.95, kept=0.8) == 2.0
-    assert choose_inside([replace(e, value=5.0) for e in table], 0.95) == 0.0
-    assert choose_inside(table[1:], 0.99) == 1.0  # no scale is inside enough: the nearest one
 
 
 # The sample
@@ -361,6 +254,9 @@ def test_files_and_logs(found: Diagnostics, tmp_path: Path) -> None:
         assert (event.step, event.value) == (500, pytest.approx(value, rel=1e-5, abs=1e-6))
     assert scalars["diagnostics/value/s=2.0"] == found.scales[3].value
     assert scalars["diagnostics/q_data_p95"] == found.q_data["p95"]
+    assert found.ranking.return_agreement is not None
+    assert scalars["diagnostics/return_agreement_error"] == found.ranking.return_agreement.error
+    assert found.to_dict()["ranking"]["critic_agreement"]["value"] == scalars["diagnostics/critic_agreement"]
     assert scalars["diagnostics/guidance_to_score"] == max(found.norms.ratios)
     for curve in curves:
         assert [event.step for event in events.Scalars(curve)] == [round(1000 * t) for t in found.norms.times]

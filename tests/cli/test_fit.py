@@ -100,7 +100,12 @@ def test_a_run_leaves_stages_scores_logs_and_a_policy(
     choice = found["about"]["offline_choice"]
     assert choice in (0.0, 1.0)
     assert "offline choice" in found["marks"][f"{choice:g}"]
-    assert json.loads((run / "diagnostics.json").read_text())["offline_choice"] == choice
+    diagnostics = json.loads((run / "diagnostics.json").read_text())
+    assert (diagnostics["offline_choice"], diagnostics["choice_reason"]) == (choice, found["notes"][1])
+    figures = found["about"]["ranking"]["figures"]
+    assert figures == {name: diagnostics["ranking"][name] for name in ("return_agreement", "critic_agreement")}
+    assert "the critic's ranking of actions, by chance 0: return agreement" in found["notes"][0]
+    assert "\n".join(found["notes"]) in shown
     for stage in STAGES:
         assert json.loads((run / stage / "stage.json").read_text())["done"]
         assert not (run / stage / "last.ckpt").exists()

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from cepdiff.errors import RunError
-from cepdiff.policy.diagnostics import ScaleEvidence
+from cepdiff.policy.choice import ScaleEvidence
 from cepdiff.problems.offline.judge import COLUMNS, marks, offline_rows, score_rows
 from cepdiff.problems.offline.report import plot_scores, policy_row
 from cepdiff.rollout.rollout import EpisodeResult

@@ -1,4 +1,4 @@
-"""Diagnostics of a trained run without an environment: support, values, guidance, and the scale to choose.
+"""Diagnostics of a trained run without an environment: support, values, ranking, guidance, and the scale to choose.
 
 Everything is measured on one seeded sample of the buffer's states that have support actions. M states, K support
 actions, A action size. docs/glossary.md explains each number, and what to do if it is off.
@@ -27,42 +27,14 @@ from cepdiff.energy.support_distance import (
 )
 from cepdiff.errors import DataError
 from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.policy.choice import ScaleEvidence, choose_inside, choose_scale
+from cepdiff.policy.ranking import Ranking, measure_ranking
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.randomness import generator, stream_seed
 
 PERCENTILES = (5, 25, 50, 75, 95)
 # Candidates are drawn a second time for their effective sample size: on every fourth state, which is enough for a mean.
 ESS_STRIDE = 4
-# `choose_inside` asks for this fraction of the inside share that unguided samples have.
-KEPT_INSIDE = 0.9
-
-
-@dataclass(frozen=True)
-class ScaleEvidence:
-    """Guided actions at one scale, means over the states; the noise is the same at every scale.
-
-    Args:
-        guidance_scale: s.
-        value: Q of the guided actions, in scaled reward.
-        gain: `value` minus that of scale 0.
-        inside_support: share inside the support, see `energy.support_distance.inside_support`.
-        distance: to the nearest support action.
-        nearest_value: Q of the support action nearest to each guided action.
-        penalized_value: `nearest_value` minus the critic's slope times the distance: the lowest value that a critic of
-            this slope allows there, given its values at the support actions; never above `nearest_value`.
-        twin_gap: largest minus smallest critic at the guided actions.
-        effective_sample_size: of the weighted candidates behind an action; None if the sampler weighs none.
-    """
-
-    guidance_scale: float
-    value: float
-    gain: float
-    inside_support: float
-    distance: float
-    nearest_value: float
-    penalized_value: float
-    twin_gap: float
-    effective_sample_size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +71,8 @@ class Diagnostics:
         q_slope: mean |∇_a Q(s, a)| at the dataset actions, scaled reward per unit of action.
         norms: guidance against score over diffusion time.
         scales: the evidence of each guidance scale, ascending.
-        offline_choice: the scale that `choose_scale` picks.
+        ranking: tests of the critic's ranking of a state's actions.
+        offline_choice: the scale that `choose_scale` picks, for the reason `choice_reason`.
         inside_choice: the one that `choose_inside` picks, for comparison.
     """
 
@@ -115,7 +88,9 @@ class Diagnostics:
     q_slope: float
     norms: GuidanceNorms
     scales: list[ScaleEvidence]
+    ranking: Ranking
     offline_choice: float
+    choice_reason: str
     inside_choice: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,8 +149,10 @@ def diagnose(
         return found if ess is None else replace(found, effective_sample_size=float(ess.mean()))
 
     unguided = evidence_at(0.0)
+    ranking = measure_ranking(critic, data, support, guided, sample.ids, seed=seed, device=device)
     found = [unguided if scale == 0.0 else evidence_at(scale) for scale in sorted({float(scale) for scale in scales})]
     evidence = [replace(e, gain=e.value - unguided.value) for e in found]
+    choice, reason = choose_scale(evidence, ranking)
     data_actions = sample.actions.unsqueeze(1)  # (M, A) -> (M, 1, A)
     return Diagnostics(
         num_states=len(sample.ids),
@@ -190,7 +167,9 @@ def diagnose(
         q_slope=float(slope.mean()),
         norms=guidance_norms(guided, sample, clean_noise),
         scales=evidence,
-        offline_choice=choose_scale(evidence),
+        ranking=ranking,
+        offline_choice=choice,
+        choice_reason=reason,
         inside_choice=choose_inside(evidence, unguided.inside_support),
     )
 
@@ -238,26 +217,6 @@ def scale_evidence(
         penalized_value=float((q_nearest - slope * distance).mean()),
         twin_gap=float((values.amax(0) - values.amin(0)).mean()),
     )
-
-
-def choose_scale(evidence: Sequence[ScaleEvidence]) -> float:
-    """The offline choice: the scale with the highest `penalized_value`, the smallest among equals.
-
-    The critic's value of guided actions keeps growing with the scale as long as its errors do. It is therefore used at
-    support actions only, and an action away from them gets the lowest value that the critic's slope allows.
-    """
-    return max(evidence, key=lambda e: (e.penalized_value, -e.guidance_scale)).guidance_scale
-
-
-def choose_inside(evidence: Sequence[ScaleEvidence], unguided_inside: float, kept: float = KEPT_INSIDE) -> float:
-    """A bolder choice: the highest value among scales whose inside share is at least `kept` times the unguided one.
-
-    The smallest scale among equals; if no scale stays inside, the one with the largest share.
-    """
-    inside = [e for e in evidence if e.inside_support >= kept * unguided_inside]
-    if not inside:
-        return max(evidence, key=lambda e: (e.inside_support, -e.guidance_scale)).guidance_scale
-    return max(inside, key=lambda e: (e.value, -e.guidance_scale)).guidance_scale
 
 
 @torch.no_grad()

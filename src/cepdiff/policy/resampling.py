@@ -212,7 +212,7 @@ class Resampled(CandidateSampler):
         return candidates, log_weights
 
     def value(self, condition: Tensor, candidates: Tensor) -> Tensor:
-        """beta Q (..., K) of candidates (..., K, A), in the unit of the energies: the lowest critic's; see the class."""
+        """beta Q (..., K) of candidates (..., K, A), in units of the energies: the lowest critic's, see the class."""
         if "critic" not in self.networks:
             return self._clean_logits(condition, candidates)
         q: Tensor = self.networks["critic"](condition.unsqueeze(-2), candidates)

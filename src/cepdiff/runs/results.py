@@ -67,6 +67,7 @@ class Results:
         method: class of the guidance objective, "" if there is none; `inverse_temperature` is its beta.
         marks: guidance scale -> remark at the end of its line.
         real: metrics of real data, for a last line.
+        notes: lines under the table.
         about: other facts for the report, plain values.
         seconds: wall clock of each stage.
         made_from: the record of the evaluation.
@@ -85,6 +86,7 @@ class Results:
     inverse_temperature: float | None = None
     marks: Mapping[float, str] = field(default_factory=dict)
     real: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
@@ -123,7 +125,7 @@ class Results:
         if self.marks:
             columns.append(["", *(self.marks.get(scale, "") for scale in self.scales), ""])
         lines = [list(line) for line in zip(*columns, strict=True)]
-        return Table(lines if self.real else lines[:-1], self.title, remarks=bool(self.marks))
+        return Table(lines if self.real else lines[:-1], self.title, self.notes, remarks=bool(self.marks))
 
     def scalars(self) -> dict[str, float]:
         """TensorBoard names and values."""

@@ -16,6 +16,8 @@ def diagnostic_scalars(diagnostics: Diagnostics) -> dict[str, float]:
     values = {name: float(value) for name, value in of_run.items() if isinstance(value, float | int)}
     for of in ("q_data", "q_support"):
         values |= {f"{of}_{level}": value for level, value in of_run[of].items()}
+    for name, test in diagnostics.ranking.figures.items():
+        values |= {name: test.value, f"{name}_error": test.error}
     values["guidance_to_score"] = max(diagnostics.norms.ratios)
     for evidence in diagnostics.scales:
         of_scale = asdict(evidence)

@@ -210,7 +210,8 @@ class OfflineRL(GuidedProblem):
             [*score_rows(rows), *offline_rows(found), *self._judge_one_step()],
             COLUMNS,
             marks=marks(rows, evaluation.scales, found.offline_choice),
-            about={"offline_choice": found.offline_choice},
+            about={"offline_choice": found.offline_choice, "ranking": found.ranking.to_dict()},
+            notes=[str(found.ranking), found.choice_reason],
         )
         if rows:
             step = self.lengths.guidance.max_steps

@@ -26,7 +26,8 @@ def policy_row(run: Results) -> dict[str, Any]:
     """Scores of a run at scale 0 (`behavior`), scale 1 (`exact`), the `best` scale and the offline `choice`.
 
     None if there was no rollout or no choice. A regret is how far a score is below the best: `regret` is that of the
-    offline choice. The unit is "points" of the normalised score, or "return" if no reference is known.
+    offline choice. The unit is "points" of the normalised score, or "return" if no reference is known. `ranking` has
+    the figures of the critic's ranking, value and error by name, and `at_chance` the tests that do not exceed chance.
     """
     scores, choice = run.values(score_metric(run)), run.about.get("offline_choice")
     best = max(scores, key=lambda scale: (scores[scale], -scale), default=None)
@@ -35,6 +36,7 @@ def policy_row(run: Results) -> dict[str, Any]:
     regrets = {
         f"{name}_regret": None if row[name] is None else row["best"] - row[name] for name in ("behavior", "exact")
     }
+    ranking = run.about.get("ranking") or {}
     return {
         "task": run.dataset,
         "seed": run.seed,
@@ -44,6 +46,8 @@ def policy_row(run: Results) -> dict[str, Any]:
         "choice_scale": choice,
         "regret": None if row["choice"] is None else row["best"] - row["choice"],
         **regrets,
+        "ranking": ranking.get("figures", {}),
+        "at_chance": ranking.get("not_above_chance", []),
     }
 
 
@@ -62,13 +66,22 @@ def choice_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None) -> Table:
     """The rows as text, with the summary below."""
+    measured = in_order({name for row in rows for name in row["ranking"]}, ())
     lines = [["task", "seed", "scale 0", "scale 1", "best scale", "score", "offline choice", "score", "regret"]]
+    lines[0] += [name.replace("_", " ") for name in measured]
     for row in rows:
         task = row["task"] if row["unit"] == "points" else f"{row['task']} (return)"
         forms = {"behavior": ".1f", "exact": ".1f", "best_scale": "g", "best": ".1f", "choice_scale": "g",
                  "choice": ".1f", "regret": ".1f"}  # fmt: skip
         lines.append([task, str(row["seed"]), *(number(row[name], form) for name, form in forms.items())])
+        found = (row["ranking"].get(name, {}) for name in measured)
+        lines[-1] += [number(test.get("value"), ".3f", test.get("error")) for test in found]
     notes = []
+    if at_chance := sum(bool(row["at_chance"]) for row in rows):
+        notes.append(
+            f"The critic's ranking of actions does not exceed chance in {at_chance} of {len(rows)} runs: their offline "
+            "choice is scale 0."
+        )
     if summary is not None:
         left_out = summary["of"] - summary["runs"]
         why = "without a normalised score or an offline choice, or not rolled out at it, 0 and 1"

@@ -1,0 +1,159 @@
+"""How far a run's critic can rank the actions of a state, measured on the buffer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.returns import known_returns
+from cepdiff.data.rl.support_cache import SupportCache, support_noise
+from cepdiff.energy.ranking import Estimate, fourier_features, rank_agreement, return_agreement
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.policy.sampler import GuidedSampler
+from cepdiff.randomness import generator, stream_seed
+
+MAX_ROWS = 10_000
+DRAWN = 4  # behavior actions for a row that has no support actions
+BLOCK = 512  # rows at a time: their activations stay in a core's cache
+FEATURES = 256  # random features of the state, but at most one for this many rows:
+ROWS_PER_FEATURE = 20
+MIN_EPISODES = 10  # fewer say too little about the error
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Tests of a critic's ranking, see `energy.ranking`; None with fewer than `MIN_EPISODES` episodes.
+
+    Args:
+        return_agreement: of the advantages of the buffer's actions with the returns that followed.
+        critic_agreement: of the critics with each other; None for one critic.
+        shared_targets: True if the critics learn from one target. They then share its errors: `critic_agreement` is an
+            upper bound, and no test.
+        held_out: True if `return_agreement` is on episodes that the critic was not trained on. A critic that learned
+            from the returns themselves agrees with those it was trained on in any case.
+    """
+
+    return_agreement: Estimate | None = None
+    critic_agreement: Estimate | None = None
+    shared_targets: bool = True
+    held_out: bool = False
+
+    @property
+    def figures(self) -> dict[str, Estimate]:
+        """The figures that were measured, by name."""
+        found = {"return_agreement": self.return_agreement, "critic_agreement": self.critic_agreement}
+        return {name: estimate for name, estimate in found.items() if estimate is not None}
+
+    @property
+    def not_above_chance(self) -> list[str]:
+        """The tests whose 95% interval does not lie above 0; critics that share their targets are no test."""
+        tests = {name: e for name, e in self.figures.items() if name != "critic_agreement" or not self.shared_targets}
+        return [name for name, estimate in tests.items() if not estimate.above_chance]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `results.json`."""
+        figures = {name: asdict(estimate) for name, estimate in self.figures.items()}
+        return {
+            "figures": figures,
+            "not_above_chance": self.not_above_chance,
+            "shared_targets": self.shared_targets,
+            "held_out": self.held_out,
+        }
+
+    def __str__(self) -> str:
+        if not self.figures:
+            return (
+                f"the critic's ranking of actions is not tested: fewer than {MIN_EPISODES} episodes with known returns"
+            )
+        remarks = {
+            "return_agreement": "held-out episodes" if self.held_out else "episodes it was trained on",
+            "critic_agreement": "upper bound: the critics share their targets" if self.shared_targets else "",
+        }
+        found = []
+        for name, estimate in self.figures.items():
+            remark = f" ({remarks[name]})" if remarks[name] else ""
+            found.append(f"{name.replace('_', ' ')} {estimate}{remark}")
+        return f"the critic's ranking of actions, by chance 0: {', '.join(found)}"
+
+
+@torch.no_grad()
+def measure_ranking(
+    critic: SoftmaxQCritic,
+    data: OfflineDataModule,
+    support: SupportCache,
+    sampler: GuidedSampler,
+    ids: Tensor,
+    *,
+    seed: int,
+    device: torch.device | str,
+) -> Ranking:
+    """Compare the critics at the states `ids` (M,), and the critic with the returns of rows that `rows_to_test` draws.
+
+    For rows without support actions, `sampler` draws `DRAWN` behavior actions each.
+    """
+    buffer, size = data.buffer, data.buffer.actions.shape[1]
+    agreement: Estimate | None = None
+    compared: Estimate | None = None
+    q, episodes = critic_values(critic, data, support, ids, device), buffer.episode_index[ids]
+    if len(q) > 1 and len(episodes.unique()) >= MIN_EPISODES:
+        compared = rank_agreement(q, episodes, size)
+    rows, returns, held_out = rows_to_test(data, support, critic.discount, seed)
+    episodes = buffer.episode_index[rows]
+    if len(episodes.unique()) >= MIN_EPISODES:
+        draws = generator(seed, "ranking", "features")
+        count = min(FEATURES, len(rows) // ROWS_PER_FEATURE)
+        states = data.normalize(buffer.states[rows])
+        directions = torch.randn(states.shape[-1], count, generator=draws)
+        features = fourier_features(states, directions, 2.0 * math.pi * torch.rand(count, generator=draws))
+        stream = stream_seed(seed, "ranking", "actions")
+        advantages = []
+        for some in rows.split(BLOCK):
+            s = data.normalize(buffer.states[some]).to(device)
+            if held_out:
+                actions = sampler.sample(s.unsqueeze(1), support_noise(stream, some, DRAWN, size).to(device)).float()
+            else:
+                actions = torch.from_numpy(support.actions[support.slots[some].numpy()]).to(device)
+            taken = critic.q_value(s, buffer.actions[some].to(device))
+            advantages.append((taken - critic.q_value(s.unsqueeze(1), actions).mean(-1)).cpu())
+        agreement = return_agreement(torch.cat(advantages), returns, features, episodes)
+    unseen = held_out and "next_support_actions" in critic.batch_fields  # other critics train on all rows
+    return Ranking(agreement, compared, not critic.independent_targets, unseen)
+
+
+def rows_to_test(
+    data: OfflineDataModule, support: SupportCache, discount: float, seed: int
+) -> tuple[Tensor, Tensor, bool]:
+    """Up to `MAX_ROWS` ascending rows drawn by `seed`, the returns that followed, and True if they are held out.
+
+    Held-out rows are of episodes without any support actions, which no stage after the behavior's has seen; there must
+    be `MIN_EPISODES` of them. Else rows with support actions are drawn. No rows if the buffer's are in no order.
+    """
+    buffer = data.buffer
+    if not buffer.chained:
+        return torch.arange(0), torch.zeros(0), False
+    returns, known = known_returns(buffer, data.rewards(), discount)
+    cached = support.slots[: len(buffer)] >= 0
+    seen = torch.zeros(buffer.num_episodes, dtype=torch.bool)
+    seen[buffer.episode_index[cached]] = True
+    fresh = known & ~seen[buffer.episode_index]
+    held_out = len(buffer.episode_index[fresh].unique()) >= MIN_EPISODES
+    rows = (fresh if held_out else known & cached).nonzero().squeeze(-1)
+    rows = rows[torch.randperm(len(rows), generator=generator(seed, "ranking", "rows"))[:MAX_ROWS]].sort().values
+    return rows, returns[rows], held_out
+
+
+def critic_values(
+    critic: SoftmaxQCritic, data: OfflineDataModule, support: SupportCache, ids: Tensor, device: torch.device | str
+) -> Tensor:
+    """Values (C, M, K) by each critic of the support actions of the states `ids` (M,), on the CPU."""
+    values = []
+    for some in ids.split(BLOCK):
+        states = data.normalize(data.buffer.states[some]).to(device)
+        actions = torch.from_numpy(support.actions[support.slots[some].numpy()]).to(device)
+        values.append(critic.sampling_net(states.unsqueeze(1), actions).cpu())
+    return torch.cat(values, 1)
