@@ -27,8 +27,10 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
     output.add_argument("--output", type=Path, required=True, help="folder of the peers' runs")
 
     train = commands.add_parser("train", parents=[output], help="train d3rlpy's algorithms (in its environment)")
-    train.add_argument("--datasets", nargs="+", required=True, help="names of .hdf5 files in --data")
-    train.add_argument("--data", type=Path, default=os.environ.get("D4RL_DATASET_DIR"), help="default: $D4RL_DATASET_DIR")
+    train.add_argument(
+        "--datasets", nargs="+", required=True, help="names of .hdf5 files in --data, or $D4RL_DATASET_DIR"
+    )
+    train.add_argument("--data", type=Path, default=os.environ.get("D4RL_DATASET_DIR"))
     train.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
     train.add_argument("--seeds", nargs="+", type=int, default=[0])
     train.add_argument("--minutes", nargs="+", type=float, default=MINUTES, help="CPU minutes of the checkpoints")

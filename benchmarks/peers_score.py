@@ -47,9 +47,7 @@ def score(policy: Path, dataset: str, episodes: int, seed: int) -> ScoreRow:
     """Episodes of one policy; they start as those of a run of `cepdiff fit` with this seed."""
     found, action_size = evaluation_on(dataset, episodes)
     assert found.environment is not None
-    results = evaluate(
-        ScriptPolicy(policy, action_size), found.environment, scales=[0.0], episodes=episodes, seed=seed
-    )
+    results = evaluate(ScriptPolicy(policy, action_size), found.environment, scales=[0.0], episodes=episodes, seed=seed)
     return summarize(results, found.reference)[0]
 
 

@@ -78,20 +78,20 @@ def train(buffer: Any, dataset: str, algorithm: str, seed: int, minutes: Sequenc
         wall = time.perf_counter() - wall_start
         done.append({"minutes": target, "steps": steps, "cpu_seconds": cpu, "wall_seconds": wall})
         save(algo, record, folder)
-        print(f"{dataset} {algorithm} seed {seed}: {target:g} min, {steps} steps, {wall:.0f} s of wall clock", flush=True)
+        print(f"{dataset} {algorithm} seed {seed}: {target:g} min, {steps} steps, {wall:.0f} s elapsed", flush=True)
 
 
 def save(algo: Any, record: dict[str, Any], folder: Path) -> None:
     """Write the checkpoint's policy, then the state, then the record; each aside and renamed."""
     aside = folder / "aside.pt"
     algo.save_policy(str(aside))
-    os.replace(aside, folder / f"policy_{record['checkpoints'][-1]['minutes']:g}.pt")
+    aside.replace(folder / f"policy_{record['checkpoints'][-1]['minutes']:g}.pt")
     model = io.BytesIO()
     algo.impl.save_model(model)
     torch.save({"record": record, "model": model.getvalue()}, aside)
-    os.replace(aside, folder / "state.pt")
+    aside.replace(folder / "state.pt")
     aside.write_text(json.dumps(record, indent=1))
-    os.replace(aside, folder / "training.json")
+    aside.replace(folder / "training.json")
 
 
 def train_all(args: Any) -> None:
