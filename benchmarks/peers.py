@@ -26,16 +26,16 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--output", type=Path, required=True, help="folder of the peers' runs")
 
-    train = commands.add_parser("train", parents=[output], help="train d3rlpy's algorithms (in its environment)")
-    train.add_argument(
-        "--datasets", nargs="+", required=True, help="names of .hdf5 files in --data, or $D4RL_DATASET_DIR"
-    )
-    train.add_argument("--data", type=Path, default=os.environ.get("D4RL_DATASET_DIR"))
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--data", type=Path, default=os.environ.get("D4RL_DATASET_DIR"), help="folder of the buffers")
+
+    train = commands.add_parser("train", parents=[output, data], help="train d3rlpy's algorithms (in its environment)")
+    train.add_argument("--datasets", nargs="+", required=True, help="names of .hdf5 files, without the suffix")
     train.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
     train.add_argument("--seeds", nargs="+", type=int, default=[0])
     train.add_argument("--minutes", nargs="+", type=float, default=MINUTES, help="CPU minutes of the checkpoints")
 
-    score = commands.add_parser("score", parents=[output], help="score the policies of `train`")
+    score = commands.add_parser("score", parents=[output, data], help="score the policies of `train`")
     score.add_argument("--episodes", type=int, default=20)
 
     report = commands.add_parser("report", parents=[output], help="a table, a figure and peers.json in the folder")
@@ -45,8 +45,10 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
     report.add_argument("--minutes", type=float, default=MINUTES[-1], help="the budget that is compared")
 
     found = parser.parse_args(args)
-    if found.command == "train" and found.data is None:
-        parser.error("train: say where the buffers are: --data, or D4RL_DATASET_DIR")
+    if found.command != "report" and found.data is None:
+        parser.error("say where the buffers are: --data FOLDER, or set D4RL_DATASET_DIR")
+    if found.command == "report" and any(len(named) < 2 for named in found.runs):
+        parser.error("--runs takes a label and at least one folder")
     return found
 
 

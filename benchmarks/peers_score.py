@@ -25,7 +25,8 @@ class ScriptPolicy:
 
     def __init__(self, path: Path, action_size: int) -> None:
         self.action_size = action_size
-        self.script: Any = torch.jit.load(str(path))
+        load: Any = torch.jit.load  # has no types
+        self.script = load(str(path))
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor, noise: Tensor) -> Tensor:
@@ -35,23 +36,23 @@ class ScriptPolicy:
 
 
 @cache
-def evaluation_on(dataset: str, episodes: int) -> tuple[Evaluation, int]:
+def evaluation_on(dataset: str, folder: str, episodes: int) -> tuple[Evaluation, int]:
     """The environment of a buffer, as `cepdiff fit` chooses it, and its number of actions."""
-    data = OfflineDataModule(dataset)
+    data = OfflineDataModule(dataset, dataset_dir=folder)
     data.prepare_data()
     data.setup()
     return evaluation_of(data, EvaluationSettings(scales=[0.0], episodes=episodes), seed=0), data.spec.action_size
 
 
-def score(policy: Path, dataset: str, episodes: int, seed: int) -> ScoreRow:
+def score(policy: Path, dataset: str, data: Path, episodes: int, seed: int) -> ScoreRow:
     """Episodes of one policy; they start as those of a run of `cepdiff fit` with this seed."""
-    found, action_size = evaluation_on(dataset, episodes)
+    found, action_size = evaluation_on(dataset, str(data), episodes)
     assert found.environment is not None
     results = evaluate(ScriptPolicy(policy, action_size), found.environment, scales=[0.0], episodes=episodes, seed=seed)
     return summarize(results, found.reference)[0]
 
 
-def score_run(folder: Path, episodes: int) -> None:
+def score_run(folder: Path, data: Path, episodes: int) -> None:
     """Score a run's checkpoints into `scores.json`; those that are there already, from as many episodes, stay."""
     training = json.loads((folder / "training.json").read_text())
     path = folder / "scores.json"
@@ -63,7 +64,7 @@ def score_run(folder: Path, episodes: int) -> None:
         row = scored.get((minutes, steps, episodes))
         if row is None:
             policy = folder / f"policy_{minutes:g}.pt"
-            found = score(policy, training["dataset"], episodes, training["seed"])
+            found = score(policy, training["dataset"], data, episodes, training["seed"])
             row = {"minutes": minutes, "steps": steps, **vars(found)}
             print(f"{training['dataset']} {training['algorithm']} seed {training['seed']}: {minutes:g} min, "
                   f"{found.score:.1f}", flush=True)  # fmt: skip
@@ -75,4 +76,4 @@ def score_all(args: Any) -> None:
     """Score every run in the output folder."""
     torch.set_num_threads(1)
     for training in sorted(args.output.glob("*/*/*/training.json")):
-        score_run(training.parent, args.episodes)
+        score_run(training.parent, args.data, args.episodes)
