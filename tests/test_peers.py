@@ -142,6 +142,7 @@ class Constant(torch.nn.Module):
         return torch.zeros(observations.shape[0], 3)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # d3rlpy exports by it
 def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A hopper that does nothing falls within a few steps; what is scored already stays."""
     score_run = importlib.import_module("peers_score").score_run
