@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -134,42 +134,64 @@ class Peers:
         notes = [CLOCKS, "cepdiff stands in the first column that is not before the end of its run."]
         return Table(lines, "normalised score; ± over the episodes of one seed, or over the seeds", notes, labels=2)
 
+    @property
+    def ours(self) -> str | None:
+        """The first of our methods, with which the peers are compared."""
+        return next((method for method in self.methods if method not in ALGORITHMS), None)
+
+    def ends(self, method: str | None) -> dict[tuple[str, int], float]:
+        """(buffer, seed) -> the last score within the budget."""
+        return {} if method is None else {key: curve[-1].score for key, curve in self.runs(method).items()}
+
     def summary(self) -> list[dict[str, Any]]:
         """Interquartile means over the runs of each method, and of the differences to the first of ours."""
-        ours = next((method for method in self.methods if method not in ALGORITHMS), None)
-        reference = {} if ours is None else {key: curve[-1].score for key, curve in self.runs(ours).items()}
+        ours = self.ends(self.ours)
         rows = []
         for method in self.methods:
-            runs = self.runs(method)
-            if not runs:
+            curves = list(self.runs(method).values())
+            if not curves:
                 continue
-            ends = {key: curve[-1].score for key, curve in runs.items()}
-            shared = [reference[key] - end for key, end in ends.items() if key in reference and method != ours]
-            steps = [abs(b.score - a.score) for c in runs.values() for a, b in pairwise(c)]
+            ends = self.ends(method)
+            shared = [ours[key] - end for key, end in ends.items() if key in ours and method != self.ours]
+            steps = [abs(after.score - before.score) for curve in curves for before, after in pairwise(curve)]
             rows.append({
                 "method": method,
-                "runs": len(runs),
-                "minutes": fmean(curve[-1].minutes for curve in runs.values()),
+                "runs": len(curves),
+                "minutes": fmean(curve[-1].minutes for curve in curves),
                 "score": summarized(list(ends.values())),
-                "best_checkpoint": summarized([max(p.score for p in curve) for curve in runs.values()]),
+                "later_half": summarized([fmean(p.score for p in curve[len(curve) // 2 :]) for curve in curves]),
+                "best_checkpoint": summarized([max(p.score for p in curve) for curve in curves]),
                 "swing": fmean(steps) if steps else None,
-                "behind": {"of": ours, "shared": len(shared), **summarized(shared)} if shared else None,
+                "behind": {"shared": len(shared), **summarized(shared)} if shared else None,
             })  # fmt: skip
         return rows
 
+    def wins(self) -> tuple[int, int]:
+        """Buffers on which the first of ours has at least every peer's mean score, and buffers that both have."""
+        peers = [mean_by_buffer(self.ends(method)) for method in ALGORITHMS]
+        found = mean_by_buffer(self.ends(self.ours))
+        best = {name: max(means[name] for means in peers if name in means) for means in peers for name in means}
+        both = found.keys() & best.keys()
+        return sum(found[name] >= best[name] for name in both), len(both)
+
     def summary_table(self) -> Table:
         """The summary as text."""
-        ours = next((method for method in self.methods if method not in ALGORITHMS), None)
-        lines = [["method", "runs", "minutes", "score", "best checkpoint", "swing", "behind"]]
+        lines = [["method", "runs", "minutes", "score", "later half", "best checkpoint", "swing", "behind"]]
         for row in self.summary():
-            best = "-" if row["swing"] is None else ranged(row["best_checkpoint"])
+            single = row["swing"] is None
             lines.append([
-                row["method"], str(row["runs"]), number(row["minutes"], ".1f"), ranged(row["score"]), best,
+                row["method"], str(row["runs"]), number(row["minutes"], ".1f"), ranged(row["score"]),
+                "-" if single else ranged(row["later_half"]), "-" if single else ranged(row["best_checkpoint"]),
                 number(row["swing"], ".1f"), "-" if row["behind"] is None else ranged(row["behind"]),
             ])  # fmt: skip
-        notes = ["best checkpoint: in hindsight. swing: mean absolute change from one checkpoint to the next."]
-        if ours is not None:
-            notes.append(f"behind: {ours} minus the method, over the buffers and seeds that both have.")
+        notes = [
+            "later half: mean of the later half of the checkpoints. best checkpoint: in hindsight. "
+            "swing: mean absolute change from one checkpoint to the next."
+        ]
+        if self.ours is not None:
+            won, of = self.wins()
+            notes.append(f"behind: {self.ours} minus the method, over the buffers and seeds that both have.")
+            notes.append(f"{self.ours} has at least every peer's score on {won} of {of} buffers.")
         title = f"interquartile mean [95% bootstrap interval] over buffers and seeds, within {self.budget:g} minutes"
         return Table(lines, title, notes, labels=1)
 
@@ -197,6 +219,11 @@ class Peers:
         figure.suptitle("CPU time for the peers, wall clock for cepdiff", fontsize=10)
         shared_legend(figure, panels)
         save_figure(figure, path)
+
+
+def mean_by_buffer(scores: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """(buffer, seed) -> score, as the mean over the seeds."""
+    return {name: fmean(s for (other, _), s in scores.items() if other == name) for name, _ in scores}
 
 
 def draw_curves(axes: Any, curves: Sequence[Sequence[Point]], label: str, color: str) -> None:
@@ -240,6 +267,13 @@ def report(args: Any) -> None:
         raise SystemExit(f"{args.output} has no scores.json: run `train` and `score` first")
     found = Peers(points, args.minutes)
     found.plot(args.output / "peers.png")
-    facts = {"budget": found.budget, "clocks": CLOCKS, "summary": found.summary(), "points": [*map(asdict, points)]}
+    facts = {
+        "budget": found.budget,
+        "clocks": CLOCKS,
+        "compared": found.ours,
+        "wins": found.wins(),
+        "summary": found.summary(),
+        "points": [*map(asdict, points)],
+    }
     write_json(args.output / "peers.json", facts)
     print(found.table().text(), found.summary_table().text(), sep="\n\n")

@@ -90,7 +90,10 @@ def test_report(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert td3["score"]["iqm"] == pytest.approx((50 + 30 + 80) / 3)
     assert 30.0 <= td3["score"]["low"] < td3["score"]["iqm"] < td3["score"]["high"] <= 80.0
     assert td3["swing"] == pytest.approx((40 + 10 + 20) / 3)
-    assert td3["behind"] | {"of": "cepdiff, offline choice", "shared": 2} == td3["behind"]
+    assert td3["later_half"]["iqm"] == td3["score"]["iqm"]  # the second of two checkpoints
+    assert td3["best_checkpoint"]["iqm"] == pytest.approx((50 + 30 + 80) / 3)
+    assert (found["compared"], td3["behind"]["shared"]) == ("cepdiff, offline choice", 2)
+    assert found["wins"] == [1, 2]  # 55 over a mean of 40 on a, 30 under 80 on b
     assert td3["behind"]["iqm"] == pytest.approx(((55 - 50) + (30 - 80)) / 2)
     assert rows["IQL"]["score"] == {"iqm": 70.0, "low": None, "high": None}
     ours = rows["cepdiff, offline choice"]
@@ -101,7 +104,17 @@ def test_report(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "a TD3+BC 15.0 ± 7.1 40.0 ± 14.1 40.0 ± 1.5 -" in lines
     assert "a cepdiff, offline choice - 55.0 ± 2.0 - -" in lines
     assert "b cepdiff, offline choice - - - 30.0 ± 2.0" in lines  # after 7.5 minutes
+    assert "cepdiff, offline choice has at least every peer's score on 1 of 2 buffers." in lines
     assert imread(tmp_path / "peers.png").shape[0] > 100
+
+
+def test_a_longer_budget(runs: list[str], tmp_path: Path) -> None:
+    """With the checkpoint at 7.5 minutes, of seed 0 on the first buffer only."""
+    td3 = report(tmp_path)["summary"][0]
+    assert td3["score"]["iqm"] == pytest.approx((40 + 30 + 80) / 3)
+    assert td3["later_half"]["iqm"] == pytest.approx((45 + 30 + 80) / 3)
+    assert td3["best_checkpoint"]["iqm"] == pytest.approx((50 + 30 + 80) / 3)
+    assert td3["behind"] is None
 
 
 def test_the_same_seed_twice_is_refused(runs: list[str], tmp_path: Path) -> None:
