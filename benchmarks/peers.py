@@ -56,7 +56,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command; each side imports only its own packages."""
     found = arguments(args)
     if found.command == "train":
-        from peers_train import train_all
+        try:
+            from peers_train import train_all
+        except ModuleNotFoundError as error:
+            raise SystemExit(f"{error}: `train` runs in an environment with d3rlpy, see docs/peers.md") from None
 
         train_all(found)
     elif found.command == "score":

@@ -41,7 +41,10 @@ def evaluation_on(dataset: str, folder: str, episodes: int) -> tuple[Evaluation,
     data = OfflineDataModule(dataset, dataset_dir=folder)
     data.prepare_data()
     data.setup()
-    return evaluation_of(data, EvaluationSettings(scales=[0.0], episodes=episodes), seed=0), data.spec.action_size
+    found = evaluation_of(data, EvaluationSettings(scales=[0.0], episodes=episodes), seed=0)
+    if found.reference is None:
+        raise SystemExit(f"no reference returns are known for {dataset}, so there is no normalised score to compare")
+    return found, data.spec.action_size
 
 
 def score(policy: Path, dataset: str, data: Path, episodes: int, seed: int) -> ScoreRow:

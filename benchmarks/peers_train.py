@@ -29,6 +29,8 @@ BATCH_SIZE = 256  # the default of TD3+BC and IQL; BC's own is 100
 
 def read_buffer(path: Path) -> Any:
     """A file in D4RL's layout as d3rlpy's dataset; steps after the last end of an episode are left out."""
+    if not path.is_file():
+        raise SystemExit(f"there is no buffer {path}")
     names = ("observations", "actions", "rewards", "terminals", "timeouts")
     with h5py.File(path) as file:
         observations, actions, rewards, terminals, timeouts = (np.asarray(file[name]) for name in names)

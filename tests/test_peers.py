@@ -269,3 +269,12 @@ def test_more_than_one_thread_is_refused(trainer: tuple[Any, Algo], monkeypatch:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with pytest.raises(SystemExit, match="set OMP_NUM_THREADS=1"):
         trainer[0].train_all(SimpleNamespace())
+
+
+def test_errors_of_the_wrong_place(tmp_path: Path, trainer: tuple[Any, Algo], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="there is no buffer"):
+        trainer[0].read_buffer(tmp_path / "none.hdf5")
+    monkeypatch.delitem(sys.modules, "peers_train")
+    monkeypatch.setitem(sys.modules, "d3rlpy", None)
+    with pytest.raises(SystemExit, match="d3rlpy.*runs in an environment with d3rlpy"):
+        importlib.import_module("peers").main(["train", "--output", str(tmp_path), "--data", ".", "--datasets", "a"])
