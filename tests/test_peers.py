@@ -276,5 +276,5 @@ def test_errors_of_the_wrong_place(tmp_path: Path, trainer: tuple[Any, Algo], mo
         trainer[0].read_buffer(tmp_path / "none.hdf5")
     monkeypatch.delitem(sys.modules, "peers_train")
     monkeypatch.setitem(sys.modules, "d3rlpy", None)
-    with pytest.raises(SystemExit, match="d3rlpy.*runs in an environment with d3rlpy"):
+    with pytest.raises(SystemExit, match=r"d3rlpy.*runs in an environment with d3rlpy"):
         importlib.import_module("peers").main(["train", "--output", str(tmp_path), "--data", ".", "--datasets", "a"])
