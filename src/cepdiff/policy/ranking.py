@@ -100,11 +100,11 @@ def measure_ranking(
     agreement: Estimate | None = None
     compared: Estimate | None = None
     q, episodes = critic_values(critic, data, support, ids, device), buffer.episode_index[ids]
-    if len(q) > 1 and len(episodes.unique()) >= MIN_EPISODES:
+    if len(q) > 1 and len(torch.unique(episodes)) >= MIN_EPISODES:
         compared = rank_agreement(q, episodes, size)
     rows, returns, held_out = rows_to_test(data, support, critic.discount, seed)
     episodes = buffer.episode_index[rows]
-    if len(episodes.unique()) >= MIN_EPISODES:
+    if len(torch.unique(episodes)) >= MIN_EPISODES:
         draws = generator(seed, "ranking", "features")
         count = min(FEATURES, len(rows) // ROWS_PER_FEATURE)
         states = data.normalize(buffer.states[rows])
@@ -112,7 +112,7 @@ def measure_ranking(
         features = fourier_features(states, directions, 2.0 * math.pi * torch.rand(count, generator=draws))
         stream = stream_seed(seed, "ranking", "actions")
         advantages = []
-        for some in rows.split(BLOCK):
+        for some in torch.split(rows, BLOCK):
             s = data.normalize(buffer.states[some]).to(device)
             if held_out:
                 actions = sampler.sample(s.unsqueeze(1), support_noise(stream, some, DRAWN, size).to(device)).float()
@@ -141,7 +141,7 @@ def rows_to_test(
     seen = torch.zeros(buffer.num_episodes, dtype=torch.bool)
     seen[buffer.episode_index[cached]] = True
     fresh = known & ~seen[buffer.episode_index]
-    held_out = len(buffer.episode_index[fresh].unique()) >= MIN_EPISODES
+    held_out = len(torch.unique(buffer.episode_index[fresh])) >= MIN_EPISODES
     rows = (fresh if held_out else known & cached).nonzero().squeeze(-1)
     rows = rows[torch.randperm(len(rows), generator=generator(seed, "ranking", "rows"))[:MAX_ROWS]].sort().values
     return rows, returns[rows], held_out
@@ -152,7 +152,7 @@ def critic_values(
 ) -> Tensor:
     """Values (C, M, K) by each critic of the support actions of the states `ids` (M,), on the CPU."""
     values = []
-    for some in ids.split(BLOCK):
+    for some in torch.split(ids, BLOCK):
         states = data.normalize(data.buffer.states[some]).to(device)
         actions = torch.from_numpy(support.actions[support.slots[some].numpy()]).to(device)
         values.append(critic.sampling_net(states.unsqueeze(1), actions).cpu())
