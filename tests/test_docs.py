@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
 EXTENDING = ROOT / "docs/extending.md"
 SAMPLERS = ROOT / "docs/samplers.md"
+CRITICS = ROOT / "docs/critics.md"
 # Folders of this repository whose files the pages mention.
 OURS = ("src", "tests", "configs", "docs", "notebooks", "docker", "cepdiff")
 
@@ -76,9 +77,9 @@ def prose(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every titled block of the two pages as a file, and the shipped configurations."""
+    """A folder with every titled block of the three pages as a file, and the shipped configurations."""
     folder = tmp_path_factory.mktemp("examples")
-    for block in (*blocks(EXTENDING), *blocks(SAMPLERS)):
+    for block in (*blocks(EXTENDING), *blocks(SAMPLERS), *blocks(CRITICS)):
         if block.title is not None:
             (folder / block.title).write_text(block.text)
     (folder / "tiny.yaml").write_text(TINY)
@@ -173,6 +174,18 @@ def test_the_shipped_sampler_of_the_page_acts_and_reports(shared_run: tuple[Path
     assert 1.0 <= sizes[1.0] < 8.0
     evidence = json.loads((shared_run[0] / "diagnostics.json").read_text())["scales"]
     assert {e["guidance_scale"]: e["effective_sample_size"] for e in evidence} == sizes
+
+
+def test_the_critic_of_the_page_gives_energies_in_units_of_its_spread(here: Path) -> None:
+    files = ["my_recipe.yaml", "my_network.yaml", "short_critic.yaml", "resampled.yaml", "tiny.yaml"]
+    arguments = [word for file in files for word in ("--config", file)]
+    assert main(["fit", *arguments, "--run_dir", "short"]) == 0
+    unit = GuidedPolicy.from_run("short").sampler.energy_unit
+    critic = torch.load("short/critic/final.ckpt", weights_only=True)["state_dict"]
+    assert len([name for name in critic if name.startswith("net.critics") and name.endswith("joint.weight")]) == 4
+    energies = np.load("short/guidance/energies.npy")  # (M, 2), -Q of both support actions
+    assert unit == pytest.approx(energies.std(1, ddof=1).mean(), rel=0.3)  # the unit is from a sample of the states
+    assert unit != 1.0
 
 
 def test_own_arrays(here: Path) -> None:
