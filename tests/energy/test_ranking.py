@@ -19,6 +19,7 @@ from cepdiff.energy.ranking import (
     fourier_features,
     rank_agreement,
     return_agreement,
+    without_outliers,
 )
 
 DISCOUNT, WINDOW = 0.9, 20
@@ -212,6 +213,19 @@ def test_each_half_is_predicted_by_the_other(process: Process) -> None:
     assert torch.equal(renamed, before)
     nothing = cross_fitted_residuals(torch.ones(4, 2, dtype=torch.float64), values[:4], torch.arange(4))
     assert torch.allclose(nothing, values[:4] - values[:4].roll(1, 0).add(values[:4].roll(-1, 0)) / 2)
+
+
+def test_a_few_outliers_do_not_decide(process: Process) -> None:
+    right = process.agreement(process.actions)
+    hurt = process.actions.clone()
+    hurt[::500] = 30.0  # 40 standard deviations
+    found = process.agreement(hurt)
+    assert found.value == pytest.approx(right.value, abs=0.02)
+    assert found.error < 1.1 * right.error
+    clipped = without_outliers(torch.tensor([[-1.0], [0.0], [1.0], [2.0], [90.0]]))  # median 1, deviation 1
+    assert torch.allclose(clipped, torch.tensor([[-2.0], [-1.0], [0.0], [1.0], [3 * 1.4826]]))
+    mostly = torch.tensor([[0.0], [0.0], [0.0], [7.0]])
+    assert torch.equal(without_outliers(mostly), mostly)
 
 
 def test_features_of_constant_and_scaled_dimensions() -> None:

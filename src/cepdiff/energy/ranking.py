@@ -14,6 +14,7 @@ from torch import Tensor
 
 # Normal quantile: the interval of this many standard errors around a value covers 95%.
 INTERVAL = 1.96
+OUTLIER = 3.0
 # Relative to the mean square of a feature.
 RIDGE = 1e-3
 TINY = 1e-12  # so that constant features, which predict nothing, can be solved for
@@ -75,12 +76,13 @@ def return_agreement(advantages: Tensor, returns: Tensor, features: Tensor, epis
     """Correlation (N,) of a critic's advantages of the actions taken with the returns that followed, given the state.
 
     Both are reduced by what the state predicts: a ridge regression on `features` (N, F) of the state, fitted on one
-    half of the episodes and applied to the other. Under a critic that ranks at random, the value is 0; under one that
-    ranks backwards, it is negative. It is small even for a perfect critic, because most of a return depends on later
-    actions. The error is that of the linearised correlation, summed within `episodes` (N,).
+    half of the episodes and applied to the other. The rest is correlated `without_outliers`. Under a critic that ranks
+    at random, the value is 0; under one that ranks backwards, it is negative. It is small even for a perfect critic,
+    because most of a return depends on later actions. The error is that of the linearised correlation, summed within
+    `episodes` (N,).
     """
     pair = torch.stack([advantages, returns], -1).double()
-    residuals = cross_fitted_residuals(features.double(), pair, episodes)
+    residuals = without_outliers(cross_fitted_residuals(features.double(), pair, episodes))
     residuals = residuals - residuals.mean(0)
     spread = residuals.square().mean(0).sqrt()
     if not bool((spread > 0.0).all()):  # a critic or returns that are functions of the state
@@ -107,6 +109,18 @@ def cross_fitted_residuals(features: Tensor, values: Tensor, episodes: Tensor) -
         weights = torch.linalg.solve(gram, x.T @ (y - y_mean))
         residuals[here] = values[here] - y_mean - (features[here] - x_mean) @ weights
     return residuals
+
+
+def without_outliers(values: Tensor) -> Tensor:
+    """`values` (N, V) minus their median, clipped to `OUTLIER` robust standard deviations.
+
+    A robust standard deviation is 1.4826 median absolute deviations, that of a normal distribution. A regression misses
+    a few states by far, and their rows would decide a correlation. Nothing is clipped if the deviation is 0.
+    """
+    centred = values - values.quantile(0.5, dim=0)
+    limit = OUTLIER * 1.4826 * centred.abs().quantile(0.5, dim=0)
+    limit = torch.where(limit > 0.0, limit, torch.inf)
+    return centred.maximum(-limit).minimum(limit)
 
 
 def clustered_error(influence: Tensor, clusters: Tensor) -> float:
