@@ -10,15 +10,18 @@ without any approximation. It is what learned guidance and solvers are measured 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cepdiff.diffusion.schedule import NoiseSchedule
+from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.errors import ConfigError
+from cepdiff.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -195,3 +198,31 @@ class ClosedForm:
         """E (...) as a function of `x` (..., D) alone: -log E[exp(-beta E) | x] / beta where it depends on a label."""
         log_ratio = self.target.log_prob(x) - self.prior.log_prob(x) + self.log_normalizer
         return -log_ratio / self.inverse_temperature
+
+
+def problem(size: int, beta: float, components: int = 6, seed: int = 0) -> ClosedForm:
+    """A random mixture in `size` dimensions, deviation 1/2; E = |x - c|², scaled to about [0, 1] over its samples."""
+    draws = generator(seed, "mixture", size)
+    normal = functools.partial(torch.randn, generator=draws, dtype=torch.float64)
+    means = normal(components, size)
+    axes = torch.linalg.qr(normal(components, size, size))[0]
+    variances = 0.02 + 0.15 * torch.rand(components, size, generator=draws, dtype=torch.float64)
+    covariances = axes @ torch.diag_embed(variances) @ axes.mT
+    log_weights = (0.5 + torch.rand(components, generator=draws, dtype=torch.float64)).log()
+    points = GaussianMixture(log_weights, means, covariances).sample(100_000, draws)[0]
+    centre, scale = points.mean(0), 2.0 * points.std()
+    prior = GaussianMixture(log_weights, (means - centre) / scale, covariances / scale**2)
+    points, component = prior.sample(100_000, draws)
+    energy = QuadraticEnergy.quadratic(0.5 * normal(size) / math.sqrt(size), 1.0)
+    low, high = energy(points, component).quantile(torch.tensor([0.0, 0.95], dtype=torch.float64)).tolist()
+    return ClosedForm(prior, energy.scaled(1.0 / (high - low), low), beta, LinearVP())
+
+
+def exact_draws(exact: ClosedForm, samples: int) -> Callable[[int], Tensor]:
+    """A function that draws the i-th independent sample of the target."""
+
+    @functools.cache
+    def draw(index: int) -> Tensor:
+        return exact.target.sample(samples, generator(0, "exact", index))[0]
+
+    return draw

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from cepdiff.data.blocks import StageDataModule
 from cepdiff.diffusion.guidance import logits_gradient, predicted_data_logits
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.sampling import sample_guided
-from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.distances import noise_floor, sliced_wasserstein
 from cepdiff.energy.objectives import CEP, MSE, EnergyObjective, ExponentialMSE
@@ -37,7 +35,7 @@ from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.randomness import generator
 from cepdiff.runs.stage import quieten
 from cepdiff.types import Batch, DataSpec, EnergyLogits
-from closed_form import ClosedForm, GaussianMixture, QuadraticEnergy
+from closed_form import ClosedForm, exact_draws, problem
 
 GRID = 25
 OBJECTIVES: dict[str, Callable[[float], EnergyObjective]] = {
@@ -46,24 +44,6 @@ OBJECTIVES: dict[str, Callable[[float], EnergyObjective]] = {
     "ExponentialMSE": ExponentialMSE,
     "MSE": MSE,
 }
-
-
-def problem(size: int, beta: float, components: int = 6, seed: int = 0) -> ClosedForm:
-    """A random mixture in `size` dimensions, deviation 1/2; E = |x - c|², scaled to about [0, 1] over its samples."""
-    draws = generator(seed, "mixture", size)
-    normal = functools.partial(torch.randn, generator=draws, dtype=torch.float64)
-    means = normal(components, size)
-    axes = torch.linalg.qr(normal(components, size, size))[0]
-    variances = 0.02 + 0.15 * torch.rand(components, size, generator=draws, dtype=torch.float64)
-    covariances = axes @ torch.diag_embed(variances) @ axes.mT
-    log_weights = (0.5 + torch.rand(components, generator=draws, dtype=torch.float64)).log()
-    points = GaussianMixture(log_weights, means, covariances).sample(100_000, draws)[0]
-    centre, scale = points.mean(0), 2.0 * points.std()
-    prior = GaussianMixture(log_weights, (means - centre) / scale, covariances / scale**2)
-    points, component = prior.sample(100_000, draws)
-    energy = QuadraticEnergy.quadratic(0.5 * normal(size) / math.sqrt(size), 1.0)
-    low, high = energy(points, component).quantile(torch.tensor([0.0, 0.95], dtype=torch.float64)).tolist()
-    return ClosedForm(prior, energy.scaled(1.0 / (high - low), low), beta, LinearVP())
 
 
 class MixtureData(StageDataModule):
@@ -152,16 +132,6 @@ def sample(exact: ClosedForm, logits: EnergyLogits, solver: DPMSolver, noise: Te
         return sample_guided(
             exact.noise, exact.schedule, solver, None, noise, logits=logits, guidance_scale=torch.ones(len(noise))
         )
-
-
-def exact_draws(exact: ClosedForm, samples: int) -> Callable[[int], Tensor]:
-    """A function that draws the i-th independent sample of the target."""
-
-    @functools.cache
-    def draw(index: int) -> Tensor:
-        return exact.target.sample(samples, generator(0, "exact", index))[0]
-
-    return draw
 
 
 def guidance(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -15,17 +15,11 @@ from cepdiff.types import EnergyLogits, NoisePredictor, Predictor
 
 def logits_gradient(logits: EnergyLogits, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
     """∇_x f(x_t, t, s), of the shape of `x` (..., A). Works under `torch.no_grad`, and detaches its result."""
-    return logits_and_gradient(logits, x, t, condition)[1]
-
-
-def logits_and_gradient(logits: EnergyLogits, x: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-    """f(x_t, t, s) (...) and its gradient in `x` (..., A), both detached; works under `torch.no_grad`."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
         t, condition = t.clone(), None if condition is None else condition.clone()  # inference tensors cannot be saved
-        found = logits(x, t, condition)
-        (gradient,) = torch.autograd.grad(found.sum(), x)
-    return found.detach(), gradient
+        (gradient,) = torch.autograd.grad(logits(x, t, condition).sum(), x)
+    return gradient
 
 
 def predicted_data_logits(clean_logits: EnergyLogits, eps_net: NoisePredictor, schedule: NoiseSchedule) -> EnergyLogits:

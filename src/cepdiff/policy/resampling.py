@@ -21,24 +21,15 @@ from cepdiff.ranges import NonNegative, Range, Repeats, check_arguments
 NoiseScale = Annotated[float, Range(0, 1, "(]")]
 
 
-def uniform(normal: Tensor) -> Tensor:
-    """Phi of standard normal numbers: uniform ones in (0, 1]."""
-    return 0.5 * torch.erfc(normal * -math.sqrt(0.5))
-
-
-def at_positions(log_weights: Tensor, positions: Tensor) -> Tensor:
-    """Indices (..., P) where the cumulative sum of softmax_K(`log_weights` (..., K)) reaches `positions` (..., P)."""
-    cumulative = log_weights.softmax(-1).cumsum(-1).unsqueeze(-2)  # (..., 1, K)
-    # Relative to the sum, which rounding moves away from 1: an index stays below K.
-    return (cumulative < positions.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
-
-
 def drawn(log_weights: Tensor, normal: Tensor) -> Tensor:
     """The index (...) of one of K candidates, with probability softmax_K(`log_weights` (..., K)).
 
     Inverts the cumulative weights at Phi(`normal`), `normal` (...) standard normal.
     """
-    return at_positions(log_weights, uniform(normal).unsqueeze(-1)).squeeze(-1)
+    uniform = 0.5 * torch.erfc(normal * -math.sqrt(0.5))
+    cumulative = log_weights.softmax(-1).cumsum(-1)
+    # Relative to the sum, which rounding moves away from 1: the index stays below K.
+    return (cumulative < uniform.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
 
 
 def weighted_mean(candidates: Tensor, log_weights: Tensor) -> Tensor:
