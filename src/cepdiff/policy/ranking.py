@@ -17,7 +17,8 @@ from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.randomness import generator, stream_seed
 
-MAX_ROWS = 10_000
+MAX_ROWS = 10_000  # with support actions
+MAX_DRAWN_ROWS = 4_000  # without any, which are then drawn
 DRAWN = 4  # behavior actions for a row that has no support actions
 BLOCK = 512  # rows at a time: their activations stay in a core's cache
 FEATURES = 256  # random features of the state, but at most one for this many rows:
@@ -128,10 +129,11 @@ def measure_ranking(
 def rows_to_test(
     data: OfflineDataModule, support: SupportCache, discount: float, seed: int
 ) -> tuple[Tensor, Tensor, bool]:
-    """Up to `MAX_ROWS` ascending rows drawn by `seed`, the returns that followed, and True if they are held out.
+    """Ascending rows drawn by `seed`, the returns that followed, and True if the rows are held out.
 
-    Held-out rows are of episodes without any support actions, which no stage after the behavior's has seen; there must
-    be `MIN_EPISODES` of them. Else rows with support actions are drawn. No rows if the buffer's are in no order.
+    There are up to `MAX_ROWS`, or `MAX_DRAWN_ROWS` held-out ones, which are of episodes without any support actions: no
+    stage after the behavior's has seen them. There must be `MIN_EPISODES` of these, else rows with support actions are
+    drawn. No rows if the buffer's are in no order.
     """
     buffer = data.buffer
     if not buffer.chained:
@@ -143,7 +145,8 @@ def rows_to_test(
     fresh = known & ~seen[buffer.episode_index]
     held_out = len(torch.unique(buffer.episode_index[fresh])) >= MIN_EPISODES
     rows = (fresh if held_out else known & cached).nonzero().squeeze(-1)
-    rows = rows[torch.randperm(len(rows), generator=generator(seed, "ranking", "rows"))[:MAX_ROWS]].sort().values
+    most = MAX_DRAWN_ROWS if held_out else MAX_ROWS
+    rows = rows[torch.randperm(len(rows), generator=generator(seed, "ranking", "rows"))[:most]].sort().values
     return rows, returns[rows], held_out
 
 
