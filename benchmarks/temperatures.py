@@ -35,6 +35,7 @@ from cepdiff.problems.density.samples import DISTANCES
 from cepdiff.randomness import generator
 from cepdiff.runs.stage import quieten
 from cepdiff.types import EnergyLogits
+from closed_form import exact_draws, problem
 
 BETA = 3.0
 METHODS = ("multiplied", "tempered")
@@ -53,15 +54,15 @@ def closed_form(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "tempered": (module, at_scale),
     }
     for size in args.dims:
-        trained = exactness.problem(size, BETA)
+        trained = problem(size, BETA)
         data = exactness.MixtureData(trained, args.seed)
         noise = torch.randn(args.samples, size, generator=generator(0, "noise"), dtype=torch.float64)
         for method, (guidance, at) in kinds.items():
             logits, seconds = exactness.train(trained, data, "CEP", args, guidance)
             for beta in args.betas:
-                exact, found = exactness.problem(size, beta), at(logits, beta / BETA)
+                exact, found = problem(size, beta), at(logits, beta / BETA)
                 error = exactness.gradient_errors(exact, found)["weighted"]
-                draw = exactness.exact_draws(exact, args.samples)
+                draw = exact_draws(exact, args.samples)
                 samples: Tensor = exactness.sample(exact, found, DPMSolver(num_steps=args.num_solver_steps), noise)
                 distance = sum(float(sliced_wasserstein(samples, draw(i))) for i in range(4)) / 4
                 multiple = distance / noise_floor(sliced_wasserstein, draw, 4).mean
