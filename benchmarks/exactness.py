@@ -69,7 +69,11 @@ class MixtureData(StageDataModule):
 
 
 def train(
-    exact: ClosedForm, data: MixtureData | None, method: str, args: argparse.Namespace
+    exact: ClosedForm,
+    data: MixtureData | None,
+    method: str,
+    args: argparse.Namespace,
+    guidance: Callable[..., BatchEnergyGuidance] = BatchEnergyGuidance,
 ) -> tuple[EnergyLogits, float]:
     """Logits that a method learns from `data`, and the CPU seconds it took; DPS needs no training."""
     if method == "DPS":  # at its best: the exact energy at the exact prediction of x_0
@@ -88,7 +92,8 @@ def train(
     else:
         options |= {"ema_decay": 0.999, "times_per_step": args.times, "batch_size": args.batch_size}
     torch.manual_seed(args.seed)
-    module = BatchEnergyGuidance(0, size, net, exact.schedule, OBJECTIVES[method](exact.inverse_temperature), **options)
+    options |= {"schedule": exact.schedule, "objective": OBJECTIVES[method](exact.inverse_temperature)}
+    module = guidance(0, size, net, **options)
     trainer = Trainer(
         max_steps=args.steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, precision=args.precision,
@@ -101,7 +106,8 @@ def train(
     network = module.sampling_net.eval().requires_grad_(False)
 
     def logits(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        return network(x.float(), t.float(), condition).double()  # type: ignore[no-any-return]
+        given = None if condition is None else condition.float()
+        return network(x.float(), t.float(), given).double()  # type: ignore[no-any-return]
 
     return logits, seconds
 

@@ -138,6 +138,20 @@ def test_solver_takes_one_beta(exactness: ModuleType, tmp_path: Path, capsys: py
     assert "the solver part takes one beta" in capsys.readouterr().err
 
 
+def test_temperatures_compare_two_networks_at_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["closed_form", "--dims", "1", "--betas", "3", "6", "--steps", "3", "--samples", "50"]
+    load("temperatures").main([*arguments, "--num_solver_steps", "3", "--output", str(tmp_path)])
+    records = json.loads((tmp_path / "temperatures-closed_form.json").read_text())["records"]
+    cells = [(record["method"], record["beta"]) for record in records]
+    assert cells == [("multiplied", 3.0), ("multiplied", 6.0), ("tempered", 3.0), ("tempered", 6.0)]
+    shown = capsys.readouterr().out
+    for record in records:
+        assert math.isfinite(record["gradient_error"])
+        assert record["multiple"] > 0
+        line = rf"1-D +{record['method']} +beta +{record['beta']:g} +gradient error +{NUMBER}% +sliced W2 +{NUMBER}"
+        assert re.search(line, shown)
+
+
 @pytest.mark.slow
 def test_densities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Two methods on one density: they share the first one's prior, and the report has both."""

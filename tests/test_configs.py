@@ -13,10 +13,12 @@ from cepdiff.cli import main
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.tasks import TASKS
+from cepdiff.modules.tempered import TemperedGuidance
 from cepdiff.runs.config import load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-RECIPES = [path for path in CONFIGS if path.stem != "cpu_hour"]
+OVERLAYS = ("cpu_hour", "tempered")
+RECIPES = [path for path in CONFIGS if path.stem not in OVERLAYS]
 PAPER = [path for path in RECIPES if path.stem != "maze2d"]
 # Sizes (S, A) and environment of each task.
 SIZES = {
@@ -88,6 +90,18 @@ def test_the_cpu_overlay_fits_every_locomotion_recipe(tmp_path: Path) -> None:
         config = load_config([path, overlay])
         assert config.settings["stages"].behavior.max_steps == 30_000
         assert config.components["critic"].arguments["net"](3, 2).critics[0].joint.weight.shape == (256, 5)
+
+
+def test_the_tempered_overlay_fits_the_recipes() -> None:
+    overlays = [next(path for path in CONFIGS if path.stem == name) for name in ("tempered", "cpu_hour")]
+    for path in (path for path in RECIPES if path.stem in ("hopper", "antmaze")):
+        config = load_config([path, *overlays])
+        plain = load_config([path, overlays[1]])
+        component = config.components["guidance"]
+        assert component.cls is TemperedGuidance
+        ours, others = component.spec["init_args"], plain.components["guidance"].spec["init_args"]
+        assert {name: value for name, value in ours.items() if name in others} == others
+        assert component(3, 2).net.highest_scale >= max(config.settings["evaluation"].scales)
 
 
 @pytest.mark.slow

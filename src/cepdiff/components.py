@@ -8,14 +8,15 @@ import importlib
 import inspect
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cepdiff.errors import CepdiffError, ConfigError, nearest
-from cepdiff.ranges import check_arguments
+from cepdiff.ranges import argument_hints, check_arguments
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -176,10 +177,16 @@ def check_spec(spec: Mapping[str, Any], where: str) -> None:
             check_spec({"init_args": {}, **value}, f"{where}.{name}")
 
 
+def takes_function(cls: type, name: str) -> bool:
+    """True if that argument of a class is annotated as a callable."""
+    return typing.get_origin(argument_hints(cls).get(name)) is Callable
+
+
 def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tuple[type, ...] = ()) -> T:
     """Instantiate `{"class_path": ..., "init_args": {...}}` with `args` first; nested specifications too.
 
-    A nested class must be a subclass of one of `parts`, so that a specification from a file cannot call any class.
+    A nested class must be a subclass of one of `parts`, so that a specification from a file cannot call any class. An
+    argument that is annotated as a callable gets a function that builds the class, others the instance.
     """
     cls = import_class(spec["class_path"], base, where)
     init_args: dict[str, Any] = {}
@@ -188,7 +195,8 @@ def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tu
             part = import_class(value["class_path"], object, f"{where}.{name}")
             if not issubclass(part, parts):
                 raise ConfigError(f"{where}.{name}: {value['class_path']} cannot be a part of {spec['class_path']}")
-            value = build(value, part, f"{where}.{name}", parts=parts)
+            make = partial(build, value, part, f"{where}.{name}", parts=parts)
+            value = make if takes_function(cls, name) else make()
         init_args[name] = value
     check_arguments(cls, init_args, where)
     return cls(*args, **init_args)

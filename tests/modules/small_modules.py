@@ -18,6 +18,7 @@ from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import ExpectileQCritic, SoftmaxQCritic
 from cepdiff.modules.distillation import Distillation
 from cepdiff.modules.guidance import BatchEnergyGuidance, EnergyGuidance
+from cepdiff.modules.tempered import TemperedBatchGuidance, TemperedGuidance
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.networks.one_step import OneStepNet
@@ -67,6 +68,15 @@ def distillation(**options: Any) -> Distillation:
     return Distillation(S, A, Z, **{**ONE_STEP, **options})
 
 
+def tempered(**options: Any) -> TemperedGuidance:
+    return TemperedGuidance(S, A, **{"net": partial(EnergyMLP, **SMALL), "learning_rate": 1e-2, **options})
+
+
+def tempered_batch(**options: Any) -> TemperedBatchGuidance:
+    net = partial(ResidualEnergy, width=16)
+    return TemperedBatchGuidance(0, A, **{"net": net, "learning_rate": 1e-2, "times_per_step": 3, **options})
+
+
 MODULES: dict[str, Callable[..., StageModule]] = {
     "behavior": behavior,
     "behavior-unet": partial(behavior, net=BEHAVIOR_NETS["unet"]),
@@ -90,6 +100,9 @@ MODULES: dict[str, Callable[..., StageModule]] = {
     "batch-guidance-e-mse": partial(batch_guidance, objective=ExponentialMSE(1.0)),
     "batch-guidance-dps": partial(batch_guidance, objective=DPS(1.0)),
     "distillation": distillation,
+    "tempered": tempered,
+    "tempered-batch": tempered_batch,
+    "tempered-batch-dps": partial(tempered_batch, objective=DPS(1.0)),
     "behavior-options": partial(
         behavior, ema_decay=0.9, lr_schedule="cosine", weight_decay=0.01, max_grad_norm=1.0, weighting="sigmoid"
     ),

@@ -7,8 +7,8 @@ import argparse
 from cepdiff.cli.arguments import add_one_step, add_trust
 
 OPTIONS = (
-    "scales", "episodes", "seeds", "num_solver_steps", "max_envs", "env_id", "max_episode_steps", "backend", "engine",
-    "accelerator", "devices", "trust_sources", "one_step",
+    "scales", "inverse_temperatures", "episodes", "seeds", "num_solver_steps", "max_envs", "env_id",
+    "max_episode_steps", "backend", "engine", "accelerator", "devices", "trust_sources", "one_step",
 )  # fmt: skip
 
 
@@ -18,6 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add("run_dir", metavar="RUN", help="run folder of cepdiff fit")
     add("--scales", type=float, nargs="+", metavar="S", help="guidance scales; default: the run's")
+    add("--inverse_temperatures", type=float, nargs="+", metavar="B", help="scale times beta, in place of --scales")
     add("--episodes", type=int, metavar="N", help="episodes per scale; default: the run's")
     add("--seeds", type=int, nargs="+", metavar="SEED", help="seeds of the episodes; default: the run's")
     add("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")

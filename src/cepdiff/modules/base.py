@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -113,6 +113,11 @@ class StageModule(LightningModule, ABC):
         """Raise ConfigError if rows are `contrasted` with each other, so that a batch cannot be split."""
         if contrasted and self.micro_batch_size is not None:
             raise ConfigError(f"{self.stage}.micro_batch_size: this loss compares all rows of a batch; leave it null")
+
+    def network_spec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Class and arguments of `net`, by which a policy file builds it, from the module's own plain `arguments`."""
+        spec: dict[str, Any] = arguments["net"]
+        return spec
 
     @property
     def sampling_net(self) -> nn.Module:

@@ -145,19 +145,26 @@ class BatchEnergyGuidance(EnergyGuidance):
     def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         x0 = batch["samples"]  # (B, A) of this rank
         sources, energies = self.from_all_ranks(x0, noise), self.from_all_ranks(batch["energies"], noise)
-        logits, origins = self.logits_at_times(x0, sources, noise)
+        energies, condition = self.contrasts(energies, noise)
+        logits, origins = self.logits_at_times(x0, sources, noise, condition)
         logits = self.from_all_ranks(logits.expand(self.times_per_step, len(x0)), noise, axis=1)  # (T, B) -> (T, K)
         targets = self.objective.targets(energies, per_set=False).expand_as(logits)
         if origins is not None:
             targets = self.from_all_ranks(average(targets, origins), noise, axis=1)
         return self.with_label_ess(self.objective.loss(logits, targets), energies)
 
-    def logits_at_times(self, x0: Tensor, sources: Tensor, noise: RandomStream) -> tuple[Tensor, Tensor | None]:
+    def contrasts(self, energies: Tensor, noise: RandomStream) -> tuple[Tensor, Tensor | None]:
+        """The energies (K,), or (T, K) by time, to contrast, and the condition (T, 1, S) of their logits, if any."""
+        return energies, None
+
+    def logits_at_times(
+        self, x0: Tensor, sources: Tensor, noise: RandomStream, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """`noised_logits` (T, B) of this rank's `x0` (B, A) at the T times of a step, which all ranks share."""
         parts = torch.arange(self.times_per_step, device=x0.device).unsqueeze(-1)  # (T, 1)
         uniform = (parts + noise.shared_uniform(self.times_per_step, 1)) / self.times_per_step
         eps = torch.stack([noise.normal(*x0.shape) for _ in range(self.times_per_step)])  # (T, B, A)
-        return self.noised_logits(x0, sources, uniform, eps, None)
+        return self.noised_logits(x0, sources, uniform, eps, condition)
 
 
 def average(targets: Tensor, origins: Tensor) -> Tensor:

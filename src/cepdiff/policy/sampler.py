@@ -19,7 +19,8 @@ from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.heads import head_guidance, without_condition
 from cepdiff.energy.objectives import CEP, EnergyObjective
 from cepdiff.errors import RunError
-from cepdiff.types import EnergyLogits
+from cepdiff.networks.tempered import Tempered, at_scale, with_scale, without_scale
+from cepdiff.types import EnergyLogits, NoisePredictor
 
 S = TypeVar("S", bound="GuidedSampler")
 
@@ -73,7 +74,8 @@ class GuidedSampler:
         self.objective = parts.objective or CEP()
         self.headed = parts.headed
         self.energy_unit = parts.energy_unit
-        self.max_scale = math.inf  # largest guidance scale that it can sample at
+        # The largest guidance scale that it can sample at.
+        self.max_scale = math.inf if self.tempered is None else self.tempered.highest_scale
 
     @property
     def noise_size(self) -> int:
@@ -92,20 +94,33 @@ class GuidedSampler:
 
     @property
     def logits(self) -> EnergyLogits | None:
-        """The function whose gradient guides: the energy network, or its value at the predicted clean sample."""
-        if not self.has_energy:
-            return None
+        """The function whose gradient guides at scale 1: the energy network, or its value at the predicted sample."""
+        found = self._logits() if self.has_energy else None
+        return at_scale(found, 1.0) if found is not None and self.tempered else found
+
+    @property
+    def tempered(self) -> Tempered | None:
+        """The energy network if it takes the guidance scale, which then does not multiply its gradient."""
+        energy = self.networks.get("energy")
+        return energy if isinstance(energy, Tempered) else None
+
+    def _logits(self) -> EnergyLogits:
+        """As `logits`; of a `Tempered` network, for conditions that end with the scale."""
         behavior, energy = self.networks["behavior"], self.networks["energy"]
         if self.headed:
             return head_guidance(behavior, energy, self.objective, self.schedule)
-        return predicted_data_logits(energy, behavior, self.schedule) if self.objective.on_clean else energy
+        if not self.objective.on_clean:
+            return energy
+        return predicted_data_logits(energy, without_scale(behavior) if self.tempered else behavior, self.schedule)
 
     def require_energy(self, guidance_scale: float | Tensor) -> None:
-        """Raise RunError for a scale other than 0 if nothing can guide, and for one above `max_scale`."""
+        """Raise RunError for a scale other than 0 if nothing can guide, or an error for one that was not trained at."""
         scale = torch.as_tensor(guidance_scale)
         if not self.has_energy and bool((scale != 0).any()):
             raise RunError("there is no energy network yet (the guidance stage is unfinished): use scale 0")
-        if self.max_scale < math.inf and bool((scale > self.max_scale).any()):
+        if self.tempered is not None:
+            self.tempered.check_scales([float(scale.max())])
+        elif self.max_scale < math.inf and bool((scale > self.max_scale).any()):
             raise RunError(
                 f"guidance scale {float(scale.max()):g} is above {self.max_scale:g}, the largest that the one-step "
                 "network was trained at: use a smaller one, or the run's own sampler"
@@ -129,15 +144,20 @@ class GuidedSampler:
         broadcast, as they do with `static`. This fixes the sequence of operators, whatever the values are, for capture
         and export: gradients are computed at scale 0 too. An override without it runs operator by operator only.
         """
-        behavior = self.networks["behavior"]
+        behavior: NoisePredictor = self.networks["behavior"]
+        eps_net = without_condition(behavior) if self.headed else behavior
+        logits = self._logits() if guidance_scale is not None and self.has_energy else None
+        if guidance_scale is not None and self.tempered:  # its gradient is that of the scale: no multiple of it
+            eps_net, condition = without_scale(behavior), with_scale(condition, guidance_scale)
+            guidance_scale = (guidance_scale != 0).to(guidance_scale.dtype)
         with torch.no_grad():
             return sample_guided(
-                without_condition(behavior) if self.headed else behavior,
+                eps_net,
                 self.schedule,
                 self.solver,
                 condition,
                 noise,
-                logits=None if guidance_scale is None else self.logits,
+                logits=logits,
                 guidance_scale=guidance_scale,
                 data_bound=1.0,
                 guide_every_row=static,

@@ -19,12 +19,13 @@ from cepdiff.errors import CepdiffError
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.networks.tempered import Tempered
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import POLICY_FILE, Recipe, read_recipe, write_recipe
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.runs.folder import FINAL
 from cepdiff.runs.problem import Problem
-from cepdiff.runs.results import Results, Row
+from cepdiff.runs.results import Results, Row, with_inverse_temperatures
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings, TrainedStage
 
@@ -70,11 +71,24 @@ class GuidedProblem(Problem):
         self.network_sections = {"behavior": "behavior", "energy": "guidance"}  # by name, as samplers know them
         self.trained: set[str] = set()  # sections whose stages are finished
         self.scales: Sequence[float] = (0.0, 1.0)  # guidance scales to judge
+        self.shows_inverse_temperatures = isinstance(self.guidance.net, Tempered)
 
     @property
     def objective(self) -> EnergyObjective:
         """The objective that the energy network is trained on."""
         return self.guidance.objective
+
+    def judge_at(self, scales: Sequence[float], inverse_temperatures: Sequence[float] | None) -> None:
+        """Set the guidance scales to judge: `scales`, or s = b / beta of each inverse temperature b, if given.
+
+        Raises ConfigError for a scale beyond those that the energy network is trained at.
+        """
+        self.scales = scales
+        if inverse_temperatures is not None:
+            self.scales = [value / self.objective.inverse_temperature for value in inverse_temperatures]
+            self.shows_inverse_temperatures = True
+        if isinstance(self.guidance.net, Tempered):
+            self.guidance.net.check_scales(self.scales)
 
     @property
     def title(self) -> str:
@@ -118,7 +132,10 @@ class GuidedProblem(Problem):
 
     def network_specs(self) -> dict[str, dict[str, Any]]:
         """Class and arguments of each network."""
-        return {name: self.components[key].spec["init_args"]["net"] for name, key in self.network_sections.items()}
+        return {
+            name: self.modules[key].network_spec(self.components[key].spec["init_args"])
+            for name, key in self.network_sections.items()
+        }
 
     def sampler(self, networks: Mapping[str, nn.Module] | None = None) -> GuidedSampler:
         """The run's sampler, with what has been trained so far or with those `networks`."""
@@ -160,6 +177,8 @@ class GuidedProblem(Problem):
     def results_of(self, rows: Sequence[Row], columns: Mapping[str, Sequence[str]], **more: Any) -> Results:
         """`rows` as results of this run."""
         facts: dict[str, Any] = {"title": self.title, "method": type(self.objective).__name__, **more}
+        if self.shows_inverse_temperatures:
+            rows, columns = with_inverse_temperatures(rows, columns, self.objective.inverse_temperature)
         return Results(
             problem=class_path_of(type(self)),
             dataset=self.data.dataset_name,

@@ -143,7 +143,7 @@ class Results:
         """Write the results as JSON."""
         plain = {key: value for key, value in vars(self).items() if key not in ("rows", "marks", "folder")}
         rows = [row.to_json() for row in self.rows]
-        marks = {f"{scale:g}": mark for scale, mark in self.marks.items()}
+        marks = {str(scale): mark for scale, mark in self.marks.items()}
         write_sealed(path, {"format": FORMAT, "cepdiff": __version__, **plain, "marks": marks, "rows": rows})
 
     @classmethod
@@ -178,6 +178,14 @@ class Results:
         for name, known in self.files.items():
             if (file := self.folder / name).is_file() and file_hash(file) != known:
                 raise RunError(f"{file} was changed or swapped after it was made; run the same `cepdiff fit` again")
+
+
+def with_inverse_temperatures(
+    rows: Sequence[Row], columns: Mapping[str, Sequence[str]], inverse_temperature: float
+) -> tuple[list[Row], dict[str, Sequence[str]]]:
+    """`rows` and `columns` with the inverse temperature s beta of each guidance scale as the first column."""
+    temperatures = [Row(s, "inverse_temperature", s * inverse_temperature) for s in sorted({row.scale for row in rows})]
+    return [*temperatures, *rows], {"inverse_temperature": ("inverse temperature", "g"), **columns}
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

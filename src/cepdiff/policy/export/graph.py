@@ -39,7 +39,7 @@ MIN_OPSET = 18  # the first with bitwise operators
 TORCH_METADATA = "cepdiff.json"
 ONNX_METADATA = "cepdiff"
 # Batch sizes to trace with: one that no other axis has, or both would be taken for the same axis.
-BATCH_SIZES = (13, 17, 19)
+BATCH_SIZES = (13, 17, 19, 23)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ def require_onnx(opset: int = DEFAULT_OPSET) -> None:
 
 def _example_inputs(policy: GuidedPolicy, names: tuple[str, ...]) -> dict[str, Tensor]:
     size, action_size = policy.spec.observation_size, policy.action_size
-    rows = next(n for n in BATCH_SIZES if n not in (size, action_size, policy.noise_size))
+    axes = (size, size + 1, action_size, policy.noise_size)  # S + 1 with the scale, as `Tempered` networks take it
+    rows = next(n for n in BATCH_SIZES if n not in axes)
     examples = {"observations": torch.zeros(rows, size), "guidance_scale": torch.ones(rows), "seed": torch.tensor(0)}
     examples["noise"] = torch.zeros(rows, policy.noise_size)
     return {name: examples[name] for name in names}

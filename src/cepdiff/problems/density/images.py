@@ -76,6 +76,7 @@ class ImageEvaluation:
 
     Args:
         scales: guidance scales; 1 is exact, 0 samples the prior.
+        inverse_temperatures: in place of `scales`: s beta of each; null takes `scales`.
         num_samples: per head and scale; at least 8 (neighbours up to the fifth, and a covariance).
         batch_size: images sampled at a time on a process.
         classifier_steps: class energies only: training steps of the independent classifier of clean images.
@@ -87,6 +88,7 @@ class ImageEvaluation:
     """
 
     scales: list[NonNegative] = field(default_factory=lambda: [0.0, 0.5, 1.0, 2.0, 4.0])
+    inverse_temperatures: list[NonNegative] | None = None
     num_samples: Annotated[int, Range(8)] = 250
     batch_size: Count = 250
     classifier_steps: Count = 1000
@@ -201,7 +203,7 @@ class ImageDensity(DensityProblem):
         return [self.run.folder.samples, self.grids, *([self.hues] if is_hue(self.data) else [])]
 
     def judge(self) -> Results:
-        samples = {scale: self._sample(scale) for scale in sorted(set(self.settings.scales))}
+        samples = {scale: self._sample(scale) for scale in sorted(set(self.scales))}
         return self.run.processes.on_main(lambda: self._judge(samples))
 
     @classmethod

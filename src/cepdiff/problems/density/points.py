@@ -48,12 +48,14 @@ class PointEvaluation:
     Args:
         num_samples: per scale, and per exact draw; at least 2.
         scales: guidance scales; 1 is exact, 0 samples the prior.
+        inverse_temperatures: in place of `scales`: s beta of each; null takes `scales`.
         floor_repeats: pairs of independent exact draws, whose mean distance is the noise floor; at least 2.
         seed: of the samples' noise and of the exact draws; null is the run's seed.
     """
 
     num_samples: AtLeastTwo = 10_000
     scales: list[NonNegative] = field(default_factory=lambda: [0.0, 1.0])
+    inverse_temperatures: list[NonNegative] | None = None
     floor_repeats: AtLeastTwo = 4
     seed: int | None = None
 
@@ -88,7 +90,7 @@ class PointDensity(DensityProblem):
         return [self.run.folder.samples, self.run.folder.path / "samples.png"]
 
     def judge(self) -> Results:
-        samples = {scale: self._sample(scale) for scale in sorted(set(self.settings.scales))}
+        samples = {scale: self._sample(scale) for scale in sorted(set(self.scales))}
         return self.run.processes.on_main(lambda: self._compare(samples))
 
     @classmethod

@@ -21,7 +21,7 @@ class DensityProblem(GuidedProblem):
         run: the run.
         data: samples of q and their energies.
         stages: lengths of the stages `behavior` and `guidance`.
-        evaluation: settings; `scales` and `seed` at least.
+        evaluation: settings; `scales`, `inverse_temperatures` and `seed` at least.
         sections: those of `GuidedProblem`.
     """
 
@@ -29,7 +29,7 @@ class DensityProblem(GuidedProblem):
         super().__init__(run, data, **sections)
         self.lengths = stages
         self.settings = evaluation
-        self.scales = evaluation.scales
+        self.judge_at(evaluation.scales, evaluation.inverse_temperatures)
         self.seed = run.seed if evaluation.seed is None else evaluation.seed
 
     def stages(self) -> list[Stage]:
@@ -44,7 +44,8 @@ class DensityProblem(GuidedProblem):
         return {**self.record("behavior", "schedule"), "dataset": self.data.points_hash}
 
     def evaluation_record(self) -> dict[str, Any]:
-        evaluation = asdict(self.settings) | {"seed": self.seed}
+        evaluation = asdict(self.settings) | {"seed": self.seed, "scales": list(self.scales)}
+        del evaluation["inverse_temperatures"]  # they are in the scales
         return {**super().evaluation_record(), "dataset": self.data.content_hash, "evaluation": evaluation}
 
     @abstractmethod

@@ -25,6 +25,7 @@ class EvaluationSettings:
 
     Args:
         scales: guidance scales; null is the environment's own list.
+        inverse_temperatures: in place of `scales`: s beta of each; null takes `scales`.
         episodes: per scale; null is the environment's own number, 0 never opens an environment.
         every_n_steps: also evaluate every this many steps of the behavior and guidance stages; null only at the end.
         seed: of the episodes' starts and noise; null is the run's seed.
@@ -37,6 +38,7 @@ class EvaluationSettings:
     """
 
     scales: list[NonNegative] | None = None
+    inverse_temperatures: list[NonNegative] | None = None
     episodes: Whole | None = None
     every_n_steps: Count | None = None
     seed: int | None = None

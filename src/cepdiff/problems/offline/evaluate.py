@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from cepdiff.rollout.registry import refuse_untrusted
 from cepdiff.rollout.scores import Reference, best_row, summarize
 from cepdiff.rollout.video import check_video, record_video
 from cepdiff.runs.processes import Processes, TrainerSettings
-from cepdiff.runs.results import Results
+from cepdiff.runs.results import Results, with_inverse_temperatures
 from cepdiff.trust import OPTION
 
 
@@ -39,6 +39,7 @@ def evaluate_run(
     run_dir: str | Path,
     *,
     scales: Sequence[float] | None = None,
+    inverse_temperatures: Sequence[float] | None = None,
     episodes: int | None = None,
     seeds: Sequence[int] | None = None,
     num_solver_steps: int | None = None,
@@ -59,6 +60,7 @@ def evaluate_run(
     Args:
         run_dir: the folder, or the `policy.pt` in one.
         scales: guidance scales, 0 or more.
+        inverse_temperatures: in place of `scales`: s beta of each, 0 or more.
         episodes: per scale and seed.
         seeds: of the episodes' starts and noise.
         num_solver_steps: of the sampler.
@@ -87,8 +89,11 @@ def evaluate_run(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; expected at least 1")
-    if not all(0 <= scale < math.inf for scale in scales or ()):
-        raise ConfigError(f"--scales {list(scales or ())}: expected numbers of 0 or more")
+    for name, values in {"scales": scales, "inverse_temperatures": inverse_temperatures}.items():
+        if not all(0 <= value < math.inf for value in values or ()):
+            raise ConfigError(f"--{name} {list(values or ())}: expected numbers of 0 or more")
+    if scales is not None and inverse_temperatures is not None:
+        raise ConfigError("--scales and --inverse_temperatures are two ways to say the same: give one of them")
     check_engine(engine)
     path = output or (place if place.is_dir() else place.parent) / "evaluation.json"
     check_output(path)
@@ -102,19 +107,28 @@ def evaluate_run(
         assert evaluation.environment is not None
         environment = limited(evaluation.environment, max_episode_steps, None, "--max_episode_steps")
         evaluation = replace(evaluation, environment=environment)
+        beta = policy.sampler.objective.inverse_temperature
+        if inverse_temperatures is not None:
+            scales = [value / beta for value in inverse_temperatures]
         chosen = None if scales is None else sorted(set(scales))
         changes: dict[str, Any] = {"scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs}
         evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
+        for scale in evaluation.scales:
+            policy.sampler.require_energy(scale)
         seeds = list(seeds or [evaluation.seed])
         found = [episode for seed in seeds for episode in rollouts(policy, replace(evaluation, seed=seed), processes)]
         rows = summarize(found, evaluation.reference)
+        lines = score_rows(rows)
+        columns: Mapping[str, Sequence[str]] = COLUMNS
+        if inverse_temperatures is not None or policy.sampler.tempered is not None:
+            lines, columns = with_inverse_temperatures(lines, columns, beta)
         results = Results(
             problem=class_path_of(OfflineRL),
             dataset=policy.recipe.dataset,
             seed=seeds[0],
             title=f"{policy.recipe.dataset}, seeds {', '.join(map(str, seeds))}" + (", one step" if one_step else ""),
-            rows=score_rows(rows),
-            columns=COLUMNS,
+            rows=lines,
+            columns=columns,
             marks=marks(rows, evaluation.scales, None),
             about={"seeds": seeds, "num_solver_steps": policy.sampler.solver.num_steps},
         )

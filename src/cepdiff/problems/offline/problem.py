@@ -96,7 +96,9 @@ class OfflineRL(GuidedProblem):
         sampler = run.components["sampler"].cls
         require_engine(evaluation.engine, run.processes.device, own_method(sampler.sample))
         super().__init__(run, data, **sections)
-        self.scales = self.evaluation.scales
+        self.judge_at(self.evaluation.scales, evaluation.inverse_temperatures)
+        self.scales = sorted(set(self.scales))
+        self.evaluation = replace(self.evaluation, scales=self.scales)
         self.components["critic"] = critic
         self.critic: SoftmaxQCritic = run.module("critic", critic, data.sizes)
         self.modules["critic"] = self.critic
