@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cepdiff.energy.objectives import effective_sample_size
 from cepdiff.errors import RunError
+from cepdiff.networks.tempered import at_scale
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.ranges import NonNegative, Range, Repeats, check_arguments
 
@@ -132,7 +133,8 @@ class Resampled(CandidateSampler):
         log w = scale beta Q(s, a) - c f(a, t_min, s)
 
     with the energy network's logits f. Guided candidates have the density q exp(c f) only at c = 0 and c = 1, where
-    guidance is exact; for another c the target is approximate. Q is that of the critic; a problem without one has
+    guidance is exact; for another c the target is approximate, unless the network is `Tempered`: its logits at c take
+    the place of c f. Q is that of the critic; a problem without one has
     f(a, t_min, s) in the place of beta Q. At scale 0 candidates are unguided and their weights equal: "draw" and "best"
     take the first, a sample of the behavior policy, and the others are those of `Averaged`.
 
@@ -159,6 +161,8 @@ class Resampled(CandidateSampler):
         super().__init__(parts, num_candidates, noise_scale)
         self.choose = choose
         self.candidate_scale = candidate_scale
+        if self.tempered is not None:
+            self.tempered.check_scales([candidate_scale])
 
     @property
     def noise_size(self) -> int:
@@ -199,13 +203,14 @@ class Resampled(CandidateSampler):
                 return candidates, value
             log_weights = scale.unsqueeze(-1) * value
             if own_scale is not None:
-                log_weights = log_weights - own_scale.unsqueeze(-1) * self._clean_logits(condition, candidates)
+                tilt = self._clean_logits(condition, candidates, self.candidate_scale)
+                log_weights = log_weights - (scale != 0).unsqueeze(-1) * tilt
         return candidates, log_weights
 
     def value(self, condition: Tensor, candidates: Tensor) -> Tensor:
         """beta Q (..., K) of candidates (..., K, A), in units of the energies: the lowest critic's, see the class."""
         if "critic" not in self.networks:
-            return self._clean_logits(condition, candidates)
+            return self._clean_logits(condition, candidates, 1.0)
         q: Tensor = self.networks["critic"](condition.unsqueeze(-2), candidates)
         return self.objective.inverse_temperature / self.energy_unit * q.amin(0)
 
@@ -215,12 +220,15 @@ class Resampled(CandidateSampler):
             return None
         return effective_sample_size(-self.weighed(condition, noise, guidance_scale)[1], 1.0)
 
-    def _clean_logits(self, condition: Tensor, candidates: Tensor) -> Tensor:
-        """f(a, t_min, s) (..., K) of candidates (..., K, A)."""
+    def _clean_logits(self, condition: Tensor, candidates: Tensor, scale: float) -> Tensor:
+        """Logits (..., K) at t_min of candidates (..., K, A) for one guidance scale; a multiple, unless tempered."""
         if self.logits is None:
             raise RunError("there is neither a critic nor an energy network yet to weigh candidates by: use scale 0")
         t_min = torch.full((), self.schedule.t_min, dtype=candidates.dtype, device=candidates.device)
-        return self.logits(candidates, t_min, self._of_candidates(condition, candidates))
+        condition = self._of_candidates(condition, candidates)
+        if self.tempered is not None:
+            return at_scale(self._logits(), scale)(candidates, t_min, condition)
+        return scale * self.logits(candidates, t_min, condition)
 
 
 class BestOfN(Resampled):
