@@ -72,10 +72,9 @@ class OfflineRL(GuidedProblem):
         sections: those of `GuidedProblem`.
     """
 
-    # The record of the critic has the reward rule, that of guidance the energies' unit.
+    # The record of the critic has the reward rule.
     not_recorded = frozenset({
         "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
-        "energy_unit",
     })  # fmt: skip
     data: OfflineDataModule
 
@@ -141,10 +140,12 @@ class OfflineRL(GuidedProblem):
         ]
 
     def critic_record(self) -> dict[str, Any]:
-        """The reward rule concerns the critic only."""
+        """The reward rule concerns the critic only; the unit of its energies concerns the stages after it."""
         scaling = self.data.scaling
         rule = {"reward_rule": self.data.reward_rule} if scaling is None else scaling.record
-        return {**self.record("critic"), **rule, "support": self.support.hash}
+        found = {**self.record("critic"), **rule, "support": self.support.hash}
+        arguments = {key: value for key, value in found["critic"]["init_args"].items() if key != "energy_unit"}
+        return {**found, "critic": {**found["critic"], "init_args": arguments}}
 
     def guidance_record(self) -> dict[str, Any]:
         """With the critic whose energies it learns, and their unit."""
