@@ -14,10 +14,11 @@ from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.modules.tempered import TemperedGuidance
+from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.runs.config import load_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-OVERLAYS = ("cpu_hour", "tempered")
+OVERLAYS = ("cpu_hour", "cpu_quarter", "tempered")
 RECIPES = [path for path in CONFIGS if path.stem not in OVERLAYS]
 PAPER = [path for path in RECIPES if path.stem != "maze2d"]
 # Sizes (S, A) and environment of each task.
@@ -90,6 +91,19 @@ def test_the_cpu_overlay_fits_every_locomotion_recipe(tmp_path: Path) -> None:
         config = load_config([path, overlay])
         assert config.settings["stages"].behavior.max_steps == 30_000
         assert config.components["critic"].arguments["net"](3, 2).critics[0].joint.weight.shape == (256, 5)
+
+
+def test_the_quarter_overlay_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a buffer whose best tenth is a single episode of 10 rows; the policy averages what it draws."""
+    hopper, overlay = (next(path for path in CONFIGS if path.stem == name) for name in ("hopper", "cpu_quarter"))
+    data = synthetic(tmp_path / "data.hdf5", 11, 3)
+    arguments = ["fit", "--config", str(hopper), "--config", str(overlay), "--run_dir", str(tmp_path / "run")]
+    assert main([*arguments, *FEW_STEPS, "--data.dataset", str(data), "--data.env_id", "Hopper-v4"]) == 0
+    assert "effective sample size" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "data_check.json").read_text())
+    assert any("10 rows in 1 episodes" in finding["message"] for finding in found)
+    sampler = GuidedPolicy.from_run(tmp_path / "run").sampler
+    assert (type(sampler).__name__, sampler.noise_size) == ("Resampled", 8 * 3)
 
 
 def test_the_tempered_overlay_fits_the_recipes() -> None:
