@@ -35,6 +35,10 @@ REFUSED = [
     ),
     (Ranking(GOOD, CHANCE, shared_targets=False), "critic agreement is not above chance"),
     (Ranking(BACKWARDS, GOOD), "return agreement is below chance"),
+    (
+        Ranking(GOOD, GOOD, learned_returns=True),
+        "the critic learned all returns, and stages.support.max_rows keeps none to test its ranking on",
+    ),
 ]
 
 
@@ -43,3 +47,4 @@ def test_a_critic_that_cannot_rank_leaves_scale_0(ranking: Ranking, why: str) ->
     table = [evidence(0.0, 1.0, 0.95, 1.0), evidence(1.0, 2.0, 0.86, 1.5)]
     assert choose_scale(table, ranking) == (0.0, f"offline choice: scale 0, because {why}")
     assert choose_scale(table, Ranking(GOOD, CHANCE))[0] == 1.0  # critics that share their targets are no test
+    assert choose_scale(table, Ranking(GOOD, None, learned_returns=True, held_out=True))[0] == 1.0

@@ -45,11 +45,14 @@ def choose_scale(evidence: Sequence[ScaleEvidence], ranking: Ranking) -> tuple[f
     The critic's value of guided actions keeps growing with the scale as long as its errors do. It is therefore used at
     support actions only, and an action away from them gets the lowest value that the critic's slope allows. Where a
     test of the critic's ranking does not exceed chance, its values say nothing about actions, and the choice is scale
-    0, the behavior policy.
+    0, the behavior policy; so it is for a critic that learned the very returns that would have to test it.
     """
     if failed := ranking.not_above_chance:
         where = {name: "below" if ranking.figures[name].below_chance else "not above" for name in failed}
         why = " and ".join(f"{name.replace('_', ' ')} is {place} chance" for name, place in where.items())
+        return 0.0, f"offline choice: scale 0, because {why}"
+    if ranking.is_untested:
+        why = "the critic learned all returns, and stages.support.max_rows keeps none to test its ranking on"
         return 0.0, f"offline choice: scale 0, because {why}"
     best = max(evidence, key=lambda e: (e.penalized_value, -e.guidance_scale)).guidance_scale
     return best, f"offline choice: scale {best:g}, with the highest offline value"

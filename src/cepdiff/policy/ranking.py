@@ -35,14 +35,21 @@ class Ranking:
         critic_agreement: of the critics with each other; None for one critic.
         shared_targets: True if the critics learn from one target. They then share its errors: `critic_agreement` is an
             upper bound, and no test.
-        held_out: True if `return_agreement` is on episodes that the critic was not trained on. A critic that learned
-            from the returns themselves agrees with those it was trained on in any case.
+        held_out: True if `return_agreement` is on episodes that the critic was not trained on.
+        learned_returns: True if the critic's targets are sums of several rewards. It agrees with those it was trained
+            on in any case: unless they are held out, `return_agreement` is an upper bound, and no test.
     """
 
     return_agreement: Estimate | None = None
     critic_agreement: Estimate | None = None
     shared_targets: bool = True
     held_out: bool = False
+    learned_returns: bool = False
+
+    @property
+    def is_untested(self) -> bool:
+        """True if the critic's agreement with returns is only known where it learned these very returns."""
+        return self.learned_returns and not self.held_out and self.return_agreement is not None
 
     @property
     def figures(self) -> dict[str, Estimate]:
@@ -64,6 +71,7 @@ class Ranking:
             "not_above_chance": self.not_above_chance,
             "shared_targets": self.shared_targets,
             "held_out": self.held_out,
+            "learned_returns": self.learned_returns,
         }
 
     def __str__(self) -> str:
@@ -71,8 +79,9 @@ class Ranking:
             return (
                 f"the critic's ranking of actions is not tested: fewer than {MIN_EPISODES} episodes with known returns"
             )
+        trained_on = "upper bound: it learned these returns" if self.learned_returns else "episodes it was trained on"
         remarks = {
-            "return_agreement": "held-out episodes" if self.held_out else "episodes it was trained on",
+            "return_agreement": "held-out episodes" if self.held_out else trained_on,
             "critic_agreement": "upper bound: the critics share their targets" if self.shared_targets else "",
         }
         found = []
@@ -123,7 +132,7 @@ def measure_ranking(
             advantages.append((taken - critic.q_value(s.unsqueeze(1), actions).mean(-1)).cpu())
         agreement = return_agreement(torch.cat(advantages), returns, features, episodes)
     unseen = held_out and "next_support_actions" in critic.batch_fields  # other critics train on all rows
-    return Ranking(agreement, compared, not critic.independent_targets, unseen)
+    return Ranking(agreement, compared, not critic.independent_targets, unseen, critic.num_steps != 1)
 
 
 def rows_to_test(
