@@ -201,7 +201,7 @@ class ClosedForm:
 
 
 def problem(size: int, beta: float, components: int = 6, seed: int = 0) -> ClosedForm:
-    """A random mixture in `size` dimensions, deviation 1/2; E = |x - c|², scaled to about [0, 1] over its samples."""
+    """A random mixture in `size` dimensions with standard deviation 1/2; E = |x - c|², scaled to about [0, 1]."""
     draws = generator(seed, "mixture", size)
     normal = functools.partial(torch.randn, generator=draws, dtype=torch.float64)
     means = normal(components, size)
@@ -219,7 +219,7 @@ def problem(size: int, beta: float, components: int = 6, seed: int = 0) -> Close
 
 
 def exact_draws(exact: ClosedForm, samples: int) -> Callable[[int], Tensor]:
-    """A function that draws the i-th independent sample of the target."""
+    """A function that draws the i-th of independent sets of `samples` points of the target."""
 
     @functools.cache
     def draw(index: int) -> Tensor:

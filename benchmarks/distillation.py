@@ -1,10 +1,10 @@
-"""The one-step policy against the sampler that it was distilled from: error, scores, and time per action.
+"""Error, scores and time per action of the one-step policy and of the sampler that it was distilled from.
 
     python benchmarks/distillation.py --config configs/quickstart.yaml --run_dir runs/distilled --threads 1
 
-Trains what is not finished in the run folder, then measures on its states and prints three tables. The *spread* is the
-standard deviation of the sampler's actions over the noise, root mean square over states and dimensions: a policy that
-drew an independent action would be off by 1.41 spreads. Times are medians of calls that alternate between the policies.
+Trains the stages that are not finished in the run folder, then measures and prints three tables. The *spread* is the
+standard deviation of the sampler's actions over the noise, root mean square over states and dimensions. A policy that
+drew independent actions would have an error of 1.41 spreads. Times are medians of calls that alternate between both.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def rms(values: Tensor) -> Tensor:
 
 
 def latency(problem: OfflineRL, engine: str, rows: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds per call at scale 1 for `rows` observations, of both policies."""
+    """Milliseconds per call of both policies, at scale 1 (or their largest below) for `rows` observations."""
     teacher, student = problem.sampler(), problem.one_step()
     assert student is not None
     policies = [run_by(GuidedPolicy(problem.data.spec, sampler), engine) for sampler in (teacher, student)]
@@ -73,7 +73,7 @@ def latency(problem: OfflineRL, engine: str, rows: int, rounds: int) -> dict[str
 
 
 def draw_milliseconds(problem: OfflineRL, rows: int = 2048) -> float:
-    """Milliseconds per action that the sampler draws, many at a time as for the training."""
+    """Milliseconds per action of the sampler, many at a time as for training."""
     sampler = problem.sampler()
     states = problem.data.normalize(problem.data.buffer.states[:rows])
     noise, scales = torch.randn(len(states), sampler.noise_size), torch.ones(len(states))
@@ -124,15 +124,15 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--config", action="append", default=[], required=True, help="of the run; can be repeated")
-    add("--run_dir", required=True, help="its folder; what is not finished there is trained")
+    add("--config", action="append", default=[], required=True, help="configuration of the run; can be repeated")
+    add("--run_dir", required=True, help="folder of the run; stages that are not finished are trained")
     add("--reuse", help="another run to take finished stages from")
-    add("--steps", type=int, default=10_000, help="of the distillation")
-    add("--actions", type=int, default=200_000, help="drawn to learn from")
-    add("--states", type=int, default=2000, help="to measure the error at")
+    add("--steps", type=int, default=10_000, help="optimiser steps of the distillation")
+    add("--actions", type=int, default=200_000, help="actions in the training set")
+    add("--states", type=int, default=2000, help="states to measure the error at")
     add("--engines", nargs="+", default=["torch"], help="torch, onnx")
-    add("--rounds", type=int, default=50, help="calls of each policy that are timed")
-    add("--threads", type=int, help="of torch")
+    add("--rounds", type=int, default=50, help="timed calls of each policy")
+    add("--threads", type=int, help="threads of torch")
     add("--output", default="report", help="folder for distillation.json")
     options = parser.parse_args(args)
     stages = {"distillation": {"max_steps": options.steps, "num_actions": options.actions}}
@@ -156,8 +156,8 @@ def main(args: Sequence[str] | None = None) -> None:
     print("\n\n".join(table.text() for table in tables(record)))
     drawn, fresh = (record["draw_milliseconds"] * count / 1e3 for count in (options.actions, options.steps * batch))
     print(
-        f"\nthe distillation stage took {seconds:.0f} s, of which {options.actions:,} actions to learn from about "
-        f"{drawn:.0f} s; new ones for each of its {options.steps:,} steps would have taken {fresh:.0f} s"
+        f"\nthe distillation stage took {seconds:.0f} s, of which drawing {options.actions:,} actions took about "
+        f"{drawn:.0f} s; fresh actions for each of its {options.steps:,} steps would have taken about {fresh:.0f} s"
     )
     print(record["machine"])
     path = Path(options.output) / "distillation.json"

@@ -1,11 +1,11 @@
-"""Scores against minutes of one core: d3rlpy's TD3+BC, IQL and BC beside runs of `cepdiff fit` on the same buffers.
+"""Scores by training time on one core: d3rlpy's TD3+BC, IQL and BC, and runs of `cepdiff fit` on the same buffers.
 
     peers/bin/python benchmarks/peers.py train --output peer-runs --datasets NAME ...   # in d3rlpy's environment
     python benchmarks/peers.py score --output peer-runs                                 # in cepdiff's
-    python benchmarks/peers.py report --output peer-runs --runs runs/*/*
+    python benchmarks/peers.py report --output peer-runs --runs cepdiff runs/*/*
 
-The two environments are apart because d3rlpy 2.8 wants gymnasium 1.0.0. Its policies are scored in the same
-environments and episodes as ours. All three commands skip what is there already.
+Two Python environments are needed because d3rlpy 2.8 requires gymnasium 1.0.0. Its policies are scored in the same
+environments and episodes as those of cepdiff. `train` and `score` skip what is done already.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
     report = commands.add_parser("report", parents=[output], help="a table, a figure and peers.json in the folder")
     report.add_argument("--runs", nargs="+", action="append", default=[], metavar=("LABEL", "FOLDER"),
                         help="a name and finished run folders of `cepdiff fit`; can be repeated")  # fmt: skip
-    report.add_argument("--scales", nargs="*", type=float, default=[], help="guidance scales to show by themselves")
-    report.add_argument("--minutes", type=float, default=MINUTES[-1], help="the budget that is compared")
+    report.add_argument("--scales", nargs="*", type=float, default=[], help="fixed guidance scales to show as well")
+    report.add_argument("--minutes", type=float, default=MINUTES[-1], help="budget of the comparison, in minutes")
 
     found = parser.parse_args(args)
     if found.command != "report" and found.data is None:
@@ -53,7 +53,7 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; each side imports only its own packages."""
+    """Run a command; each imports only the packages of its environment."""
     found = arguments(args)
     if found.command == "train":
         try:

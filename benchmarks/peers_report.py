@@ -1,4 +1,4 @@
-"""The peers' scores against minutes beside those of finished runs of `cepdiff fit`: table, figure and JSON."""
+"""Table, figure and JSON of the peers' scores by training time, with those of finished runs of `cepdiff fit`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Peers:
 
     @property
     def methods(self) -> list[str]:
-        """The peers, then ours in the order of the command line."""
+        """The peers, then those of cepdiff in the order of the command line."""
         found = dict.fromkeys(point.method for point in self.points)
         return in_order(found, dict.fromkeys([*ALGORITHMS, *found]))
 
@@ -111,7 +111,7 @@ class Peers:
         return sorted(here, key=lambda point: point.minutes)
 
     def runs(self, method: str) -> dict[tuple[str, int], list[Point]]:
-        """(buffer, seed) -> the points within the budget; a run of ours counts however long it took."""
+        """(buffer, seed) -> the points within the budget; runs of cepdiff count however long they took."""
         keys = sorted({(p.dataset, p.seed) for p in self.points if p.method == method})
         curves = {key: self.curve(key[0], method, key[1]) for key in keys}
         if method in ALGORITHMS:
@@ -131,12 +131,12 @@ class Peers:
                         columns.setdefault(column, {})[point.seed] = point
                 if columns:
                     lines.append([dataset, method, *(cell(columns.get(time, {})) for time in [*times, math.inf])])
-        notes = [CLOCKS, "cepdiff stands in the first column that is not before the end of its run."]
+        notes = [CLOCKS, "A run of cepdiff is in the first column whose time is not less than that of the run."]
         return Table(lines, "normalised score; ± over the episodes of one seed, or over the seeds", notes, labels=2)
 
     @property
     def ours(self) -> str | None:
-        """The first of our methods, with which the peers are compared."""
+        """The first method of cepdiff, with which the peers are compared."""
         return next((method for method in self.methods if method not in ALGORITHMS), None)
 
     def ends(self, method: str | None) -> dict[tuple[str, int], float]:
@@ -144,7 +144,7 @@ class Peers:
         return {} if method is None else {key: curve[-1].score for key, curve in self.runs(method).items()}
 
     def summary(self) -> list[dict[str, Any]]:
-        """Interquartile means over the runs of each method, and of the differences to the first of ours."""
+        """Interquartile means over the runs of each method, and of its differences from `ours`."""
         ours = self.ends(self.ours)
         rows = []
         for method in self.methods:
@@ -167,7 +167,7 @@ class Peers:
         return rows
 
     def wins(self) -> tuple[int, int]:
-        """Buffers on which the first of ours has at least every peer's mean score, and buffers that both have."""
+        """Number of buffers on which the mean score of `ours` is at least every peer's, and of the buffers of both."""
         peers = [mean_by_buffer(self.ends(method)) for method in ALGORITHMS]
         found = mean_by_buffer(self.ends(self.ours))
         best = {name: max(means[name] for means in peers if name in means) for means in peers for name in means}
@@ -185,7 +185,7 @@ class Peers:
                 number(row["swing"], ".1f"), "-" if row["behind"] is None else ranged(row["behind"]),
             ])  # fmt: skip
         notes = [
-            "later half: mean of the later half of the checkpoints. best checkpoint: in hindsight. "
+            "later half: mean over the later half of the checkpoints. best checkpoint: chosen in hindsight. "
             "swing: mean absolute change from one checkpoint to the next."
         ]
         if self.ours is not None:
@@ -196,7 +196,7 @@ class Peers:
         return Table(lines, title, notes, labels=1)
 
     def plot(self, path: Path) -> None:
-        """A panel per buffer: the mean over the seeds of each peer against minutes, each seed thin; ours as points."""
+        """A panel per buffer: the mean of each peer over its seeds, each seed as a thin line; cepdiff as points."""
         figure, panels = new_panels(len(self.datasets), 3, 3.6, 2.8)
         for axes, dataset in zip(panels, self.datasets, strict=True):
             for index, method in enumerate(self.methods):
@@ -227,7 +227,7 @@ def mean_by_buffer(scores: Mapping[tuple[str, int], float]) -> dict[str, float]:
 
 
 def draw_curves(axes: Any, curves: Sequence[Sequence[Point]], label: str, color: str) -> None:
-    """A thin line per seed and their mean where all have a point; the standard error of one seed instead."""
+    """A thin line per seed and the mean where all seeds have a point; for one seed, its line with standard errors."""
     scores = [{p.minutes: p.score for p in curve} for curve in curves]
     times = [time for time in scores[0] if all(time in found for found in scores)]
     if len(curves) > 1:
@@ -239,7 +239,7 @@ def draw_curves(axes: Any, curves: Sequence[Sequence[Point]], label: str, color:
 
 
 def cell(points: dict[int, Point]) -> str:
-    """Mean score, with the standard error of a single seed or the deviation of several."""
+    """Mean score, with the standard error of a single seed or the standard deviation over several."""
     if len(points) == 1:
         only = next(iter(points.values()))
         return number(only.score, ".1f", only.error)
@@ -247,7 +247,7 @@ def cell(points: dict[int, Point]) -> str:
 
 
 def summarized(values: Sequence[float]) -> dict[str, Any]:
-    """Interquartile mean and its interval in plain values."""
+    """Interquartile mean and its interval as plain values."""
     low, high = interval(values)
     return {"iqm": interquartile_mean(values), "low": finite(low), "high": finite(high)}
 

@@ -25,12 +25,12 @@ class ScriptPolicy:
 
     def __init__(self, path: Path, action_size: int) -> None:
         self.action_size = action_size
-        load: Any = torch.jit.load  # has no types
+        load: Any = torch.jit.load  # has no type information
         self.script = load(str(path))
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, guidance_scale: float | Tensor, noise: Tensor) -> Tensor:
-        """Actions (B, A); guidance scale and noise change nothing."""
+        """Actions (B, A); guidance scale and noise are ignored."""
         actions: Tensor = self.script(observations)
         return actions
 
@@ -48,7 +48,7 @@ def evaluation_on(dataset: str, folder: str, episodes: int) -> tuple[Evaluation,
 
 
 def score(policy: Path, dataset: str, data: Path, episodes: int, seed: int) -> ScoreRow:
-    """Episodes of one policy; they start as those of a run of `cepdiff fit` with this seed."""
+    """Score of one policy, over episodes with the starts of a run of `cepdiff fit` with this seed."""
     found, action_size = evaluation_on(dataset, str(data), episodes)
     assert found.environment is not None
     results = evaluate(ScriptPolicy(policy, action_size), found.environment, scales=[0.0], episodes=episodes, seed=seed)
@@ -56,7 +56,7 @@ def score(policy: Path, dataset: str, data: Path, episodes: int, seed: int) -> S
 
 
 def score_run(folder: Path, data: Path, episodes: int) -> None:
-    """Score a run's checkpoints into `scores.json`; those that are there already, from as many episodes, stay."""
+    """Score a run's checkpoints and write `scores.json`; those scored already with as many episodes are kept."""
     training = json.loads((folder / "training.json").read_text())
     path = folder / "scores.json"
     known: Sequence[dict[str, Any]] = json.loads(path.read_text())["checkpoints"] if path.is_file() else ()

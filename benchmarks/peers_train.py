@@ -1,7 +1,7 @@
-"""Training of d3rlpy's algorithms by seconds of one core; runs in d3rlpy's environment, without cepdiff.
+"""Training of d3rlpy's algorithms for a given CPU time; runs in d3rlpy's environment, without cepdiff.
 
-A run's folder has `policy_M.pt` (the deterministic policy after M minutes, as TorchScript), `state.pt` to go on from,
-and `training.json`, which says what was trained and for how long.
+A run's folder has `policy_M.pt` (the deterministic policy after M minutes, as TorchScript), `state.pt` to resume from,
+and `training.json`, which records what was trained and for how long.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_SIZE = 256  # the default of TD3+BC and IQL; BC's own is 100
 
 
 def read_buffer(path: Path) -> Any:
-    """A file in D4RL's layout as d3rlpy's dataset; steps after the last end of an episode are left out."""
+    """A file in D4RL's layout as d3rlpy's dataset, without the steps after the last end of an episode."""
     if not path.is_file():
         raise SystemExit(f"there is no buffer {path}")
     names = ("observations", "actions", "rewards", "terminals", "timeouts")
@@ -46,9 +46,9 @@ def read_buffer(path: Path) -> Any:
 
 
 def train(buffer: Any, dataset: str, algorithm: str, seed: int, minutes: Sequence[float], folder: Path) -> None:
-    """Train until each of the `minutes` of the process's CPU time, one thread; goes on where `folder` stopped.
+    """Train until each of the `minutes` of the process's CPU time, with one thread; resumes the run in `folder`.
 
-    Only sampling of batches and optimiser steps count: neither reading, d3rlpy's logs nor saving.
+    Only the sampling of batches and the optimiser steps count, not reading or saving.
     """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def train(buffer: Any, dataset: str, algorithm: str, seed: int, minutes: Sequenc
     for target in sorted(minutes):
         if cpu >= 60 * target:
             continue
-        # A fresh seed per checkpoint: a run that was stopped goes on as one that was not.
+        # A fresh seed per checkpoint, so that a resumed run draws the same batches as one that was never stopped.
         d3rlpy.seed((1_000_003 * seed + steps) % 2**32)
         algo.set_grad_step(steps)
         cpu_start, wall_start = time.process_time() - cpu, time.perf_counter() - wall
@@ -84,7 +84,7 @@ def train(buffer: Any, dataset: str, algorithm: str, seed: int, minutes: Sequenc
 
 
 def save(algo: Any, record: dict[str, Any], folder: Path) -> None:
-    """Write the checkpoint's policy, then the state, then the record; each aside and renamed."""
+    """Write the checkpoint's policy, then the state, then the record, each to a temporary file that is renamed."""
     aside = folder / "aside.pt"
     algo.save_policy(str(aside))
     aside.replace(folder / f"policy_{record['checkpoints'][-1]['minutes']:g}.pt")

@@ -1,11 +1,11 @@
-"""Error of samplers that choose among K candidates, where everything else is exact: a Gaussian mixture tilted by
-exp(-beta E), E quadratic, at guidance scales s times the beta of the energy network.
+"""Error of samplers that choose among K candidates, with closed forms in place of networks.
 
     python benchmarks/resampling.py                                   # exact energy network, 8-D
     python benchmarks/resampling.py --energies doubled rough          # energy networks with a fault
 
-The critic is -E. `doubled` multiplies the logits by 2, `rough` adds waves to them. Distances (sliced Wasserstein-2) are
-multiples of the noise floor, the distance between two exact samples; `energy` is the mean energy minus the exact one,
+The target at guidance scale s is a Gaussian mixture times exp(-s beta E), E quadratic; the critic is -E. `doubled`
+multiplies the logits of the energy network by 2, `rough` adds waves to them. Distances (sliced Wasserstein-2) are
+multiples of the noise floor, the distance between two exact samples. `energy` is the mean energy minus the exact one,
 in exact standard deviations.
 """
 
@@ -29,7 +29,7 @@ from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.randomness import generator
 from closed_form import ClosedForm, GaussianMixture, QuadraticEnergy, exact_draws, problem
 
-ROWS = 1 << 12  # candidates sampled at a time, which stay in a core's cache
+ROWS = 1 << 12  # candidates at a time, so that they stay in a core's cache
 FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "exact": lambda f, x, alpha: f,
     "doubled": lambda f, x, alpha: 2.0 * f,
@@ -43,7 +43,7 @@ METHODS: dict[str, Callable[[SamplerParts, int], GuidedSampler]] = {
 
 
 def within_bounds(exact: ClosedForm, factor: float = 4.0) -> tuple[GaussianMixture, QuadraticEnergy]:
-    """The mixture shrunk by `factor`, so that samplers' bounds of [-1, 1] cut nothing off, and its energy."""
+    """The mixture shrunk by `factor`, so that the samplers' bounds of [-1, 1] do not cut it off, and its energy."""
     prior, energy = exact.prior, exact.energy
     return (
         GaussianMixture(prior.log_weights, prior.means / factor, prior.covariances / factor**2),
@@ -52,7 +52,7 @@ def within_bounds(exact: ClosedForm, factor: float = 4.0) -> tuple[GaussianMixtu
 
 
 class Exact(nn.Module):
-    """A closed form in the place of a network."""
+    """A closed form in place of a network."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -124,12 +124,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", nargs="+", type=int, default=[8])
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 3.0, 10.0])
-    parser.add_argument("--beta", type=float, default=3.0, help="of the energy network")
+    parser.add_argument("--beta", type=float, default=3.0, help="inverse temperature of the energy network")
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], help="K")
     parser.add_argument("--energies", nargs="+", choices=list(FAULTS), default=["exact"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--num_solver_steps", type=int, default=15)
-    parser.add_argument("--samples", type=int, default=1000, help="compared with exact ones")
+    parser.add_argument("--samples", type=int, default=1000, help="samples to compare with exact ones")
     parser.add_argument("--output", type=Path, default=Path("report"))
     args = parser.parse_args(None if arguments is None else list(arguments))
     torch.set_num_threads(1)

@@ -1,12 +1,11 @@
-"""Guidance at inverse temperatures beyond the trained one: a tempered energy network against a multiplied gradient.
+"""Error of guidance at several inverse temperatures, with a tempered energy network and with a multiplied gradient.
 
     python benchmarks/temperatures.py closed_form --dims 2 8    # error of the gradient, whose exact value is known
     python benchmarks/temperatures.py densities                 # samples of the paper's six densities
 
-`multiplied` is a network trained at beta 3, whose gradient is multiplied by b / 3 at inverse temperature b; `tempered`
-is the same network that is also told the temperature, with the same number of steps. Everything else is equal.
-Distances are multiples of the noise floor, as in exactness.py and densities.py. One line is printed for each number
-that is measured, and all are written to --output.
+`multiplied` is a network trained at beta 3, whose gradient is multiplied by b / 3 at inverse temperature b. `tempered`
+is the same network with the scale as a further input, trained with the same number of steps. Distances are multiples
+of the noise floor, as in exactness.py and densities.py. Each result is printed, and all are written to --output.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--highest_scale", type=float, default=10.0)
     parser.add_argument("--dims", nargs="+", type=int, default=[2, 8])
     parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps of both, in closed form")
-    parser.add_argument("--samples", type=int, default=10_000, help="compared with exact ones, in closed form")
+    parser.add_argument("--samples", type=int, default=10_000, help="samples compared with exact ones, in closed form")
     parser.add_argument("--num_solver_steps", type=int, default=50)
     parser.add_argument("--densities", nargs="+", choices=list(DENSITIES), default=list(DENSITIES))
     parser.add_argument("--runs", type=Path, default=Path("runs/temperatures"))

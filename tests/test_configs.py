@@ -94,7 +94,7 @@ def test_the_cpu_overlay_fits_every_locomotion_recipe(tmp_path: Path) -> None:
 
 
 def test_the_quarter_overlay_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a buffer whose best tenth is a single episode of 10 rows; the policy averages what it draws."""
+    """The buffer's best tenth is a single episode of 10 rows; the policy averages its candidates."""
     hopper, overlay = (next(path for path in CONFIGS if path.stem == name) for name in ("hopper", "cpu_quarter"))
     data = synthetic(tmp_path / "data.hdf5", 11, 3)
     arguments = ["fit", "--config", str(hopper), "--config", str(overlay), "--run_dir", str(tmp_path / "run")]

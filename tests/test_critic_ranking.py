@@ -39,7 +39,7 @@ def found(data: Data, cache: SupportCache) -> Diagnostics:
 
 
 def test_a_critic_agrees_with_the_returns_that_follow(found: Diagnostics) -> None:
-    """A step's reward is the advantage itself; the window, half an episode, adds 24 of other steps."""
+    """A step's reward is its advantage; the window, half an episode, adds the rewards of 24 other steps."""
     ranking = found.ranking
     assert ranking.return_agreement is not None
     assert ranking.critic_agreement is not None
@@ -122,7 +122,7 @@ def test_independent_critics_and_one_critic(data: Data, cache: SupportCache) -> 
 
 
 def test_rankings_are_columns_of_the_report() -> None:
-    """A run of an earlier version has none."""
+    """A run of an earlier version has no ranking."""
     good, chance = Estimate(0.2, 0.01), Estimate(0.01, 0.02)
     rankings = {"a": Ranking(good, Estimate(0.5, 0.3)), "b": Ranking(chance), "c": None}
     rows = []

@@ -1,4 +1,4 @@
-"""`benchmarks/distillation.py` with few steps: its tables, its file, and the numbers that it should reproduce."""
+"""`benchmarks/distillation.py` with few steps: its tables, its file, and the numbers in them."""
 
 from __future__ import annotations
 

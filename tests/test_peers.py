@@ -61,7 +61,7 @@ def our_run(folder: Path, dataset: str, seed: int, scores: dict[float, float], c
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:
-    """Two buffers: a peer with two seeds on the first, and a run of ours on each."""
+    """Two buffers: a peer with two seeds on the first, and a run of cepdiff on each."""
     peer(tmp_path, "a", "TD3+BC", 0, {2.5: 10.0, 5.0: 50.0, 7.5: 40.0})
     peer(tmp_path, "a", "TD3+BC", 1, {2.5: 20.0, 5.0: 30.0})
     peer(tmp_path, "b", "TD3+BC", 0, {2.5: 60.0, 5.0: 80.0})
@@ -109,7 +109,7 @@ def test_report(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_longer_budget(runs: list[str], tmp_path: Path) -> None:
-    """With the checkpoint at 7.5 minutes, of seed 0 on the first buffer only."""
+    """The budget includes the checkpoint at 7.5 minutes, which only seed 0 on the first buffer has."""
     td3 = report(tmp_path)["summary"][0]
     assert td3["score"]["iqm"] == pytest.approx((40 + 30 + 80) / 3)
     assert td3["later_half"]["iqm"] == pytest.approx((45 + 30 + 80) / 3)
@@ -157,7 +157,7 @@ class Constant(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # d3rlpy exports by it
 def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A hopper that does nothing falls within a few steps; what is scored already stays."""
+    """A hopper with constant actions falls within a few steps; existing scores are kept."""
     score_run = importlib.import_module("peers_score").score_run
     rng = np.random.default_rng(0)
     flags = np.arange(64) % 16 == 15
@@ -243,7 +243,7 @@ BUFFER = SimpleNamespace(episodes=[], transition_picker=None, sample_transition_
 
 
 def test_training_stops_at_the_minutes_and_goes_on_from_there(trainer: tuple[Any, Algo], tmp_path: Path) -> None:
-    """A run in two parts has the checkpoints and the seeds of one in one part, and finished ones are not repeated."""
+    """A resumed run has the checkpoints and seeds of an uninterrupted one, and finished ones are not repeated."""
     script, algo = trainer
     script.train(BUFFER, "tiny", "BC", 7, [2.0, 3.5, 6.0], tmp_path / "whole")
     assert algo.minutes == 6.0

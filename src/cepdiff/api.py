@@ -105,7 +105,7 @@ def load_policy(
 ) -> Any:
     """The `GuidedPolicy` of a run, or the `ImageSampler` of a run on images.
 
-    `one_step` takes the distilled network instead of the run's sampler. Your own classes are imported only from the
+    `one_step` uses the distilled network instead of the run's sampler. Your own classes are imported only from the
     folders `trust_sources`, which runs their code.
 
     Raises:

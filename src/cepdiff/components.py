@@ -178,7 +178,7 @@ def check_spec(spec: Mapping[str, Any], where: str) -> None:
 
 
 def takes_function(cls: type, name: str) -> bool:
-    """True if that argument of a class is annotated as a callable."""
+    """True if the argument `name` of a class is annotated as a callable."""
     return typing.get_origin(argument_hints(cls).get(name)) is Callable
 
 
@@ -186,7 +186,7 @@ def build(spec: dict[str, Any], base: type[T], where: str, *args: Any, parts: tu
     """Instantiate `{"class_path": ..., "init_args": {...}}` with `args` first; nested specifications too.
 
     A nested class must be a subclass of one of `parts`, so that a specification from a file cannot call any class. An
-    argument that is annotated as a callable gets a function that builds the class, others the instance.
+    argument that is annotated as a callable gets a function that builds the class; other arguments get the instance.
     """
     cls = import_class(spec["class_path"], base, where)
     init_args: dict[str, Any] = {}

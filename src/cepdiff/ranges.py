@@ -82,7 +82,7 @@ def argument_hints(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for base in reversed(inspect.getmro(cls)):
         if "__init__" in vars(base):
-            # A dataclass may have fields whose annotations are names of its base's module.
+            # The annotations of a dataclass's inherited fields can refer to names in its base's module.
             source: Any = base if is_dataclass(base) else vars(base)["__init__"]
             try:
                 hints |= typing.get_type_hints(source, include_extras=True)
@@ -98,7 +98,7 @@ def _check(value: Any, hint: Any, where: str) -> None:
     if typing.get_origin(hint) in (typing.Union, type(int | None)):
         is_list = isinstance(value, (list, tuple))
         parts = [part for part in typing.get_args(hint) if part is not type(None) and _is_list(part) == is_list]
-        if len(parts) > 1:  # a number or one of some words
+        if len(parts) > 1:  # a number or a literal
             parts = [part for part in parts if (typing.get_origin(part) is typing.Literal) == isinstance(value, str)]
         if len(parts) != 1:
             return

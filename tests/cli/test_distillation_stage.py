@@ -1,4 +1,4 @@
-"""The distillation stage as a user types it: off by default, resumed, judged, and one policy file for both samplers."""
+"""The distillation stage by its commands: off by default, resumed, judged, and one policy file for both samplers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def student(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def distilled(finished_run: tuple[Path, Path]) -> tuple[Path, Path]:
-    """A configuration and a finished run with the stage, whose other stages are those of the run without it."""
+    """A configuration, and a finished run with the stage that reuses the other stages of a run without it."""
     config, plain = finished_run
     run = plain.with_name("distilled")
     assert fit(config, run, *DISTILLED, "--reuse", str(plain)) == 0
@@ -94,7 +94,7 @@ def test_both_samplers_are_judged_and_evaluated_again(distilled: tuple[Path, Pat
 
 
 def test_its_error_is_the_difference_from_the_sampler(distilled: tuple[Path, Path]) -> None:
-    """Within the spread of the actions; and it falls when the network is trained on."""
+    """It is within the spread of the actions, and falls with further training."""
     config, run = distilled
     longer = run.with_name("longer")
     more = ("--stages.distillation.max_steps", "250", "--distillation.learning_rate", "0.01")
@@ -123,7 +123,7 @@ def test_it_is_exported(distilled: tuple[Path, Path], capsys: pytest.CaptureFixt
 def test_a_stopped_stage_goes_on_to_the_same_weights(
     distilled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped while actions are drawn, and again while the network trains."""
+    """The stage is stopped while actions are drawn, and again while the network trains."""
     config, whole = distilled
     run, reuse = tmp_path / "run", ("--reuse", str(whole.with_name("run")))
     monkeypatch.setattr("cepdiff.problems.offline.distillation.CACHED_ACTIONS", 70)

@@ -1,4 +1,4 @@
-"""Returns over a window of steps: how long it is, and where a time limit hides them."""
+"""Returns over a window of steps: the length of the window, and rows too near to a time limit."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def process() -> Process:
 
 
 def exact_correlation() -> float:
-    """Of the advantage, a minus its mean, with the return given the state: both have mean 0 there."""
+    """Correlation of the advantage, a minus its mean, with the return; given the state, both have mean 0."""
     gammas = DISCOUNT ** np.arange(WINDOW)
     mixing, own = SHIFT**2, SPREAD**2  # variances of the policy's mean and of the action around it
     covariance = own + mixing * gammas.sum()
@@ -188,7 +188,7 @@ def test_a_right_critic_a_random_one_and_a_reversed_one(process: Process) -> Non
 
 
 def test_what_the_state_predicts_is_no_evidence(process: Process) -> None:
-    """Advantages that chance ranks, off by a function of the state that also moves the return."""
+    """Random advantages plus a function of the state on which the return depends too."""
     off = 2.0 * torch.sin(5.0 * process.states[:, 0]) + torch.randn(len(process.actions), generator=numbers(5))
     naive = torch.corrcoef(torch.stack([off, process.returns]))[0, 1]
     assert float(naive) > 0.15

@@ -1,4 +1,4 @@
-"""The network that acts in one step: what it takes, and that it learns a known sampler."""
+"""The network that acts in one step: its inputs, and training on a known sampler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cepdiff.types import Batch
 
 
 def taught(rows: int, seed: int) -> Batch:
-    """Noise, states and scales, and the actions 0.8 tanh(z + s_1 + scale) of a sampler that is known."""
+    """Noise, states and scales, and the actions 0.8 tanh(z + s_1 + scale) of a known sampler."""
     numbers = torch.Generator().manual_seed(seed)
     states, noise = torch.randn(rows, 1, generator=numbers), torch.randn(rows, 1, generator=numbers)
     scales = 2 * torch.rand(rows, generator=numbers)
@@ -26,7 +26,7 @@ def taught(rows: int, seed: int) -> Batch:
 
 
 def test_a_known_sampler_is_learnt() -> None:
-    """At noise, states and scales that were never trained on."""
+    """The error is measured at noise, states and scales that were not trained on."""
     torch.manual_seed(0)
     options = {"learning_rate": 3e-3, "lr_schedule": "cosine"}
     module = Distillation(1, 1, 1, net=partial(OneStepNet, width=32, depth=1), **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Energy networks that know the guidance scale: equal to plain ones at a single scale, exact beyond it."""
+"""Energy networks that take the guidance scale: equal to plain ones at a single scale, exact at others."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_scales_are_log_uniform() -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("average_targets", [False, True])
 def test_the_loss_at_one_scale_is_the_plain_loss(objective: type[EnergyObjective], average_targets: bool) -> None:
-    """At scale 2 with beta 3 it is the loss of beta 6, of the same network told the scale."""
+    """At scale 2 with beta 3 the loss is that of beta 6, for the same network with the scale as an input."""
     module = tempered(objective=objective(3.0), average_targets=average_targets, lowest_scale=2.0, highest_scale=2.0)
     batch = minibatch(module)
     loss, metrics = module.loss(batch, RandomStream(7, torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""The one-step sampler: beside the run's own in one policy file, in every engine, and what it refuses."""
+"""The one-step sampler: in one policy file with the run's sampler, in every engine, and its errors."""
 
 from __future__ import annotations
 

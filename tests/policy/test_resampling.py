@@ -338,7 +338,7 @@ def test_bad_options_in_one_line(make: Callable[[SamplerParts], GuidedSampler], 
 
 
 def test_values_are_in_units_of_the_energies() -> None:
-    """Halved values at twice the scale are the same weights."""
+    """Halved values at twice the scale give the same weights."""
     condition, noise = normal(6, S), normal(6, 4 * A + 1, seed=1)
     one, two = (Resampled(replace(with_critic(), energy_unit=unit), num_candidates=4) for unit in (1.0, 2.0))
     expected = one.weighed(condition, noise, torch.full((6,), 1.5))[1]

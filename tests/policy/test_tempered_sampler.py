@@ -1,4 +1,4 @@
-"""Samplers whose energy network takes the guidance scale: what a scale means, files, export and engines."""
+"""Samplers whose energy network takes the guidance scale: samples at each scale, files, export and engines."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def policy(objective: EnergyObjective | None = None) -> GuidedPolicy:
 def test_the_network_gets_the_scale_and_its_gradient_is_not_multiplied(
     objective: EnergyObjective, static: bool
 ) -> None:
-    """Each row as by a plain network that is exact at the row's scale, guided by scale 1."""
+    """Each row is that of a plain network that is exact at the row's scale, guided at scale 1."""
     sampler = GuidedSampler(tempered_parts(objective))
     states, noise = normal(8, S), 0.1 * normal(8, A, seed=1)  # most samples are then within the bounds
     scales = torch.tensor([0.0, 0.5, 1.0, 4.0] * 2)
@@ -79,7 +79,7 @@ class Fixed(torch.nn.Module):
 
 @pytest.mark.parametrize("objective", [CEP(), DPS()])
 def test_logits_are_those_of_scale_one(objective: EnergyObjective) -> None:
-    """As diagnostics and a user's own sampler call them."""
+    """The logits are called as in diagnostics and in a user's own sampler."""
     sampler = GuidedSampler(tempered_parts(objective))
     x, states, t = normal(5, A), normal(5, S, seed=1), torch.tensor(0.3)
     assert sampler.logits is not None
@@ -120,7 +120,7 @@ def test_a_policy_file_keeps_the_network_and_its_range(tmp_path: Path) -> None:
 
 
 def test_an_exported_file_takes_the_scale() -> None:
-    """It says that a scale is beyond the range by NaN, as it cannot raise."""
+    """Scales beyond the range give NaN, because an exported file cannot raise."""
     made = policy()
     file = load(torch_file(trace(made, "noise")), "torch")
     observations, noise, scales = normal(4, S), 0.1 * normal(4, A, seed=1), torch.tensor([0.0, 0.1, 1.0, 4.0])

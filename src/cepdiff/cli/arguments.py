@@ -26,8 +26,8 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_one_step(parser: argparse.ArgumentParser) -> None:
-    """Add the option that takes the distilled network."""
-    parser.add_argument("--one_step", action="store_true", help="the distilled network instead of the run's sampler")
+    """Add the option that uses the distilled network."""
+    parser.add_argument("--one_step", action="store_true", help="use the distilled network, not the run's sampler")
 
 
 def json_object(text: str) -> dict[str, Any]:

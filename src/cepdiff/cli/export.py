@@ -6,7 +6,7 @@ import argparse
 
 from cepdiff.cli.arguments import add_one_step, add_trust
 
-ONE_STEP = "one_step.pt"  # the default name of the distilled policy's file, with another suffix
+ONE_STEP = "one_step.pt"  # default file name of the distilled policy, before the suffix is replaced
 EPILOG = """\
 examples:
   cepdiff export runs/hopper/0 --format onnx

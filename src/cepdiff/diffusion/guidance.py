@@ -48,7 +48,7 @@ def guided_noise(
 
     The gradient is computed only for rows whose scale is not zero, and not at all if there are none, or `logits` or
     `guidance_scale` is None. With `every_row` it is computed for all, so that no shape depends on a value and the host
-    never waits for the device; rows at scale zero do not use theirs, and leading axes broadcast. `t` is a scalar.
+    never waits for the device; rows at scale zero ignore theirs, and leading axes broadcast. `t` is a scalar tensor.
     """
     if logits is None or guidance_scale is None:
         return lambda x, t: eps_net(x, t, condition)

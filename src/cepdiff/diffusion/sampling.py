@@ -25,7 +25,7 @@ def sample_guided(
 ) -> Tensor:
     """Samples of p(x|s) ∝ q(x|s) exp(-scale beta E) of the shape of `noise` (..., A).
 
-    Without guidance, or if `guide_every_row`, `condition` (..., S) and `guidance_scale` (...) broadcast against the
+    Without guidance, or with `guide_every_row`, `condition` (..., S) and `guidance_scale` (...) broadcast against the
     leading axes of `noise`; otherwise all have one batch axis. Data predictions and the result are clamped to
     [-data_bound, data_bound] unless it is None. `guide_every_row` computes gradients at scale 0 too, for a fixed
     sequence of operators. Call under `torch.no_grad`.

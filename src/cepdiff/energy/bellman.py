@@ -20,9 +20,9 @@ def softmax_entropy(q: Tensor, inverse_temperature: float) -> Tensor:
 
 
 def lower_bound(values: Tensor, deviations: float | None) -> Tensor:
-    """One value of C critics: mean - `deviations` standard deviations over them; `values` (C, ...) -> (...).
+    """The mean of C critics minus `deviations` of their standard deviations; `values` (C, ...) -> (...).
 
-    None is their minimum (clipped double Q, Fujimoto et al. 2018), 0 their mean; a positive number is the lower
+    None takes their minimum (clipped double Q, Fujimoto et al. 2018), 0 their mean. A positive number gives the lower
     confidence bound of Ghasemipour et al. 2022, Eq. 5.
     """
     if deviations is None:
@@ -31,9 +31,9 @@ def lower_bound(values: Tensor, deviations: float | None) -> Tensor:
 
 
 def expectile_loss(gaps: Tensor, expectile: float) -> Tensor:
-    """Mean of |expectile - 1(gap < 0)| gap² -> (), least where V is that expectile of Q (Kostrikov et al. 2022, Eq. 5).
+    """Mean of |expectile - 1(gap < 0)| gap² -> (), minimal if V is the expectile of Q (Kostrikov et al. 2022, Eq. 5).
 
-    `gaps` (...) are Q - V; an expectile of 0.5 is the mean, towards 1 the maximum.
+    `gaps` (...) are Q - V. The expectile 0.5 is the mean; towards 1 it approaches the maximum.
     """
     return ((gaps < 0).to(gaps.dtype) - expectile).abs().mul(gaps.square()).mean()
 

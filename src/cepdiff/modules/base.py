@@ -115,7 +115,7 @@ class StageModule(LightningModule, ABC):
             raise ConfigError(f"{self.stage}.micro_batch_size: this loss compares all rows of a batch; leave it null")
 
     def network_spec(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Class and arguments of `net`, by which a policy file builds it, from the module's own plain `arguments`."""
+        """Class and arguments from which a policy file builds `net`; `arguments` are the module's, as plain values."""
         spec: dict[str, Any] = arguments["net"]
         return spec
 

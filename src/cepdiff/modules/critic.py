@@ -19,7 +19,7 @@ from cepdiff.ranges import Count, Fraction, NonNegative, OpenUnit, Positive, Ran
 from cepdiff.types import Batch, Metrics
 
 RUNAWAY_FACTOR = 10.0
-DISCOUNTS = "discounts"  # the batch field of a backup over several steps
+DISCOUNTS = "discounts"  # batch field that only backups over several steps have
 # The percentiles of Q on a batch that are logged, as q_p5, ...
 Q_PERCENTILES = (5, 50, 95)
 
@@ -37,14 +37,15 @@ class SoftmaxQCritic(StageModule):
         discount: gamma in [0, 1).
         tau: rate in (0, 1] at which the target critics follow the critics per step.
         bellman_inverse_temperature: beta_Q of the softmax over next support actions, at least 0.
-        num_steps: rewards per backup, after which the value is bootstrapped, see `data.rl.lookahead`; "episode" sums
-            to its end, which gives the behavior policy's own Q (Brandfonbrener et al. 2021) and settles sooner.
-        deviations: how the critics become one value, see `energy.bellman.lower_bound`; null is their minimum.
-        independent_targets: each critic bootstraps from its own target network, so that their spread tells what the
-            data leave open (Ghasemipour et al. 2022).
-        energy_unit: unit of the energies -Q that guidance and samplers get: "reward" (scaled rewards), or "spread": the
-            standard deviation of Q over a state's support actions, mean over states, so that an inverse temperature
-            means the same in tasks of any reward scale.
+        num_steps: rewards per backup, after which the value is bootstrapped, see `data.rl.lookahead`; "episode" sums to
+            the end of the episode, which gives the behavior policy's Q (Brandfonbrener et al. 2021).
+        deviations: the value is the mean of the critics minus this many of their standard deviations, see
+            `energy.bellman.lower_bound`; null takes the minimum.
+        independent_targets: each critic bootstraps from its own target network, so that the spread of the critics
+            measures uncertainty (Ghasemipour et al. 2022).
+        energy_unit: unit of the energies -Q for guidance and samplers: "reward" (the scaled reward), or "spread" (the
+            standard deviation of Q over a state's support actions, averaged over states). With "spread" an inverse
+            temperature means the same at any reward scale.
         options: those of `StageModule`.
     """
 
@@ -96,7 +97,7 @@ class SoftmaxQCritic(StageModule):
         return lower_bound(self.target_net(observations, actions), self.deviations)
 
     def backup(self, batch: Batch, next_values: Tensor) -> Tensor:
-        """Bellman target (B,) or, for each critic, (C, B), from the `next_values` at `next_observations`."""
+        """Bellman target (B,), or (C, B) for each critic, from the `next_values` at `next_observations`."""
         return bellman_target(batch["rewards"], batch["terminals"], next_values, batch.get(DISCOUNTS, self.discount))
 
     @torch.no_grad()
@@ -146,16 +147,16 @@ class SoftmaxQCritic(StageModule):
 
 
 class ExpectileQCritic(SoftmaxQCritic):
-    """Q bootstraps from V(s'), an expectile of Q(s, a) over the data: no support actions are needed to train it.
+    """Implicit Q-learning (Kostrikov et al. 2022, Eq. 5 and 6).
 
-    Implicit Q-learning (Kostrikov et al. 2022, Eq. 5 and 6).
+    Q bootstraps from V(s'), and V(s) is an expectile of Q(s, a) over the data. Training needs no support actions.
 
     Args:
         observation_size: S.
         action_size: A.
-        expectile: in (0, 1); 0.5 is the behavior policy's own value, towards 1 the best action of the data.
+        expectile: in (0, 1); 0.5 gives the behavior policy's value, towards 1 that of the best action in the data.
         value_hidden: widths of V's hidden layers.
-        options: those of `SoftmaxQCritic`, but for the two that concern its backup over support actions.
+        options: those of `SoftmaxQCritic` except `independent_targets` and `bellman_inverse_temperature`.
     """
 
     batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations")

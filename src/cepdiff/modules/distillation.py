@@ -1,4 +1,4 @@
-"""Stage 4, if it is wanted: a network that draws the guided sampler's actions in one step."""
+"""Stage 4 (optional): a network that reproduces the sampler's actions in one step."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cepdiff.types import Batch, Metrics
 class Distillation(StageModule):
     """Regression of a sampler's actions on its noise (Luhman and Luhman 2021, arXiv 2101.02388).
 
-    A deterministic solver maps noise z, state s and guidance scale w to one action T(z, s, w), so the network
-    f(z, s, w) that minimises E |f(z, s, w) - T(z, s, w)|² is that map, and not a mean over actions. Flow Q-learning
-    distils its policy by the same term (Park et al. 2025, arXiv 2502.02538); their term that raises Q is left out, as
-    the sampler is guided already.
+    A deterministic solver maps noise z, state s and guidance scale w to one action T(z, s, w). The network f(z, s, w)
+    that minimises E |f(z, s, w) - T(z, s, w)|² is therefore T itself, not a mean over actions. Flow Q-learning distils
+    its policy with the same term (Park et al. 2025, arXiv 2502.02538). Its term for Q is left out, because the sampler
+    is already guided.
 
     Batches hold `observations` (B, S), `noise` (B, Z), `guidance_scales` (B,) and the sampler's `actions` (B, A), all
-    drawn before it trains.
+    drawn before training.
 
     Args:
         observation_size: S.

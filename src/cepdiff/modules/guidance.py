@@ -154,7 +154,7 @@ class BatchEnergyGuidance(EnergyGuidance):
         return self.with_label_ess(self.objective.loss(logits, targets), energies)
 
     def contrasts(self, energies: Tensor, noise: RandomStream) -> tuple[Tensor, Tensor | None]:
-        """The energies (K,), or (T, K) by time, to contrast, and the condition (T, 1, S) of their logits, if any."""
+        """The energies to contrast, (K,) or (T, K) per time, and the condition (T, 1, S) of their logits, or None."""
         return energies, None
 
     def logits_at_times(

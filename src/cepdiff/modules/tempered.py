@@ -1,4 +1,4 @@
-"""Stage 3 at every guidance scale: an energy network trained at scales drawn from a range, and exact at each."""
+"""Stage 3 for a range of guidance scales: an energy network that takes the scale as an input."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from cepdiff.networks.tempered import Tempered, with_scale
 from cepdiff.ranges import Positive
 from cepdiff.types import Batch, Metrics
 
-GOLDEN = 0.618034  # multiples of it, modulo 1, spread evenly over [0, 1)
+GOLDEN = 0.618034  # golden ratio: its multiples modulo 1 are spread evenly over [0, 1)
 
 
 class TemperedGuidance(EnergyGuidance):
     """Energy prediction at guidance scales s drawn log-uniformly, one for each contrastive set.
 
-    A set's energies are s E, and its network (`Tempered`) is told s: by Lu et al. 2023, Eq. 16, with s beta in place of
-    beta, the gradient at each s is exact for p ∝ q exp(-s beta E). Multiplying the gradient of scale 1 is not.
+    The energies of a set are s E, and its network (`Tempered`) takes s as an input. At the optimum of Lu et al. 2023,
+    Eq. 16, with s beta in place of beta, the gradient at each s is exact for p ∝ q exp(-s beta E); s times the gradient
+    of scale 1 is not.
 
     Args:
         observation_size: S; 0 makes an unconditional energy.
         action_size: A.
         net: `net(observation_size + 1, action_size)` makes the network inside `Tempered`.
-        lowest_scale: smallest s; below it the gradient vanishes in proportion to s.
-        highest_scale: largest s; greater ones are refused.
+        lowest_scale: smallest s in training; below it the logits vanish in proportion to s.
+        highest_scale: largest s; larger ones are refused.
         options: those of `EnergyGuidance`, with any objective.
     """
 
@@ -61,7 +62,7 @@ class TemperedGuidance(EnergyGuidance):
 
 
 class TemperedBatchGuidance(BatchEnergyGuidance):
-    """As `TemperedGuidance`, without conditions: one scale for each of the diffusion times of a step.
+    """`TemperedGuidance` without conditions: one scale for each of the diffusion times of a step.
 
     Args:
         observation_size: must be 0.
@@ -97,12 +98,12 @@ class TemperedBatchGuidance(BatchEnergyGuidance):
 
 
 def scale_at(net: Tempered, uniform: Tensor) -> Tensor:
-    """Scales between the lowest and the highest of `net`, log-uniform if `uniform` is uniform in [0, 1)."""
+    """Scales between the lowest and highest of `net`, log-uniform if `uniform` is uniform in [0, 1)."""
     return net.lowest_scale * (net.highest_scale / net.lowest_scale) ** uniform
 
 
 def tempered_spec(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Class and arguments of a `Tempered` network, from those of its module."""
+    """Class and arguments of a `Tempered` network, from the arguments of its module."""
     return {
         "class_path": class_path_of(Tempered),
         "init_args": {name: arguments[name] for name in ("net", "lowest_scale", "highest_scale")},

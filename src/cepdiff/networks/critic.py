@@ -14,7 +14,7 @@ from cepdiff.ranges import Repeats, Width
 class QEnsemble(nn.Module):
     """Independent MLP critics (two: clipped double Q, Fujimoto et al. 2018).
 
-    observations (..., S) and actions (..., A) with broadcasting leading axes -> (num_critics, ...). `layer_norm` puts a
+    observations (..., S) and actions (..., A) with broadcasting leading axes -> (num_critics, ...). `layer_norm` adds a
     LayerNorm before each activation, which bounds values far from the data (Ball et al. 2023).
     """
 

@@ -56,16 +56,16 @@ class OutputLinear(nn.Linear):
 
 
 def activations(size: int, activation: str, layer_norm: bool) -> list[nn.Module]:
-    """What follows a hidden layer of `size`: a LayerNorm, if wanted, and the activation."""
+    """The modules after a hidden layer of `size`: a LayerNorm if `layer_norm`, and the activation."""
     return [*([nn.LayerNorm(size)] if layer_norm else []), activation_class(activation)()]
 
 
 def mlp(
     sizes: Sequence[int], activation: str = "relu", layer_norm: bool = False, first: Sequence[nn.Module] = ()
 ) -> nn.Sequential:
-    """Linear layers between `sizes` with the activation (after a LayerNorm) between them, none after the last.
+    """Linear layers between `sizes` with `activations` between them, none after the last.
 
-    `first` comes before them (e.g. the activation after a `JointLinear`).
+    The modules in `first` come before them (e.g. the activation after a `JointLinear`).
     """
     layers: list[nn.Module] = [*first]
     for size, next_size in itertools.pairwise(sizes[:-1]):

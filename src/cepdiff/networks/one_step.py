@@ -1,4 +1,4 @@
-"""The network that acts in one step: noise, state and guidance scale to an action."""
+"""A network that acts in one step, from noise, state and guidance scale to an action."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cepdiff.ranges import Blocks, Count, Width
 class OneStepNet(nn.Module):
     """A residual MLP from noise (..., Z), state (..., S) and guidance scale (...) to an action (..., A) in [-1, 1].
 
-    Leading axes broadcast against each other. The scale enters as log(1 + scale), which resolves small scales best.
+    Leading axes broadcast. The scale enters as log(1 + scale), which has the finest resolution at small scales.
 
     Args:
         observation_size: S, or 0.
         action_size: A.
-        noise_size: Z, of the sampler whose map is learnt; None is A.
+        noise_size: Z, the noise size of the sampler to distil; None is A.
         width: width of all layers.
         depth: number of residual blocks, of two layers each.
     """

@@ -1,4 +1,4 @@
-"""An energy network that knows the guidance scale, and is exact at each of a range of them."""
+"""An energy network that takes the guidance scale as an input."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cepdiff.errors import ConfigError
 from cepdiff.ranges import Positive, check_arguments
 from cepdiff.types import EnergyLogits, NoisePredictor
 
-ROUNDING = 1.0 + 1e-6  # of float32 scales
+ROUNDING = 1.0 + 1e-6  # tolerance for scales in float32
 
 
 class Tempered(nn.Module):
     """Logits f = s g(x_t, t, c, log s) of the energies s E, for guidance scales s up to `highest_scale`.
 
-    At scale s they stand for -log E_q(x_0|x_t)[exp(-s beta E(x_0))], of which s times the logits of scale 1 are only
-    the first order in s (Lu et al. 2023, Eq. 8, holds for each s by itself). For s -> 0 they vanish in proportion to s,
-    as they must: below `lowest_scale` g stays that of `lowest_scale`. Above `highest_scale` the logits are NaN.
+    At scale s they learn log E_q(x_0|x_t)[exp(-s beta E(x_0))] up to a constant (Lu et al. 2023, Eq. 8, at the inverse
+    temperature s beta), which is not linear in s. It vanishes in proportion to s for s -> 0, so below `lowest_scale`
+    the factor g is that of `lowest_scale`. Above `highest_scale` the logits are NaN.
 
     x (..., A), t (...), condition (..., S + 1), whose last entry is s, with broadcasting leading axes -> logits (...).
 
@@ -29,8 +29,8 @@ class Tempered(nn.Module):
         data_size: A.
         net: `net(condition_size + 1, data_size)` makes g; its last condition is log s, scaled to [-1, 1] between the
             lowest and the highest scale.
-        lowest_scale: smallest s that it was trained at.
-        highest_scale: largest s that it was trained at.
+        lowest_scale: smallest s in training.
+        highest_scale: largest s in training.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ def with_scale(condition: Tensor, scale: Tensor) -> Tensor:
 
 
 def without_scale(eps_net: NoisePredictor) -> NoisePredictor:
-    """`eps_net`, called with conditions that end with a scale, which it does not take."""
+    """`eps_net` for conditions that end with a scale, which is dropped."""
     return lambda x, t, condition: eps_net(x, t, None if condition is None else condition[..., :-1])
 
 
 def at_scale(logits: EnergyLogits, scale: float) -> EnergyLogits:
-    """The logits of a `Tempered` network at one scale, called with conditions (..., S) or None."""
+    """The logits of a `Tempered` network at one scale, for conditions (..., S) or None."""
 
     def fixed(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return logits(x, t, nn.functional.pad(x[..., :0] if condition is None else condition, (0, 1), value=scale))

@@ -25,7 +25,7 @@ class ScaleEvidence:
         penalized_value: `nearest_value` minus the critic's slope times the distance: the lowest value that a critic of
             this slope allows there, given its values at the support actions; never above `nearest_value`.
         twin_gap: largest minus smallest critic at the guided actions.
-        effective_sample_size: of the weighted candidates behind an action; None if the sampler weighs none.
+        effective_sample_size: of the weighted candidates of an action; None if the sampler has none.
     """
 
     guidance_scale: float
@@ -40,12 +40,12 @@ class ScaleEvidence:
 
 
 def choose_scale(evidence: Sequence[ScaleEvidence], ranking: Ranking) -> tuple[float, str]:
-    """The offline choice, and why: the scale with the highest `penalized_value`, the smallest among equals.
+    """The offline choice and its reason: the scale with the highest `penalized_value`, the smallest among equals.
 
     The critic's value of guided actions keeps growing with the scale as long as its errors do. It is therefore used at
-    support actions only, and an action away from them gets the lowest value that the critic's slope allows. Where a
-    test of the critic's ranking does not exceed chance, its values say nothing about actions, and the choice is scale
-    0, the behavior policy; so it is for a critic that learned the very returns that would have to test it.
+    support actions only, and an action away from them gets the lowest value that the critic's slope allows. The choice
+    is scale 0, the behavior policy, if a test of the critic's ranking is not above chance, or if the critic was trained
+    on the returns that would test it.
     """
     if failed := ranking.not_above_chance:
         where = {name: "below" if ranking.figures[name].below_chance else "not above" for name in failed}

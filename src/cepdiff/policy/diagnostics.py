@@ -33,7 +33,7 @@ from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.randomness import generator, stream_seed
 
 PERCENTILES = (5, 25, 50, 75, 95)
-# Candidates are drawn a second time for their effective sample size: on every fourth state, which is enough for a mean.
+# The effective sample size needs the candidates a second time; it is averaged over every fourth state to save time.
 ESS_STRIDE = 4
 
 
@@ -72,7 +72,8 @@ class Diagnostics:
         norms: guidance against score over diffusion time.
         scales: the evidence of each guidance scale, ascending.
         ranking: tests of the critic's ranking of a state's actions.
-        offline_choice: the scale that `choose_scale` picks, for the reason `choice_reason`.
+        offline_choice: the scale that `choose_scale` picks.
+        choice_reason: its reason, as a line of text.
         inside_choice: the one that `choose_inside` picks, for comparison.
     """
 
@@ -221,7 +222,7 @@ def scale_evidence(
 
 @torch.no_grad()
 def spread(critic: SoftmaxQCritic, sample: Sample) -> float:
-    """Standard deviation of Q over a state's support actions, mean over states; 1 if the critic tells none apart."""
+    """Standard deviation of Q over a state's support actions, mean over states; 1 if that is 0."""
     q = critic.q_value(sample.states.unsqueeze(1), sample.support)  # (M, 1, S), (M, K, A) -> (M, K)
     return float(q.std(-1).mean()) or 1.0
 

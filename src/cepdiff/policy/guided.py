@@ -128,7 +128,7 @@ class GuidedPolicy:
     ) -> GuidedPolicy:
         """The policy of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
 
-        `one_step` takes the distilled network instead of the run's sampler. Your own classes are imported only from
+        `one_step` uses the distilled network instead of the run's sampler. Your own classes are imported only from
         the folders `trust_sources`. Raises as `load_sampler`.
         """
         sampler, recipe = load_sampler(run_dir, device, num_solver_steps, trust_sources, one_step)

@@ -1,4 +1,4 @@
-"""The sampler of a distilled policy: one evaluation of one network."""
+"""The sampler of a distilled policy, with one network evaluation per action."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cepdiff.ranges import Count, NonNegative
 
 
 class OneStep(GuidedSampler):
-    """Samples of the network "one_step", which was trained on another sampler's, see `modules.distillation`.
+    """Samples of the network "one_step", which approximates another sampler, see `modules.distillation`.
 
-    It takes the same noise as that sampler and returns nearly the same samples.
+    It takes the same noise as that sampler.
 
     Args:
         parts: with the network "one_step".
-        noise_size: standard normal numbers per sample, as the other sampler has them.
+        noise_size: standard normal numbers per sample, as for the other sampler.
         max_scale: largest guidance scale that the network was trained at.
     """
 
     needs = ("one_step",)
 
     def __init__(self, parts: SamplerParts, noise_size: Count, max_scale: NonNegative) -> None:
-        super().__init__(replace(parts, solver=DPMSolver(1, order=1)))  # unused, but the number of steps is true
+        super().__init__(replace(parts, solver=DPMSolver(1, order=1)))  # unused, but reports the number of steps
         self._noise_size = noise_size
         self.max_scale = max_scale
 

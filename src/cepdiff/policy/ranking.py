@@ -1,4 +1,4 @@
-"""How far a run's critic can rank the actions of a state, measured on the buffer."""
+"""Tests of a run's critic on the buffer: does it rank the actions of a state?"""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.randomness import generator, stream_seed
 
-MAX_ROWS = 10_000  # with support actions
-MAX_DRAWN_ROWS = 4_000  # without any, which are then drawn
-DRAWN = 4  # behavior actions for a row that has no support actions
-BLOCK = 512  # rows at a time: their activations stay in a core's cache
-FEATURES = 256  # random features of the state, but at most one for this many rows:
+MAX_ROWS = 10_000  # rows with support actions
+MAX_DRAWN_ROWS = 4_000  # rows without, whose actions have to be drawn
+DRAWN = 4  # behavior actions per row without support actions
+BLOCK = 512  # rows at a time, so that activations stay in a core's cache
+FEATURES = 256  # random features of the state, at most one per `ROWS_PER_FEATURE` rows
 ROWS_PER_FEATURE = 20
-MIN_EPISODES = 10  # fewer say too little about the error
+MIN_EPISODES = 10  # fewer do not give a usable error
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Ranking:
     """Tests of a critic's ranking, see `energy.ranking`; None with fewer than `MIN_EPISODES` episodes.
 
     Args:
-        return_agreement: of the advantages of the buffer's actions with the returns that followed.
-        critic_agreement: of the critics with each other; None for one critic.
-        shared_targets: True if the critics learn from one target. They then share its errors: `critic_agreement` is an
-            upper bound, and no test.
+        return_agreement: between the advantages of the buffer's actions and the returns that followed.
+        critic_agreement: between the critics; None for one critic.
+        shared_targets: True if the critics learn from one target. They then share its errors, and `critic_agreement` is
+            an upper bound, not a test.
         held_out: True if `return_agreement` is on episodes that the critic was not trained on.
-        learned_returns: True if the critic's targets are sums of several rewards. It agrees with those it was trained
-            on in any case: unless they are held out, `return_agreement` is an upper bound, and no test.
+        learned_returns: True if the critic's targets are sums of several rewards. On its training episodes it agrees
+            with them by construction, and `return_agreement` is an upper bound, not a test.
     """
 
     return_agreement: Estimate | None = None
@@ -48,7 +48,7 @@ class Ranking:
 
     @property
     def is_untested(self) -> bool:
-        """True if the critic's agreement with returns is only known where it learned these very returns."""
+        """True if the agreement with returns is only measured on returns that the critic was trained on."""
         return self.learned_returns and not self.held_out and self.return_agreement is not None
 
     @property
@@ -59,7 +59,7 @@ class Ranking:
 
     @property
     def not_above_chance(self) -> list[str]:
-        """The tests whose 95% interval does not lie above 0; critics that share their targets are no test."""
+        """The tests whose 95% interval is not above 0; `critic_agreement` with shared targets is not a test."""
         tests = {name: e for name, e in self.figures.items() if name != "critic_agreement" or not self.shared_targets}
         return [name for name, estimate in tests.items() if not estimate.above_chance]
 
@@ -102,7 +102,7 @@ def measure_ranking(
     seed: int,
     device: torch.device | str,
 ) -> Ranking:
-    """Compare the critics at the states `ids` (M,), and the critic with the returns of rows that `rows_to_test` draws.
+    """Compare the critics at the states `ids` (M,), and the critic with the returns of rows from `rows_to_test`.
 
     For rows without support actions, `sampler` draws `DRAWN` behavior actions each.
     """
@@ -138,11 +138,11 @@ def measure_ranking(
 def rows_to_test(
     data: OfflineDataModule, support: SupportCache, discount: float, seed: int
 ) -> tuple[Tensor, Tensor, bool]:
-    """Ascending rows drawn by `seed`, the returns that followed, and True if the rows are held out.
+    """Rows drawn by `seed`, in ascending order, the returns that followed, and True if the rows are held out.
 
-    There are up to `MAX_ROWS`, or `MAX_DRAWN_ROWS` held-out ones, which are of episodes without any support actions: no
-    stage after the behavior's has seen them. There must be `MIN_EPISODES` of these, else rows with support actions are
-    drawn. No rows if the buffer's are in no order.
+    Held-out rows are from episodes without any support actions, on which a backup over support actions is not trained.
+    If there are at least `MIN_EPISODES` of these, up to `MAX_DRAWN_ROWS` of their rows are drawn, otherwise up to
+    `MAX_ROWS` rows with support actions. There are no rows if the buffer is not in time order.
     """
     buffer = data.buffer
     if not buffer.chained:
@@ -162,7 +162,7 @@ def rows_to_test(
 def critic_values(
     critic: SoftmaxQCritic, data: OfflineDataModule, support: SupportCache, ids: Tensor, device: torch.device | str
 ) -> Tensor:
-    """Values (C, M, K) by each critic of the support actions of the states `ids` (M,), on the CPU."""
+    """Each critic's values (C, M, K) of the support actions of the states `ids` (M,), on the CPU."""
     values = []
     for some in torch.split(ids, BLOCK):
         states = data.normalize(data.buffer.states[some]).to(device)

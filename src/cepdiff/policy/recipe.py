@@ -142,10 +142,9 @@ def load_sampler(
     imported from installed packages and from the folders `trust_sources`.
 
     Raises:
-        ConfigError: a class cannot be found, is not trusted or cannot be built, or one step has `num_solver_steps`;
-            also as `read_recipe`.
-        RunError: the weights are of other networks, or one step is asked for where there is none; also as
-            `read_recipe`.
+        ConfigError: a class cannot be found, is not trusted or cannot be built, or both `one_step` and
+            `num_solver_steps` are given; also as `read_recipe`.
+        RunError: the weights are of other networks, or the file has no one-step network; also as `read_recipe`.
     """
     recipe, weights, path = read_recipe(run_dir)
     if one_step:
@@ -179,7 +178,7 @@ def load_sampler(
 
 
 def require_one_step(recipe: Recipe, path: Path, num_solver_steps: int | None) -> None:
-    """Raise unless the policy file at `path` can act in one step, as `load_sampler` does."""
+    """Raise as `load_sampler` unless the policy file at `path` has a one-step network and no solver steps are given."""
     if not recipe.one_step:
         raise RunError(
             f"{path} has no one-step network: train it with `cepdiff fit` and --stages.distillation.max_steps N, or "

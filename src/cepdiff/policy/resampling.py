@@ -1,8 +1,9 @@
 """Samplers that draw K candidates per state and choose among them.
 
-B batch, K candidates, A action size. Candidates a_k of a proposal r(a|s) with log-weights log p(a_k|s) - log r(a_k|s),
-up to a constant of s, target p: one drawn by its weight is a sample of p in the limit of many candidates
-(self-normalised importance sampling; Rubin 1987), and the effective sample size of the weights says how near that is.
+B batch, K candidates, A action size. Candidates a_k are drawn from a proposal r(a|s) and have log-weights
+log p(a_k|s) - log r(a_k|s), up to a constant of s, for the target p. One of them, drawn by its weight, is a sample of p
+in the limit of many candidates (self-normalised importance sampling; Rubin 1987). The effective sample size of the
+weights measures how near that limit is.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ NoiseScale = Annotated[float, Range(0, 1, "(]")]
 def drawn(log_weights: Tensor, normal: Tensor) -> Tensor:
     """The index (...) of one of K candidates, with probability softmax_K(`log_weights` (..., K)).
 
-    Inverts the cumulative weights at Phi(`normal`), `normal` (...) standard normal.
+    `normal` (...) is standard normal; the cumulative weights are inverted at Phi(`normal`).
     """
     uniform = 0.5 * torch.erfc(normal * -math.sqrt(0.5))
     cumulative = log_weights.softmax(-1).cumsum(-1)
-    # Relative to the sum, which rounding moves away from 1: the index stays below K.
+    # Relative to the sum, which rounding can move away from 1, so that the index stays below K.
     return (cumulative < uniform.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
 
 
@@ -53,12 +54,12 @@ def taken(candidates: Tensor, index: Tensor) -> Tensor:
 
 
 class CandidateSampler(GuidedSampler):
-    """Base of samplers that draw K candidates per state, all at once: what they share of a state is computed once.
+    """Base class of samplers that draw K candidates per state in one batch; what depends on the state is computed once.
 
     Args:
         parts: as in `GuidedSampler`.
         num_candidates: K.
-        noise_scale: factor of the solver's noise; below 1 candidates crowd around the likeliest actions.
+        noise_scale: factor of the solver's noise; below 1 candidates vary less.
     """
 
     def __init__(self, parts: SamplerParts, num_candidates: Repeats = 8, noise_scale: NoiseScale = 1.0) -> None:
@@ -72,35 +73,34 @@ class CandidateSampler(GuidedSampler):
         return self.num_candidates * self.size
 
     def candidates(self, condition: Tensor, noise: Tensor, scale: Tensor | None, *, static: bool) -> Tensor:
-        """Candidates (..., K, A), guided at `scale` (...), from the first K * A numbers of `noise`; None: unguided."""
+        """Candidates (..., K, A) from the first K * A numbers of `noise`, guided at `scale` (...) unless it is None."""
         numbers = noise[..., : self.num_candidates * self.size]
         numbers = numbers.reshape(*noise.shape[:-1], self.num_candidates, self.size)
         if scale is not None and not static and not bool(scale.any()):
             scale = None
         if scale is not None:
-            scale = scale.unsqueeze(-1)  # (...) -> (..., 1), of all candidates
+            scale = scale.unsqueeze(-1)  # (...) -> (..., 1), for all candidates
         return self._plain(self._of_candidates(condition, numbers), numbers, scale)
 
     def _of_candidates(self, condition: Tensor, candidates: Tensor) -> Tensor:
-        """`condition` (..., S) as (..., 1, S), which broadcasts against candidates (..., K, A); a head for each."""
+        """`condition` (..., S) as (..., 1, S), which broadcasts against candidates, or as (..., K, S) if headed."""
         condition = condition.unsqueeze(-2)
         return condition.expand(*candidates.shape[:-1], -1) if self.headed else condition
 
     def _plain(self, condition: Tensor, numbers: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Samples of the guided sampler, with the noise scaled; leading axes broadcast."""
+        """Samples of the guided sampler from scaled noise; leading axes broadcast."""
         return super().sample(condition, self.noise_scale * numbers, scale, static=scale is not None)
 
 
 class Averaged(CandidateSampler):
-    """The mean or the medoid of K samples, guided at the row's scale: no critic is asked.
+    """The mean or the medoid of K samples at the row's guidance scale; the critic is not used.
 
-    An average forgoes what the policy does for variety; where its actions form separate groups the mean may lie between
-    them, and the medoid does not.
+    If actions form separate groups, the mean can lie between them; the medoid is always one of the samples.
 
     Args:
         parts: as in `GuidedSampler`.
         choose: "mean", or "medoid": the sample nearest to the mean.
-        num_candidates: K; 1 is the guided sampler with its noise scaled.
+        num_candidates: K; 1 is the guided sampler with scaled noise.
         noise_scale: as in `CandidateSampler`.
     """
 
@@ -128,23 +128,25 @@ class Averaged(CandidateSampler):
 class Resampled(CandidateSampler):
     """One of K candidates, or their mean, by weights that target p(a|s) ∝ q(a|s) exp(scale beta Q(s, a)).
 
-    Candidates come from q, or are guided at `candidate_scale` c, whose own tilt is divided out:
+    Candidates are drawn from q, or guided at `candidate_scale` c, in which case their density relative to q is divided
+    out:
 
         log w = scale beta Q(s, a) - c f(a, t_min, s)
 
-    with the energy network's logits f. Guided candidates have the density q exp(c f) only at c = 0 and c = 1, where
-    guidance is exact; for another c the target is approximate, unless the network is `Tempered`: its logits at c take
-    the place of c f. Q is that of the critic; a problem without one has
-    f(a, t_min, s) in the place of beta Q. At scale 0 candidates are unguided and their weights equal: "draw" and "best"
-    take the first, a sample of the behavior policy, and the others are those of `Averaged`.
+    f are the energy network's logits. Guided candidates have the density q exp(c f) only at c = 0 and c = 1, where
+    guidance is exact. For another c the target is approximate, unless the network is `Tempered`: its logits at c then
+    replace c f. Q is the critic's; in a problem without a critic f(a, t_min, s) replaces beta Q.
+
+    At scale 0 candidates are unguided and have equal weights. "draw" and "best" then take the first, a sample of the
+    behavior policy; "mean" and "medoid" are those of `Averaged`.
 
     Args:
         parts: as in `GuidedSampler`.
-        choose: "draw" one by its weight, which needs one normal number more; the weighted "mean"; the "medoid", the
-            candidate nearest to that mean; or the "best", of the highest Q, which is the limit of large scales.
+        choose: "draw" one by its weight, which needs one more normal number; the weighted "mean"; the "medoid", which
+            is the candidate nearest to that mean; or the "best", with the highest Q, the limit of large scales.
         num_candidates: K.
         candidate_scale: c, the guidance scale of the candidates.
-        noise_scale: as in `CandidateSampler`; below 1 q is what the scaled noise gives.
+        noise_scale: as in `CandidateSampler`; below 1, q is the distribution of samples from the scaled noise.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("behavior", "energy", "critic")
@@ -191,8 +193,10 @@ class Resampled(CandidateSampler):
     def weighed(
         self, condition: Tensor, noise: Tensor, scale: Tensor, *, static: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Candidates (..., K, A) and their log-weights (..., K) at `scale` (...), up to a constant per row; for "best"
-        their values."""
+        """Candidates (..., K, A) and their log-weights (..., K) at `scale` (...), up to a constant per row.
+
+        For "best" the weights are the candidates' values.
+        """
         own_scale = self.candidate_scale * (scale != 0) if self.candidate_scale else None
         candidates = self.candidates(condition, noise, own_scale, static=static)
         if not static and not bool(scale.any()):
@@ -208,20 +212,20 @@ class Resampled(CandidateSampler):
         return candidates, log_weights
 
     def value(self, condition: Tensor, candidates: Tensor) -> Tensor:
-        """beta Q (..., K) of candidates (..., K, A), in units of the energies: the lowest critic's, see the class."""
+        """beta Q (..., K) of candidates (..., K, A), Q the minimum of the critics in the unit of the energies."""
         if "critic" not in self.networks:
             return self._clean_logits(condition, candidates, 1.0)
         q: Tensor = self.networks["critic"](condition.unsqueeze(-2), candidates)
         return self.objective.inverse_temperature / self.energy_unit * q.amin(0)
 
     def effective_sample_size(self, condition: Tensor, noise: Tensor, guidance_scale: Tensor) -> Tensor | None:
-        """1 / Σ_k w_k² (...) of the normalised weights, in [1, K]; None for "best", which weighs nothing."""
+        """1 / Σ_k w_k² (...) of the normalised weights, in [1, K]; None for "best", which has no weights."""
         if self.choose == "best":
             return None
         return effective_sample_size(-self.weighed(condition, noise, guidance_scale)[1], 1.0)
 
     def _clean_logits(self, condition: Tensor, candidates: Tensor, scale: float) -> Tensor:
-        """Logits (..., K) at t_min of candidates (..., K, A) for one guidance scale; a multiple, unless tempered."""
+        """Logits (..., K) at t_min of candidates (..., K, A), at `scale` if tempered, otherwise multiplied by it."""
         if self.logits is None:
             raise RunError("there is neither a critic nor an energy network yet to weigh candidates by: use scale 0")
         t_min = torch.full((), self.schedule.t_min, dtype=candidates.dtype, device=candidates.device)
@@ -232,9 +236,9 @@ class Resampled(CandidateSampler):
 
 
 class BestOfN(Resampled):
-    """Of K candidates, the one that the critic values most: the limit of `Resampled` at large scales.
+    """The one of K candidates with the highest Q: the limit of `Resampled` at large scales.
 
-    Scale 0 is a sample of the behavior policy; any other scale is the best. Options as in `Resampled`.
+    Scale 0 is a sample of the behavior policy; every other scale is the best candidate. Options as in `Resampled`.
     """
 
     def __init__(

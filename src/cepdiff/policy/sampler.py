@@ -36,7 +36,7 @@ class SamplerParts:
         solver: of the diffusion ODE.
         objective: what "energy" was trained on; None is `CEP()`.
         headed: "energy" has heads; a row's condition is then (1,), the index of its head.
-        energy_unit: Q of "critic" is divided by this number to give minus the energy that "energy" was trained on.
+        energy_unit: unit of the energies that "energy" was trained on: they are minus Q of "critic" divided by it.
     """
 
     size: int
@@ -74,7 +74,7 @@ class GuidedSampler:
         self.objective = parts.objective or CEP()
         self.headed = parts.headed
         self.energy_unit = parts.energy_unit
-        # The largest guidance scale that it can sample at.
+        # The largest guidance scale to sample at.
         self.max_scale = math.inf if self.tempered is None else self.tempered.highest_scale
 
     @property
@@ -100,12 +100,12 @@ class GuidedSampler:
 
     @property
     def tempered(self) -> Tempered | None:
-        """The energy network if it takes the guidance scale, which then does not multiply its gradient."""
+        """The energy network if it takes the guidance scale as an input; the scale does not multiply its gradient."""
         energy = self.networks.get("energy")
         return energy if isinstance(energy, Tempered) else None
 
     def _logits(self) -> EnergyLogits:
-        """As `logits`; of a `Tempered` network, for conditions that end with the scale."""
+        """As `logits`, but for a `Tempered` network conditions end with the scale."""
         behavior, energy = self.networks["behavior"], self.networks["energy"]
         if self.headed:
             return head_guidance(behavior, energy, self.objective, self.schedule)
@@ -114,7 +114,7 @@ class GuidedSampler:
         return predicted_data_logits(energy, without_scale(behavior) if self.tempered else behavior, self.schedule)
 
     def require_energy(self, guidance_scale: float | Tensor) -> None:
-        """Raise RunError for a scale other than 0 if nothing can guide, or an error for one that was not trained at."""
+        """Raise RunError for a scale other than 0 if nothing can guide, or an error for a scale above `max_scale`."""
         scale = torch.as_tensor(guidance_scale)
         if not self.has_energy and bool((scale != 0).any()):
             raise RunError("there is no energy network yet (the guidance stage is unfinished): use scale 0")
@@ -140,14 +140,14 @@ class GuidedSampler:
     ) -> Tensor:
         """Samples (..., A) from standard normal `noise` (..., `noise_size`), given `condition` (..., S).
 
-        With guidance all have one batch axis, and `guidance_scale` is (B,); None does not guide, and leading axes
-        broadcast, as they do with `static`. This fixes the sequence of operators, whatever the values are, for capture
-        and export: gradients are computed at scale 0 too. An override without it runs operator by operator only.
+        With guidance all have one batch axis, and `guidance_scale` is (B,). Without guidance (None) or with `static`,
+        leading axes broadcast. `static` makes the sequence of operators independent of the values, for capture and
+        export: gradients are computed at scale 0 too. An override without `static` runs operator by operator only.
         """
         behavior: NoisePredictor = self.networks["behavior"]
         eps_net = without_condition(behavior) if self.headed else behavior
         logits = self._logits() if guidance_scale is not None and self.has_energy else None
-        if guidance_scale is not None and self.tempered:  # its gradient is that of the scale: no multiple of it
+        if guidance_scale is not None and self.tempered:  # the scale is an input and multiplies nothing
             eps_net, condition = without_scale(behavior), with_scale(condition, guidance_scale)
             guidance_scale = (guidance_scale != 0).to(guidance_scale.dtype)
         with torch.no_grad():
@@ -164,9 +164,9 @@ class GuidedSampler:
             )
 
     def effective_sample_size(self, condition: Tensor, noise: Tensor, guidance_scale: Tensor) -> Tensor | None:
-        """Effective number of weighted candidates behind each sample (...), arguments as in `sample`.
+        """Effective number of weighted candidates (...) of each sample, arguments as in `sample`.
 
-        None for samplers that do not weigh any.
+        None for samplers without weighted candidates.
         """
         return None
 

@@ -79,9 +79,9 @@ class GuidedProblem(Problem):
         return self.guidance.objective
 
     def judge_at(self, scales: Sequence[float], inverse_temperatures: Sequence[float] | None) -> None:
-        """Set the guidance scales to judge: `scales`, or s = b / beta of each inverse temperature b, if given.
+        """Set the guidance scales to judge: `scales`, or s = b / beta for each of the inverse temperatures b, if given.
 
-        Raises ConfigError for a scale beyond those that the energy network is trained at.
+        Raises ConfigError for a scale above the highest that the energy network is trained at.
         """
         self.scales = scales
         if inverse_temperatures is not None:

@@ -165,7 +165,7 @@ class Processes:
             if is_loss(error):
                 raise LostProcessError(str(error)) from error
             if not self.is_main and isinstance(error, CepdiffError) and error.exit_code < 128:
-                time.sleep(3 * GRACE)  # the main process reports for all, and ends this one; it may be busy
+                time.sleep(3 * GRACE)  # the main process, which may be busy, reports for all and ends this one
                 print(f"cepdiff: process {self.rank}: {error}", file=sys.stderr)
             raise
 

@@ -115,7 +115,7 @@ class TrainedStage(Stage):
         after: called when the trained weights are loaded.
 
     Raises:
-        ConfigError: the processes of the run cannot share a batch equally; said before any stage is made.
+        ConfigError: the processes of the run cannot share a batch equally.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class TrainedStage(Stage):
         if step and processes.is_main:
             print(f"{self.name}: from step {step:,} of {self.settings.max_steps:,}", file=sys.stderr)
         started, data, trainer = time.monotonic(), self.data(), self._trainer(checkpoint)
-        checkpoint.elapsed += time.monotonic() - started  # data may be drawn or computed
+        checkpoint.elapsed += time.monotonic() - started  # preparing the data can take long
         with self.context.signals.handled(deferred=True):  # the checkpoint callback responds to them
             try:
                 trainer.fit(self.module, data, ckpt_path=folder.last if step else None)

@@ -173,9 +173,10 @@ class OfflineDataModule(StageDataModule):
         return module
 
     def with_lookahead(self, discount: float, num_steps: int | Literal["episode"]) -> OfflineDataModule:
-        """Return a copy whose transitions take up to `num_steps` steps, see `look_ahead`.
+        """Return a copy whose transitions span up to `num_steps` steps, see `look_ahead`.
 
-        Rewards are discounted sums, next states and terminals are those at the end, and `discounts` is their factor.
+        Rewards are discounted sums, next states and terminals are those of the last step, and `discounts` are the
+        factors of the next states' values.
         """
         module = copy.copy(self)
         module._lookahead = look_ahead(self.buffer, self._scaled_rewards, discount, num_steps)

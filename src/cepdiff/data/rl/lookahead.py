@@ -1,4 +1,4 @@
-"""Returns over several steps: what a backup over n steps needs of each row of a buffer."""
+"""Returns over several steps, for backups over n steps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from cepdiff.errors import ConfigError
 
 
 class Lookahead(NamedTuple):
-    """`returns` (N,): r_i + gamma r_{i+1} + ... of some steps; `last` (N,): the row of the last of these rewards, after
-    which the value is bootstrapped; `discounts` (N,): gamma^steps, the factor of that value."""
+    """Backups of N rows.
+
+    `returns` (N,): the sum r_i + gamma r_{i+1} + ... over a number of steps. `last` (N,): the row of the last reward in
+    it, after which the value is bootstrapped. `discounts` (N,): gamma^steps, the factor of that value.
+    """
 
     returns: Tensor
     last: Tensor
@@ -21,14 +24,14 @@ class Lookahead(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of each row (N + 1,): a discounted sum, its number of steps, and the row to go on with, N if there is none."""
+    """A discounted sum per row (N + 1,), its number of steps, and the row after it (N if there is none)."""
 
     sums: Tensor
     steps: Tensor
     following: Tensor
 
     def then(self, other: _Sums, discount: float) -> _Sums:
-        """Sums of these steps and then of `other`'s."""
+        """Sums over these steps followed by `other`'s."""
         sums = self.sums + discount ** self.steps.double() * other.sums[self.following]
         return _Sums(sums, self.steps + other.steps[self.following], other.following[self.following])
 
@@ -36,9 +39,9 @@ class _Sums(NamedTuple):
 def look_ahead(
     buffer: TransitionBuffer, rewards: Tensor, discount: float, num_steps: int | Literal["episode"]
 ) -> Lookahead:
-    """Sums of up to `num_steps` `rewards` (N,) in float64; "episode" goes on to its end.
+    """Sums of up to `num_steps` `rewards` (N,), or of all up to the end of the "episode", added in float64.
 
-    A sum stops early at the end of the episode, and before a row whose next state is unknown (Sutton and Barto 2018,
+    A sum ends early at the end of the episode, or before a row whose next state is unknown (Sutton and Barto 2018,
     Eq. 7.1). Raises ConfigError if the rows form no episodes.
     """
     if not buffer.chained:
@@ -55,7 +58,7 @@ def look_ahead(
     total = _Sums(nothing, nothing.long(), padded(rows, count))
     power = _Sums(padded(rewards.double(), 0.0), padded(torch.ones_like(rows), 0), padded(following, count))
     left = int((buffer.episode_ends - buffer.episode_starts).max()) if num_steps == "episode" else num_steps
-    while left:  # a sum of n steps is one of sums of 1, 2, 4, ... steps
+    while left:  # a sum over n steps is made of sums over 1, 2, 4, ... steps
         if left % 2:
             total = total.then(power, discount)
         power, left = power.then(power, discount), left // 2

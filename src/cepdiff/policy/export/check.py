@@ -84,7 +84,7 @@ def load(content: bytes, file_format: Format) -> Sampler:
 def check(policy: GuidedPolicy, sampler: Sampler, names: Sequence[str]) -> Check:
     """Differences over all batch sizes on random observations, and latencies at scale 1 (0 without an energy network).
 
-    `names` are the file's inputs. Scales that the sampler was not trained for are left out.
+    `names` are the file's inputs. Scales above the sampler's `max_scale` are left out.
     """
     largest = policy.sampler.max_scale if "guidance_scale" in names else 0.0
     scales = [scale for scale in SCALES if scale <= largest]

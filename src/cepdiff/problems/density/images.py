@@ -76,7 +76,7 @@ class ImageEvaluation:
 
     Args:
         scales: guidance scales; 1 is exact, 0 samples the prior.
-        inverse_temperatures: in place of `scales`: s beta of each; null takes `scales`.
+        inverse_temperatures: s beta for each scale s, instead of `scales`; null uses `scales`.
         num_samples: per head and scale; at least 8 (neighbours up to the fifth, and a covariance).
         batch_size: images sampled at a time on a process.
         classifier_steps: class energies only: training steps of the independent classifier of clean images.

@@ -48,7 +48,7 @@ class PointEvaluation:
     Args:
         num_samples: per scale, and per exact draw; at least 2.
         scales: guidance scales; 1 is exact, 0 samples the prior.
-        inverse_temperatures: in place of `scales`: s beta of each; null takes `scales`.
+        inverse_temperatures: s beta for each scale s, instead of `scales`; null uses `scales`.
         floor_repeats: pairs of independent exact draws, whose mean distance is the noise floor; at least 2.
         seed: of the samples' noise and of the exact draws; null is the run's seed.
     """

@@ -21,7 +21,7 @@ class DensityProblem(GuidedProblem):
         run: the run.
         data: samples of q and their energies.
         stages: lengths of the stages `behavior` and `guidance`.
-        evaluation: settings; `scales`, `inverse_temperatures` and `seed` at least.
+        evaluation: settings, with at least `scales`, `inverse_temperatures` and `seed`.
         sections: those of `GuidedProblem`.
     """
 
@@ -45,7 +45,7 @@ class DensityProblem(GuidedProblem):
 
     def evaluation_record(self) -> dict[str, Any]:
         evaluation = asdict(self.settings) | {"seed": self.seed, "scales": list(self.scales)}
-        del evaluation["inverse_temperatures"]  # they are in the scales
+        del evaluation["inverse_temperatures"]  # already in `scales`
         return {**super().evaluation_record(), "dataset": self.data.content_hash, "evaluation": evaluation}
 
     @abstractmethod

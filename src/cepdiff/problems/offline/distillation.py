@@ -1,4 +1,4 @@
-"""The distillation stage: the sampler's actions to learn from, and how closely the learnt network follows them."""
+"""The distillation stage: its training data, drawn from the sampler, and the error of the trained network."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ GPU_CHUNK = 65_536  # actions drawn at a time on a GPU
 
 @dataclass
 class DistillationSettings(StageSettings):
-    """Length of the distillation, and how many of the sampler's actions it learns from.
+    """Length of the distillation and size of its training set.
 
     Args:
         max_steps: optimiser steps; 0 leaves the stage out.
-        num_actions: actions of the sampler to draw, evenly over the buffer's states, at guidance scales up to the
-            largest of `evaluation.scales`.
+        num_actions: actions of the sampler to draw, spread evenly over the buffer's states, at guidance scales up to
+            the largest of `evaluation.scales`.
     """
 
     max_steps: Whole = 0
@@ -41,11 +41,11 @@ class DistillationSettings(StageSettings):
 
 
 class DrawnActions(StageDataModule):
-    """A sampler's actions at `data`'s states as training data: one row a draw.
+    """A sampler's actions at the states of `data` as training data, one draw per row.
 
     Args:
         data: the buffer.
-        states: (N,) state of each draw, a row of the buffer's states.
+        states: (N,) the state of each draw, as a row of the buffer's states.
         fields: (N, ...) noise, guidance scale and action of each draw.
     """
 
@@ -87,15 +87,15 @@ def draw_actions(
     seed: int,
     processes: Processes,
 ) -> DrawnActions:
-    """Draw the sampler's actions into a cache in `folder`, each rank its chunks, from where an earlier run stopped.
+    """Draw the sampler's actions into a cache in `folder`; each rank draws its chunks, and a stopped run is resumed.
 
-    State, noise and scale of draw i depend only on the seed and i, so the cache holds the actions only. They are drawn
+    State, noise and scale of draw i depend only on the seed and i, so the cache holds only the actions. They are drawn
     in float32, as in rollouts.
     """
     buffer, device = data.buffer, processes.device
     order = torch.randperm(len(buffer.states), generator=generator(seed, "distillation", "states"))
     draws = torch.arange(num_actions)
-    # One more normal number becomes a uniform one; its square favours small scales, where actions change fastest.
+    # The last normal number becomes a uniform one; its square favours small scales, where actions change fastest.
     numbers = support_noise(stream_seed(seed, "distillation", "noise"), draws, 1, sampler.noise_size + 1)[:, 0]
     states, noise = order[draws % len(order)], numbers[:, :-1]
     scales = max_scale * torch.special.ndtr(numbers[:, -1]).square()
@@ -120,7 +120,7 @@ def one_step_errors(
     seed: int,
     num_states: int = 1024,
 ) -> list[Row]:
-    """Root mean square difference per action dimension in [-1, 1] from the teacher's actions of the same noise."""
+    """Root mean square difference, per action dimension in [-1, 1], from the teacher's actions for the same noise."""
     sample = draw_states(data, support, num_states, seed, teacher.device)
     noise = support_noise(stream_seed(seed, "one-step"), sample.ids, 1, teacher.noise_size)[:, 0].to(teacher.device)
     found = []

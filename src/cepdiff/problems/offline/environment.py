@@ -25,7 +25,7 @@ class EvaluationSettings:
 
     Args:
         scales: guidance scales; null is the environment's own list.
-        inverse_temperatures: in place of `scales`: s beta of each; null takes `scales`.
+        inverse_temperatures: s beta for each scale s, instead of `scales`; null uses `scales`.
         episodes: per scale; null is the environment's own number, 0 never opens an environment.
         every_n_steps: also evaluate every this many steps of the behavior and guidance stages; null only at the end.
         seed: of the episodes' starts and noise; null is the run's seed.

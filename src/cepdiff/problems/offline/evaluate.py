@@ -60,7 +60,7 @@ def evaluate_run(
     Args:
         run_dir: the folder, or the `policy.pt` in one.
         scales: guidance scales, 0 or more.
-        inverse_temperatures: in place of `scales`: s beta of each, 0 or more.
+        inverse_temperatures: s beta for each scale s, 0 or more, instead of `scales`.
         episodes: per scale and seed.
         seeds: of the episodes' starts and noise.
         num_solver_steps: of the sampler.
@@ -93,7 +93,7 @@ def evaluate_run(
         if not all(0 <= value < math.inf for value in values or ()):
             raise ConfigError(f"--{name} {list(values or ())}: expected numbers of 0 or more")
     if scales is not None and inverse_temperatures is not None:
-        raise ConfigError("--scales and --inverse_temperatures are two ways to say the same: give one of them")
+        raise ConfigError("--scales and --inverse_temperatures set the same thing: give only one of them")
     check_engine(engine)
     path = output or (place if place.is_dir() else place.parent) / "evaluation.json"
     check_output(path)

@@ -47,8 +47,10 @@ def score_rows(rows: Sequence[ScoreRow]) -> list[Row]:
 
 
 def offline_rows(found: Diagnostics) -> list[Row]:
-    """Offline evidence as results: the value that scales are ranked by, the share inside the support, and the effective
-    sample size of samplers that weigh candidates."""
+    """Offline evidence as results: value, share inside the support, and effective sample size of weighted candidates.
+
+    The value is the one that scales are ranked by.
+    """
     shown = {
         "offline_value": "penalized_value",
         "inside_support": "inside_support",

@@ -45,12 +45,12 @@ from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage, StageSettings
 
-UNIT_STATES = 4096  # that the unit of the energies is measured on
+UNIT_STATES = 4096  # states on which the unit of the energies is measured
 
 
 @dataclass
 class OfflineStages:
-    """The stages in order, with the recipe's lengths; there is no distillation unless its length is given."""
+    """The stages in order, with the recipe's lengths; by default there is no distillation."""
 
     behavior: StageSettings = field(default_factory=lambda: StageSettings(600_000))
     support: SupportSettings = field(default_factory=SupportSettings)
@@ -140,7 +140,7 @@ class OfflineRL(GuidedProblem):
         ]
 
     def critic_record(self) -> dict[str, Any]:
-        """The reward rule concerns the critic only; the unit of its energies concerns the stages after it."""
+        """With the reward rule, which affects only the critic; the unit of its energies affects only later stages."""
         scaling = self.data.scaling
         rule = {"reward_rule": self.data.reward_rule} if scaling is None else scaling.record
         found = {**self.record("critic"), **rule, "support": self.support.hash}
@@ -153,11 +153,11 @@ class OfflineRL(GuidedProblem):
         return {**self.record("guidance", "schedule"), **upstream, **self.unit_record()}
 
     def unit_record(self) -> dict[str, Any]:
-        """The energies' unit, unless it is the reward's."""
+        """The unit of the energies, unless it is the reward."""
         return {} if self.critic.energy_unit == "reward" else {"energy_unit": self.critic.energy_unit}
 
     def distillation_record(self) -> dict[str, Any]:
-        """With all networks that the sampler may use."""
+        """With all networks that the sampler can use."""
         upstream = {f"{name}_checkpoint": self.run.weights_hash(name) for name in ("behavior", "critic", "guidance")}
         drawn = {"num_actions": self.lengths.distillation.num_actions, "max_scale": max(self.scales)}
         sections = self.record("distillation", "schedule", "guidance", "solver", "sampler")
@@ -176,7 +176,7 @@ class OfflineRL(GuidedProblem):
         return GuidedSampler(self.parts({"behavior": net}))
 
     def critic_data(self) -> OfflineDataModule:
-        """Support actions, and transitions of as many steps as the critic's backup."""
+        """Support actions, and transitions over as many steps as the critic's backup."""
         data, critic = self.data.with_support(self.support.cache), self.critic
         return data if critic.num_steps == 1 else data.with_lookahead(critic.discount, critic.num_steps)
 
@@ -197,7 +197,7 @@ class OfflineRL(GuidedProblem):
         super().finish(section)
 
     def distillation_data(self) -> DrawnActions:
-        """The sampler's actions."""
+        """Actions drawn from the sampler."""
         run, count = self.run, self.lengths.distillation.num_actions
         folder = run.folder.stage("distillation").path
         return draw_actions(self.sampler(), self.data, folder, count, max(self.scales), run.seed, run.processes)
@@ -222,7 +222,7 @@ class OfflineRL(GuidedProblem):
         return results
 
     def _judge_one_step(self) -> list[Row]:
-        """Scores of the distilled policy and its distance from the sampler; none if there is no distillation."""
+        """Scores of the distilled policy and its difference from the sampler; empty without distillation."""
         if (student := self.one_step()) is None:
             return []
         run, data, evaluation = self.run, self.data, self.evaluation
@@ -268,7 +268,7 @@ class OfflineRL(GuidedProblem):
         )
 
     def one_step(self) -> OneStep | None:
-        """The sampler of the distilled network; None if there is no distillation."""
+        """The sampler of the distilled network; None without distillation."""
         module = self.modules.get("distillation")
         if module is None:
             return None

@@ -27,7 +27,7 @@ def policy_row(run: Results) -> dict[str, Any]:
 
     None if there was no rollout or no choice. A regret is how far a score is below the best: `regret` is that of the
     offline choice. The unit is "points" of the normalised score, or "return" if no reference is known. `ranking` has
-    the figures of the critic's ranking, value and error by name, and `at_chance` the tests that do not exceed chance.
+    value and error of each test of the critic's ranking, and `at_chance` the names of those that are not above chance.
     """
     scores, choice = run.values(score_metric(run)), run.about.get("offline_choice")
     best = max(scores, key=lambda scale: (scores[scale], -scale), default=None)

@@ -140,10 +140,10 @@ def fill_cache(
     processes: Processes,
     name: str,
 ) -> None:
-    """Fill the cache in `folder` with `draw(state_ids)` -> (M', K, A), each rank its chunks, from where it stopped.
+    """Fill the cache in `folder` with `draw(state_ids)` -> (M', K, A); each rank draws its chunks that are missing.
 
-    `needed` are state ids (M,), K and A; `name` is that of the progress bar. Raises RunError if a chunk is missing in
-    the end.
+    `needed` are state ids (M,), K and A; `name` is the name of the progress bar. Raises RunError if a chunk is missing
+    at the end.
     """
 
     def lay_out() -> None:
