@@ -85,7 +85,7 @@ def test_both_samplers_are_judged_and_evaluated_again(distilled: tuple[Path, Pat
     assert list(results.values(one_step)) == list(results.values(scored)) == [0.0, 1.0]
     assert results.values(one_step) != results.values(scored)
     assert main(["evaluate", str(run), "--one_step"]) == 0
-    again = Results.read(run / "evaluation.json")
+    again = Results.read(run / "evaluation_one_step.json")
     assert again.values(scored) == results.values(one_step)
     assert again.title.endswith(", one step")
     assert again.about["num_solver_steps"] == 1

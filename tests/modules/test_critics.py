@@ -7,10 +7,14 @@ from functools import partial
 import pytest
 import torch
 from small_modules import critic, expectile_critic, minibatch
+from torch import Tensor
 
 from cepdiff.energy.bellman import softmax_value
 from cepdiff.errors import ConfigError
+from cepdiff.modules.critic import SoftmaxQCritic
+from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
+from cepdiff.types import Batch, Metrics
 
 FOUR = partial(QEnsemble, hidden=(8,), num_critics=4)
 
@@ -58,5 +62,39 @@ def test_an_expectile_critic_needs_no_support_and_refuses_what_it_would_ignore()
     torch.testing.assert_close(module.target(batch)[0], expected.detach())
     with pytest.raises(ConfigError, match=r"critic\.bellman_inverse_temperature: an expectile critic"):
         expectile_critic(bellman_inverse_temperature=3.0)
-    with pytest.raises(ConfigError, match=r"critic\.independent_targets: an expectile critic"):
+    with pytest.raises(ConfigError, match=r"critic\.independent_targets: ExpectileQCritic\.target makes one target"):
         expectile_critic(independent_targets=True)
+
+
+class OneStepTarget(SoftmaxQCritic):
+    """A user's class that bootstraps by its own formula."""
+
+    def target(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        return batch["rewards"] + self.discount * self.q_value(batch["next_observations"], batch["actions"]), {}
+
+
+class SeveralSteps(OneStepTarget):
+    """The same with `backup`."""
+
+    several_steps = True
+
+    def target(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        return self.backup(batch, self.q_value(batch["next_observations"], batch["actions"])), {}
+
+
+def test_a_target_of_ones_own_must_say_that_it_can_look_ahead() -> None:
+    with pytest.raises(ConfigError, match=r"critic\.num_steps: OneStepTarget\.target may bootstrap after one step"):
+        OneStepTarget(3, 2, num_steps=3)
+    assert SeveralSteps(3, 2, num_steps=3).num_steps == 3
+    with pytest.raises(ConfigError, match=r"critic\.independent_targets: SeveralSteps\.target makes one target"):
+        SeveralSteps(3, 2, independent_targets=True)
+
+
+def test_the_alarm_knows_that_a_sum_is_no_reward() -> None:
+    """Rewards of 1: sums of 1, 3 and 100 steps allow values of 10 / (1 - 0.99) and no more."""
+    module = critic(num_steps="episode")
+    batch = minibatch(module, rows=3)
+    discounts = 0.99 ** torch.tensor([1.0, 3.0, 100.0])
+    batch |= {"rewards": (1.0 - discounts) / 0.01, "discounts": discounts}
+    module.loss(batch, RandomStream(0, torch.device("cpu")))
+    assert float(module.max_abs_reward) == pytest.approx(1.0, rel=1e-4)

@@ -46,5 +46,6 @@ REFUSED = [
 def test_a_critic_that_cannot_rank_leaves_scale_0(ranking: Ranking, why: str) -> None:
     table = [evidence(0.0, 1.0, 0.95, 1.0), evidence(1.0, 2.0, 0.86, 1.5)]
     assert choose_scale(table, ranking) == (0.0, f"offline choice: scale 0, because {why}")
+    assert choose_scale(table[1:], ranking) == (1.0, f"offline choice: scale 1, because {why}")  # 0 is not judged
     assert choose_scale(table, Ranking(GOOD, CHANCE))[0] == 1.0  # critics that share their targets are no test
     assert choose_scale(table, Ranking(GOOD, None, learned_returns=True, held_out=True))[0] == 1.0

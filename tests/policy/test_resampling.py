@@ -344,3 +344,7 @@ def test_values_are_in_units_of_the_energies() -> None:
     expected = one.weighed(condition, noise, torch.full((6,), 1.5))[1]
     torch.testing.assert_close(two.weighed(condition, noise, torch.full((6,), 3.0))[1], expected)
     assert float(expected.std()) > 0.01
+    mean = Resampled(replace(with_critic(), deviations=0.0), num_candidates=4)
+    candidates = mean.candidates(condition, noise, None, static=False)
+    q = mean.networks["critic"](condition.unsqueeze(1), candidates).mean(0)
+    torch.testing.assert_close(mean.value(condition, candidates), BETA * q)

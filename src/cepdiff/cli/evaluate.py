@@ -29,7 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--engine", metavar="NAME", help="torch, onnx or cuda_graph; default: cuda_graph on a GPU, else torch")
     add("--accelerator", default="auto", help="auto, cpu, gpu")
     add("--devices", type=int, default=1, help="processes to share the episodes")
-    add("--output", metavar="FILE", help="results as JSON; default: RUN/evaluation.json")
+    add(
+        "--output",
+        metavar="FILE",
+        help="results as JSON; default: RUN/evaluation.json, or evaluation_one_step.json",
+    )
     add("--video", nargs="?", const="", metavar="FILE", help="MP4 of the best scale; default: RUN/best.mp4")
     add_one_step(parser)
     add_trust(parser)
@@ -41,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cepdiff.cli.messages import is_first_process
-    from cepdiff.problems.offline.evaluate import evaluate_run
+    from cepdiff.problems.offline.evaluate import default_output, evaluate_run
 
     place = Path(args.run_dir)
     folder = place if place.is_dir() else place.parent
-    output = Path(args.output) if args.output else folder / "evaluation.json"
+    output = Path(args.output) if args.output else default_output(place, args.one_step)
     video = None if args.video is None else Path(args.video) if args.video else folder / "best.mp4"
     options = {name: value for name, value in vars(args).items() if name in OPTIONS}
     results = evaluate_run(place, output=output, video=video, **options)

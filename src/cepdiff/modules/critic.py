@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,9 @@ class SoftmaxQCritic(StageModule):
     batch_fields: tuple[str, ...] = (
         "observations", "actions", "rewards", "terminals", "next_observations", "next_support_actions",
     )  # fmt: skip
-    max_abs_reward: Tensor
+    several_steps: ClassVar[bool] = True
+    """Set it in a class whose own `target` calls `backup`, which allows `num_steps` other than 1."""
+    max_abs_reward: Tensor  # per step, of sums too
 
     def __init__(
         self,
@@ -83,6 +85,14 @@ class SoftmaxQCritic(StageModule):
         self.deviations = deviations
         self.independent_targets = independent_targets
         self.energy_unit = energy_unit
+        owner = next(cls for cls in type(self).__mro__ if "target" in vars(cls))
+        if num_steps != 1 and not vars(owner).get("several_steps"):
+            raise ConfigError(
+                f"critic.num_steps: {owner.__name__}.target may bootstrap after one step; let it return "
+                "self.backup(batch, value), and set several_steps = True in the class"
+            )
+        if independent_targets and owner is not SoftmaxQCritic:
+            raise ConfigError(f"critic.independent_targets: {owner.__name__}.target makes one target for all critics")
         if num_steps != 1:
             self.batch_fields = (*type(self).batch_fields, DISCOUNTS)
         self.register_buffer("max_abs_reward", torch.zeros(()))
@@ -115,7 +125,10 @@ class SoftmaxQCritic(StageModule):
         target, metrics = self.target(batch)
         q = self.net(batch["observations"], batch["actions"])  # (num_critics, B)
         loss = (q - target).square().mean(-1).sum()
-        self.max_abs_reward.copy_(torch.maximum(self.max_abs_reward, batch["rewards"].abs().max()))
+        per_step = batch["rewards"].abs()  # of equal rewards that would give these sums
+        if DISCOUNTS in batch:
+            per_step = per_step * (1.0 - self.discount) / (1.0 - batch[DISCOUNTS])
+        self.max_abs_reward.copy_(torch.maximum(self.max_abs_reward, per_step.max()))
         q = q.detach()
         ordered = q.float().flatten().sort().values  # (num_critics * B,)
         return loss, {
@@ -159,6 +172,7 @@ class ExpectileQCritic(SoftmaxQCritic):
         options: those of `SoftmaxQCritic` except `independent_targets` and `bellman_inverse_temperature`.
     """
 
+    several_steps = True
     batch_fields = ("observations", "actions", "rewards", "terminals", "next_observations")
 
     def __init__(
@@ -171,9 +185,10 @@ class ExpectileQCritic(SoftmaxQCritic):
     ) -> None:
         check_arguments(ExpectileQCritic, locals(), self.stage)
         super().__init__(observation_size, action_size, **options)
-        for name, unused in (("independent_targets", False), ("bellman_inverse_temperature", 1.0)):
-            if getattr(self, name) != unused:
-                raise ConfigError(f"critic.{name}: an expectile critic bootstraps from its value network; leave it out")
+        if self.bellman_inverse_temperature != 1.0:
+            raise ConfigError(
+                "critic.bellman_inverse_temperature: an expectile critic has no such softmax; leave it out"
+            )
         self.expectile = expectile
         self.value_net = JointMLP([observation_size], value_hidden, 1)
 

@@ -48,6 +48,8 @@ class Tempered(nn.Module):
                 f"guidance.lowest_scale is {lowest_scale:g}, above guidance.highest_scale {highest_scale:g}; expected "
                 "at most that"
             )
+        if highest_scale < 1.0:
+            raise ConfigError(f"guidance.highest_scale is {highest_scale:g}; expected at least 1, the exact scale")
         self.net = net(condition_size + 1, data_size)
         self.lowest_scale = lowest_scale
         self.highest_scale = highest_scale

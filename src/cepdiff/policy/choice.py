@@ -47,13 +47,14 @@ def choose_scale(evidence: Sequence[ScaleEvidence], ranking: Ranking) -> tuple[f
     is scale 0, the behavior policy, if a test of the critic's ranking is not above chance, or if the critic was trained
     on the returns that would test it.
     """
+    lowest = min(e.guidance_scale for e in evidence)
     if failed := ranking.not_above_chance:
         where = {name: "below" if ranking.figures[name].below_chance else "not above" for name in failed}
         why = " and ".join(f"{name.replace('_', ' ')} is {place} chance" for name, place in where.items())
-        return 0.0, f"offline choice: scale 0, because {why}"
+        return lowest, f"offline choice: scale {lowest:g}, because {why}"
     if ranking.is_untested:
         why = "the critic learned all returns, and stages.support.max_rows keeps none to test its ranking on"
-        return 0.0, f"offline choice: scale 0, because {why}"
+        return lowest, f"offline choice: scale {lowest:g}, because {why}"
     best = max(evidence, key=lambda e: (e.penalized_value, -e.guidance_scale)).guidance_scale
     return best, f"offline choice: scale {best:g}, with the highest offline value"
 

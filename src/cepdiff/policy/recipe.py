@@ -60,6 +60,7 @@ class Recipe:
         head_names: names of the energies, if the energy network has heads.
         image_shape: (C, H, W) of images.
         energy_unit: as in `SamplerParts`.
+        deviations: as in `SamplerParts`.
         one_step: the sampler of the network "one_step"; empty if there is none.
         made_from: checkpoint, relative to the run folder -> its hash.
     """
@@ -77,13 +78,16 @@ class Recipe:
     head_names: list[str] = field(default_factory=list)
     image_shape: list[int] | None = None
     energy_unit: float = 1.0
+    deviations: float | None = None
     one_step: dict[str, Any] = field(default_factory=dict)
     made_from: dict[str, str] = field(default_factory=dict)
 
     @property
     def sampler_hash(self) -> str:
         """Hash of all that samples depend on besides the networks."""
-        return content_hash([self.sampler, self.schedule, self.solver, self.objective, self.energy_unit])
+        return content_hash(
+            [self.sampler, self.schedule, self.solver, self.objective, self.energy_unit, self.deviations]
+        )
 
 
 def write_recipe(path: Path, recipe: Recipe, networks: Mapping[str, nn.Module]) -> None:
@@ -166,8 +170,8 @@ def load_sampler(
             networks[name].to(device)
         schedule, objective = (build(getattr(recipe, key), base, key, parts=PARTS) for key, base in bases.items())
         built = build(solver, DPMSolver, "solver", parts=PARTS)
-        headed, unit = bool(recipe.head_names), recipe.energy_unit
-        parts = SamplerParts(sizes[1], networks, schedule, built, objective, headed, unit)
+        headed, value = bool(recipe.head_names), (recipe.energy_unit, recipe.deviations)
+        parts = SamplerParts(sizes[1], networks, schedule, built, objective, headed, *value)
         chosen = recipe.one_step if one_step else recipe.sampler
         return build(chosen, GuidedSampler, "sampler", parts, parts=PARTS), recipe
     except CepdiffError:

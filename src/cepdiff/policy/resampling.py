@@ -14,9 +14,10 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cepdiff.energy.bellman import lower_bound
 from cepdiff.energy.objectives import effective_sample_size
 from cepdiff.errors import RunError
-from cepdiff.networks.tempered import at_scale
+from cepdiff.networks.tempered import Tempered, at_scale
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.ranges import NonNegative, Range, Repeats, check_arguments
 
@@ -160,15 +161,21 @@ class Resampled(CandidateSampler):
         noise_scale: NoiseScale = 1.0,
     ) -> None:
         check_arguments(Resampled, locals(), "sampler")
+        self.candidate_scale = candidate_scale
         super().__init__(parts, num_candidates, noise_scale)
         self.choose = choose
-        self.candidate_scale = candidate_scale
         if self.tempered is not None:
             self.tempered.check_scales([candidate_scale])
 
     @property
     def noise_size(self) -> int:
         return super().noise_size + (self.choose == "draw")
+
+    @property
+    def tempered(self) -> Tempered | None:
+        """None too where the energy network is not used, so that its range does not bound the scale."""
+        unused = self.candidate_scale == 0.0 and "critic" in self.networks
+        return None if unused else super().tempered
 
     @property
     def has_energy(self) -> bool:
@@ -212,11 +219,11 @@ class Resampled(CandidateSampler):
         return candidates, log_weights
 
     def value(self, condition: Tensor, candidates: Tensor) -> Tensor:
-        """beta Q (..., K) of candidates (..., K, A), Q the minimum of the critics in the unit of the energies."""
+        """beta Q (..., K) of candidates (..., K, A), Q as the critic's `q_value`, in the unit of the energies."""
         if "critic" not in self.networks:
             return self._clean_logits(condition, candidates, 1.0)
-        q: Tensor = self.networks["critic"](condition.unsqueeze(-2), candidates)
-        return self.objective.inverse_temperature / self.energy_unit * q.amin(0)
+        q = lower_bound(self.networks["critic"](condition.unsqueeze(-2), candidates), self.deviations)
+        return self.objective.inverse_temperature / self.energy_unit * q
 
     def effective_sample_size(self, condition: Tensor, noise: Tensor, guidance_scale: Tensor) -> Tensor | None:
         """1 / Σ_k w_k² (...) of the normalised weights, in [1, K]; None for "best", which has no weights."""

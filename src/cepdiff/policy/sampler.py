@@ -37,6 +37,7 @@ class SamplerParts:
         objective: what "energy" was trained on; None is `CEP()`.
         headed: "energy" has heads; a row's condition is then (1,), the index of its head.
         energy_unit: unit of the energies that "energy" was trained on: they are minus Q of "critic" divided by it.
+        deviations: how the values of "critic" become one, see `energy.bellman.lower_bound`.
     """
 
     size: int
@@ -46,6 +47,7 @@ class SamplerParts:
     objective: EnergyObjective | None = None
     headed: bool = False
     energy_unit: float = 1.0
+    deviations: float | None = None
 
 
 class Networks(dict[str, nn.Module]):
@@ -74,6 +76,7 @@ class GuidedSampler:
         self.objective = parts.objective or CEP()
         self.headed = parts.headed
         self.energy_unit = parts.energy_unit
+        self.deviations = parts.deviations
         # The largest guidance scale to sample at.
         self.max_scale = math.inf if self.tempered is None else self.tempered.highest_scale
 
@@ -119,7 +122,7 @@ class GuidedSampler:
         if not self.has_energy and bool((scale != 0).any()):
             raise RunError("there is no energy network yet (the guidance stage is unfinished): use scale 0")
         if self.tempered is not None:
-            self.tempered.check_scales([float(scale.max())])
+            self.tempered.check_scales([float(scale.max())] if scale.numel() else [])
         elif self.max_scale < math.inf and bool((scale > self.max_scale).any()):
             raise RunError(
                 f"guidance scale {float(scale.max()):g} is above {self.max_scale:g}, the largest that the one-step "

@@ -91,6 +91,12 @@ class GuidedProblem(Problem):
             self.guidance.net.check_scales(self.scales)
 
     @property
+    def method(self) -> str:
+        """What the energy network is trained by, for tables: the objective, and if it is told the scale."""
+        name = type(self.objective).__name__
+        return f"{name} (tempered)" if isinstance(self.guidance.sampling_net, Tempered) else name
+
+    @property
     def title(self) -> str:
         """Above tables and figures."""
         return f"{self.data.dataset_name}, seed {self.run.seed}"
@@ -176,7 +182,7 @@ class GuidedProblem(Problem):
 
     def results_of(self, rows: Sequence[Row], columns: Mapping[str, Sequence[str]], **more: Any) -> Results:
         """`rows` as results of this run."""
-        facts: dict[str, Any] = {"title": self.title, "method": type(self.objective).__name__, **more}
+        facts: dict[str, Any] = {"title": self.title, "method": self.method, **more}
         if self.shows_inverse_temperatures:
             rows, columns = with_inverse_temperatures(rows, columns, self.objective.inverse_temperature)
         return Results(
@@ -190,14 +196,17 @@ class GuidedProblem(Problem):
         )
 
     def finish(self, section: str) -> None:
-        """Use the trained network; write `policy.pt`, unless there is one of an earlier command that finished all."""
+        """Use the trained network; write `policy.pt`, unless an earlier command wrote one of more finished stages."""
         self.trained.add(section)
-        missing = [other for other in self.network_sections.values() if other not in self.trained]
         processes, folder = self.run.processes, self.run.folder
         path = folder.path / POLICY_FILE
 
-        def is_complete() -> bool:
-            return bool(missing) and path.is_file() and all(folder.stage(other).done for other in missing)
+        def has_more() -> bool:
+            try:
+                known = {name.split("/")[0] for name in read_recipe(path)[0].made_from}
+            except CepdiffError:  # there is none yet, or it was made from other weights
+                return False
+            return known > self.trained and all(folder.stage(other).done for other in known)
 
         def write() -> None:
             results = folder.results
@@ -206,7 +215,7 @@ class GuidedProblem(Problem):
                 print(f"{path} now samples differently: removed {results}, made before that", file=sys.stderr)
             write_recipe(path, recipe, networks)
 
-        if not processes.on_main(is_complete):
+        if not processes.on_main(has_more):
             recipe, networks = self.recipe(), self.networks()
             processes.on_main(write)
 

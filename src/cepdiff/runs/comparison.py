@@ -18,7 +18,7 @@ from cepdiff.tables import Table, finite, in_order, number
 
 OURS = "CEP"
 # The order of rows; other objectives follow by name.
-METHODS = (OURS, "NoisyClassifier", "ExponentialMSE", "MSE", "DPSClassifier", "DPS", "DPS (analytic)")
+METHODS = (OURS, "CEP (tempered)", "NoisyClassifier", "ExponentialMSE", "MSE", "DPSClassifier", "DPS", "DPS (analytic)")
 PRIOR = "prior"
 
 

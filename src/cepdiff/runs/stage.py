@@ -129,7 +129,8 @@ class TrainedStage(Stage):
         after: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(run, module.stage, lambda: {**made_from(), "max_steps": settings.max_steps})
-        check_shares(module.stage, module.batch_size, run.processes.world)
+        if settings.max_steps and not self.folder.done:
+            check_shares(module.stage, module.batch_size, run.processes.world)
         self.module = module
         self.data = data
         self.settings = settings

@@ -36,6 +36,12 @@ class _Sums(NamedTuple):
         return _Sums(sums, self.steps + other.steps[self.following], other.following[self.following])
 
 
+def require_order(buffer: TransitionBuffer) -> None:
+    """Raise ConfigError if the rows form no episodes."""
+    if not buffer.chained:
+        raise ConfigError("critic.num_steps: next observations are not the following rows', so only 1 step is known")
+
+
 def look_ahead(
     buffer: TransitionBuffer, rewards: Tensor, discount: float, num_steps: int | Literal["episode"]
 ) -> Lookahead:
@@ -44,8 +50,7 @@ def look_ahead(
     A sum ends early at the end of the episode, or before a row whose next state is unknown (Sutton and Barto 2018,
     Eq. 7.1). Raises ConfigError if the rows form no episodes.
     """
-    if not buffer.chained:
-        raise ConfigError("critic.num_steps: next observations are not the following rows', so only 1 step is known")
+    require_order(buffer)
     rows, count = torch.arange(len(buffer)), len(buffer)
     following = torch.where(rows + 1 == buffer.episode_ends[buffer.episode_index], count, rows + 1)
     unknown = torch.cat([buffer.next_index < 0, torch.ones(1, dtype=torch.bool)])  # (N + 1,)

@@ -59,7 +59,7 @@ class DensityProblem(GuidedProblem):
     @property
     def title(self) -> str:
         """Dataset, objective, beta and seed."""
-        method, beta = type(self.objective).__name__, self.objective.inverse_temperature
+        method, beta = self.method, self.objective.inverse_temperature
         return f"{self.data.dataset_name}, {method}, beta {beta:g}, seed {self.run.seed}"
 
     def log(self, results: Results, figure: Path) -> None:

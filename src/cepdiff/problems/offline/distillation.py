@@ -23,6 +23,7 @@ from cepdiff.runs.results import Row
 from cepdiff.runs.stage import StageSettings
 from cepdiff.types import Batch, DataSpec
 
+AT_ZERO = 1 / 16  # share of the draws at scale 0
 GPU_CHUNK = 65_536  # actions drawn at a time on a GPU
 
 
@@ -95,10 +96,12 @@ def draw_actions(
     buffer, device = data.buffer, processes.device
     order = torch.randperm(len(buffer.states), generator=generator(seed, "distillation", "states"))
     draws = torch.arange(num_actions)
-    # The last normal number becomes a uniform one; its square favours small scales, where actions change fastest.
+    # The last normal number becomes a uniform one. A part of it is scale 0, where some samplers jump; the square of the
+    # rest favours small scales, where actions change fastest.
     numbers = support_noise(stream_seed(seed, "distillation", "noise"), draws, 1, sampler.noise_size + 1)[:, 0]
     states, noise = order[draws % len(order)], numbers[:, :-1]
-    scales = max_scale * torch.special.ndtr(numbers[:, -1]).square()
+    uniform = torch.special.ndtr(numbers[:, -1])
+    scales = max_scale * ((uniform - AT_ZERO).clamp(min=0.0) / (1.0 - AT_ZERO)).square()
 
     def draw(ids: Tensor) -> Tensor:
         rows = [values[ids].to(device) for values in (noise, scales)]

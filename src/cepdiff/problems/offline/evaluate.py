@@ -71,7 +71,7 @@ def evaluate_run(
         engine: as `evaluation.engine`.
         accelerator: as `trainer.accelerator`.
         devices: processes that share the episodes.
-        output: where to write the results; default: `evaluation.json` in the folder.
+        output: where to write the results; default: `evaluation.json` in the folder, or `evaluation_one_step.json`.
         video: a file for an episode at the best scale.
         trust_sources: folders whose classes may be imported.
         one_step: score the distilled network instead of the run's sampler.
@@ -95,7 +95,7 @@ def evaluate_run(
     if scales is not None and inverse_temperatures is not None:
         raise ConfigError("--scales and --inverse_temperatures set the same thing: give only one of them")
     check_engine(engine)
-    path = output or (place if place.is_dir() else place.parent) / "evaluation.json"
+    path = output or default_output(place, one_step)
     check_output(path)
     if video is not None:
         check_video(video)
@@ -140,6 +140,12 @@ def evaluate_run(
                 guidance_scale=scale, episodes=1, seed=seeds[0], device=policy.device,
             )  # fmt: skip
     return replace(results, folder=path.parent)
+
+
+def default_output(place: Path, one_step: bool) -> Path:
+    """Where the results of the policy at `place` are written: the two policies of a run do not share a file."""
+    name = "evaluation_one_step.json" if one_step else "evaluation.json"
+    return (place if place.is_dir() else place.parent) / name
 
 
 def evaluation_of_policy(

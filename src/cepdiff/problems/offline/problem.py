@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from cepdiff.callbacks.rollout import RolloutCallback
 from cepdiff.components import Component, class_path_of
 from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.lookahead import require_order
 from cepdiff.errors import ConfigError
 from cepdiff.files import write_json
 from cepdiff.modules.critic import SoftmaxQCritic
@@ -44,7 +46,9 @@ from cepdiff.runs.report import Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage, StageSettings
+from cepdiff.seals import read_sealed, write_sealed
 
+UNIT_FORMAT = 1
 UNIT_STATES = 4096  # states on which the unit of the energies is measured
 
 
@@ -101,6 +105,8 @@ class OfflineRL(GuidedProblem):
         self.components["critic"] = critic
         self.critic: SoftmaxQCritic = run.module("critic", critic, data.sizes)
         self.modules["critic"] = self.critic
+        if self.critic.num_steps != 1:
+            require_order(data.buffer)
         self.network_sections["critic"] = "critic"
         self.energy_unit = 1.0  # in scaled rewards; measured when the critic is trained
         self.lengths = stages
@@ -188,13 +194,26 @@ class OfflineRL(GuidedProblem):
         return self.data.with_support(self.support.cache, energies / self.energy_unit)
 
     def parts(self, networks: Mapping[str, nn.Module]) -> SamplerParts:
-        return replace(super().parts(networks), energy_unit=self.energy_unit)
+        return replace(super().parts(networks), energy_unit=self.energy_unit, deviations=self.critic.deviations)
 
     def finish(self, section: str) -> None:
         if section == "critic" and self.critic.energy_unit == "spread":
-            run, states = self.run, partial(draw_states, self.data, self.support.cache, UNIT_STATES, self.run.seed)
-            self.energy_unit = run.processes.on_main(lambda: spread(self.critic, states(run.processes.device)))
+            made_from = {"critic": self.run.weights_hash("critic"), "support": self.support.hash}
+            self.energy_unit = self.run.processes.on_main(partial(self._unit, made_from))
         super().finish(section)
+
+    def _unit(self, made_from: Mapping[str, str]) -> float:
+        """The spread of the critic's values. It is measured once and kept: another device gives other last digits."""
+        run = self.run
+        path = run.folder.stage("critic").path / "unit.json"
+        with suppress(ValueError):  # there is none yet, or it is damaged
+            known = read_sealed(path, UNIT_FORMAT)
+            if known is not None and known["made_from"] == made_from:
+                return float(known["unit"])
+        states = draw_states(self.data, self.support.cache, UNIT_STATES, run.seed, run.processes.device)
+        unit = spread(self.critic, states)
+        write_sealed(path, {"format": UNIT_FORMAT, "made_from": dict(made_from), "unit": unit})
+        return unit
 
     def distillation_data(self) -> DrawnActions:
         """Actions drawn from the sampler."""
@@ -257,7 +276,10 @@ class OfflineRL(GuidedProblem):
         return report(runs, output)
 
     def recipe(self) -> Recipe:
-        found = replace(super().recipe(), environment=self.evaluation.to_dict(), energy_unit=self.energy_unit)
+        found = replace(
+            super().recipe(), environment=self.evaluation.to_dict(),
+            energy_unit=self.energy_unit, deviations=self.critic.deviations,
+        )  # fmt: skip
         if "distillation" not in self.trained:
             return found
         net, size = self.network_specs()["one_step"], {"noise_size": self.noise_size}
