@@ -186,6 +186,8 @@ def test_the_critic_of_the_page_gives_energies_in_units_of_its_spread(here: Path
     energies = np.load("short/guidance/energies.npy")  # (M, 2), -Q of both support actions
     assert unit == pytest.approx(energies.std(1, ddof=1).mean(), rel=0.3)  # the unit is from a sample of the states
     assert unit != 1.0
+    kept = json.loads(Path("short/critic/unit.json").read_text())
+    assert kept["unit"] == unit
 
 
 def test_own_arrays(here: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_there_is_no_such_stage_by_default(finished_run: tuple[Path, Path], caps
     assert "there is no stage 'distillation'" in complaint(
         capsys, "fit", "--config", config, "--run_dir", run, "--stage", "distillation"
     )
+
+
+def test_a_command_that_fails_takes_nothing_from_the_policy(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
+    config, plain = finished_run
+    run = tmp_path / "run"
+    shutil.copytree(plain, run)
+    assert fit(config, run, *DISTILLED, "--guidance.learning_rate", "0.5") == 2  # guidance was made from another
+    assert read_recipe(run)[0].networks.keys() == {"behavior", "energy"}
+    assert (run / "results.json").is_file()
 
 
 def test_it_is_added_to_a_finished_run(distilled: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

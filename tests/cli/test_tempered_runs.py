@@ -58,7 +58,7 @@ def test_offline_rl_at_every_temperature(config: Path, tmp_path: Path, capsys: p
     assert "inverse temperature" in capsys.readouterr().out
     assert rows(run / "evaluation.json", "inverse_temperature") == [(0, 0), (10, 30)]
     assert "guidance scale 21 is above 20" in complaint(capsys, *again, "--scales", "21")
-    assert "give one of them" in complaint(capsys, *again, "--scales", "1", "--inverse_temperatures", "3")
+    assert "give only one of them" in complaint(capsys, *again, "--scales", "1", "--inverse_temperatures", "3")
     assert "--inverse_temperatures [-1.0]: expected numbers of 0 or more" in complaint(
         capsys, *again, "--inverse_temperatures", "-1"
     )
