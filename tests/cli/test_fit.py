@@ -99,7 +99,7 @@ def test_a_run_leaves_stages_scores_logs_and_a_policy(
         assert (run / figure).stat().st_size > 1000
     choice = found["about"]["offline_choice"]
     assert choice in (0.0, 1.0)
-    assert "offline choice" in found["marks"][f"{choice:g}"]
+    assert "offline choice" in found["marks"][str(choice)]
     diagnostics = json.loads((run / "diagnostics.json").read_text())
     assert (diagnostics["offline_choice"], diagnostics["choice_reason"]) == (choice, found["notes"][1])
     figures = found["about"]["ranking"]["figures"]

@@ -224,7 +224,13 @@ def test_points_with_energies_have_their_own_sections(load: Load) -> None:
     config = load(DENSITY)
     assert list(config.components) == ["data", "schedule", "behavior", "guidance", "solver", "sampler"]
     assert list(vars(config.settings["stages"])) == ["behavior", "guidance"]
-    assert set(config.values["evaluation"]) == {"num_samples", "scales", "floor_repeats", "seed"}
+    assert set(config.values["evaluation"]) == {
+        "num_samples",
+        "scales",
+        "inverse_temperatures",
+        "floor_repeats",
+        "seed",
+    }
     data, module = config.components["data"](seed=3), config.components["guidance"](0, 2)
     assert isinstance(data, EnergyDataModule)
     assert (data.dataset, data.seed) == ("moons", 3)
