@@ -67,6 +67,9 @@ def fit(
         processes.on_main(lambda: held.enter_context(folder.locked()))
         processes.on_main(lambda: folder.keep(config.to_yaml(), replace=False))
         for each in stages:
+            if not each.done:
+                each.check()
+        for each in stages:
             signals.check()
             needed = stage not in (None, each.name)
             missing = needed and other is None and not each.done

@@ -93,6 +93,9 @@ class Stage(ABC):
 
         return self.context.processes.on_main(claim)
 
+    def check(self) -> None:  # noqa: B027  (an optional hook)
+        """Raise an error if the stage cannot run as it is configured; called for unfinished ones before any runs."""
+
     @abstractmethod
     def run(self) -> None:
         """Make the stage, from where an earlier command stopped, and mark it as done."""
@@ -113,9 +116,6 @@ class TrainedStage(Stage):
         made_from: as in `Stage`; the length is added.
         callbacks: besides those of the configuration.
         after: called when the trained weights are loaded.
-
-    Raises:
-        ConfigError: the processes of the run cannot share a batch equally.
     """
 
     def __init__(
@@ -129,8 +129,6 @@ class TrainedStage(Stage):
         after: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(run, module.stage, lambda: {**made_from(), "max_steps": settings.max_steps})
-        if settings.max_steps and not self.folder.done:
-            check_shares(module.stage, module.batch_size, run.processes.world)
         self.module = module
         self.data = data
         self.settings = settings
@@ -140,6 +138,10 @@ class TrainedStage(Stage):
     @property
     def size(self) -> str:
         return f", {sum(p.numel() for p in self.module.trained_parameters()):,} parameters"
+
+    def check(self) -> None:
+        if self.settings.max_steps:
+            check_shares(self.name, self.module.batch_size, self.context.processes.world)
 
     def run(self) -> None:
         """Train to the last step.
