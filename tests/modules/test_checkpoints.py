@@ -118,7 +118,11 @@ def test_divergence_before_the_first_checkpoint_says_so(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("number", ASKING)
-def test_a_signal_saves_and_the_next_run_ends_with_the_same_weights(run: RunFolder, number: signal.Signals) -> None:
+def test_a_signal_saves_and_the_next_run_ends_with_the_same_weights(
+    run: RunFolder, number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # nohup would have it ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
     expected = train(RunFolder(run.path.parent / "whole")).state_dict()
     with pytest.raises(StoppedError, match="at step 6 of the behavior stage") as stopped:
         train(run, At(6, lambda: os.kill(os.getpid(), number)))

@@ -86,7 +86,7 @@ class Results:
     inverse_temperature: float | None = None
     marks: Mapping[float, str] = field(default_factory=dict)
     real: Mapping[str, float] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = field(default_factory=list)
     about: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     made_from: Mapping[str, Any] = field(default_factory=dict)
