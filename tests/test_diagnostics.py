@@ -18,7 +18,7 @@ from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.policy.choice import choose_scale
-from cepdiff.policy.diagnostics import Diagnostics, diagnose, disagreement, draw_states
+from cepdiff.policy.diagnostics import Diagnostics, critic_values, diagnose, disagreement, draw_states
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.problems.offline.diagnostics_report import (
     diagnostic_scalars,
@@ -96,9 +96,9 @@ def test_disagreement_is_about_actions(data: Data, cache: SupportCache) -> None:
 
     critic = SoftmaxQCritic(S, A, lambda s, a: Net(opposed))
     mean_deviation = math.sqrt(2.0 / math.pi) * SPREAD * math.sqrt(1.0 - 1.0 / K)
-    assert disagreement(critic, sample) == pytest.approx(math.sqrt(2.0) * mean_deviation, rel=0.03)
+    assert disagreement(critic_values(critic, sample)) == pytest.approx(math.sqrt(2.0) * mean_deviation, rel=0.03)
     alone = SoftmaxQCritic(S, A, lambda s, a: Net(lambda states, actions: opposed(states, actions)[:1]))
-    assert disagreement(alone, sample) == 0.0
+    assert disagreement(critic_values(alone, sample)) == 0.0
 
 
 def test_norms_over_time_by_closed_form(found: Diagnostics) -> None:

@@ -150,7 +150,8 @@ def diagnose(
         return found if ess is None else replace(found, effective_sample_size=float(ess.mean()))
 
     unguided = evidence_at(0.0)
-    ranking = measure_ranking(critic, data, support, guided, sample.ids, seed=seed, device=device)
+    values = critic_values(critic, sample)
+    ranking = measure_ranking(critic, values, sample.ids, data, support, guided, seed=seed, device=device)
     found = [unguided if scale == 0.0 else evidence_at(scale) for scale in sorted({float(scale) for scale in scales})]
     evidence = [replace(e, gain=e.value - unguided.value) for e in found]
     choice, reason = choose_scale(evidence, ranking)
@@ -164,7 +165,7 @@ def diagnose(
         q_support=percentiles(q_support),
         q_std_actions=float(q_support.std(-1).mean()),
         q_std_states=float(q_support.mean(-1).std(correction=0)),
-        q_disagreement=disagreement(critic, sample),
+        q_disagreement=disagreement(values),
         q_slope=float(slope.mean()),
         norms=guidance_norms(guided, sample, clean_noise),
         scales=evidence,
@@ -188,7 +189,7 @@ def draw_states(
         ids,
         data.normalize(data.buffer.states[ids]).to(device),
         data.buffer.actions[ids].to(device),
-        torch.from_numpy(support.actions[support.slots[ids].numpy()]).to(device),
+        support.of(ids).to(device),
     )
 
 
@@ -236,9 +237,14 @@ def q_slope(critic: SoftmaxQCritic, sample: Sample) -> Tensor:
 
 
 @torch.no_grad()
-def disagreement(critic: SoftmaxQCritic, sample: Sample) -> float:
-    """Spread of the critics' advantages over the support actions, see `Diagnostics.q_disagreement`."""
-    q = critic.sampling_net(sample.states.unsqueeze(1), sample.support)  # (num_critics, M, K)
+def critic_values(critic: SoftmaxQCritic, sample: Sample) -> Tensor:
+    """Each critic's values (C, M, K) of the support actions."""
+    q: Tensor = critic.sampling_net(sample.states.unsqueeze(1), sample.support)
+    return q
+
+
+def disagreement(q: Tensor) -> float:
+    """Spread of the advantages of `critic_values` (C, M, K), see `Diagnostics.q_disagreement`."""
     advantages = q - q.mean(-1, keepdim=True)
     return float(advantages.std(0).mean()) if len(q) > 1 else 0.0
 

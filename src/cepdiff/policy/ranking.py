@@ -94,24 +94,26 @@ class Ranking:
 @torch.no_grad()
 def measure_ranking(
     critic: SoftmaxQCritic,
+    values: Tensor,
+    ids: Tensor,
     data: OfflineDataModule,
     support: SupportCache,
     sampler: GuidedSampler,
-    ids: Tensor,
     *,
     seed: int,
     device: torch.device | str,
 ) -> Ranking:
-    """Compare the critics at the states `ids` (M,), and the critic with the returns of rows from `rows_to_test`.
+    """Compare the critics by their `values` (C, M, K) at the states `ids` (M,), and the critic with known returns.
 
+    The returns are those of the rows from `rows_to_test`.
     For rows without support actions, `sampler` draws `DRAWN` behavior actions each.
     """
     buffer, size = data.buffer, data.buffer.actions.shape[1]
     agreement: Estimate | None = None
     compared: Estimate | None = None
-    q, episodes = critic_values(critic, data, support, ids, device), buffer.episode_index[ids]
-    if len(q) > 1 and len(torch.unique(episodes)) >= MIN_EPISODES:
-        compared = rank_agreement(q, episodes, size)
+    episodes = buffer.episode_index[ids]
+    if len(values) > 1 and len(torch.unique(episodes)) >= MIN_EPISODES:
+        compared = rank_agreement(values.cpu(), episodes, size)
     rows, returns, held_out = rows_to_test(data, support, critic.discount, seed)
     episodes = buffer.episode_index[rows]
     if len(torch.unique(episodes)) >= MIN_EPISODES:
@@ -127,7 +129,7 @@ def measure_ranking(
             if held_out:
                 actions = sampler.sample(s.unsqueeze(1), support_noise(stream, some, DRAWN, size).to(device)).float()
             else:
-                actions = torch.from_numpy(support.actions[support.slots[some].numpy()]).to(device)
+                actions = support.of(some).to(device)
             taken = critic.q_value(s, buffer.actions[some].to(device))
             advantages.append((taken - critic.q_value(s.unsqueeze(1), actions).mean(-1)).cpu())
         agreement = return_agreement(torch.cat(advantages), returns, features, episodes)
@@ -157,15 +159,3 @@ def rows_to_test(
     most = MAX_DRAWN_ROWS if held_out else MAX_ROWS
     rows = rows[torch.randperm(len(rows), generator=generator(seed, "ranking", "rows"))[:most]].sort().values
     return rows, returns[rows], held_out
-
-
-def critic_values(
-    critic: SoftmaxQCritic, data: OfflineDataModule, support: SupportCache, ids: Tensor, device: torch.device | str
-) -> Tensor:
-    """Each critic's values (C, M, K) of the support actions of the states `ids` (M,), on the CPU."""
-    values = []
-    for some in torch.split(ids, BLOCK):
-        states = data.normalize(data.buffer.states[some]).to(device)
-        actions = torch.from_numpy(support.actions[support.slots[some].numpy()]).to(device)
-        values.append(critic.sampling_net(states.unsqueeze(1), actions).cpu())
-    return torch.cat(values, 1)

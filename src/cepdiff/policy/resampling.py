@@ -54,6 +54,13 @@ def taken(candidates: Tensor, index: Tensor) -> Tensor:
     return candidates.gather(-2, where).squeeze(-2)
 
 
+def average(candidates: Tensor, log_weights: Tensor, choose: str) -> Tensor:
+    """The weighted mean (..., A) of `candidates` (..., K, A), or their medoid if `choose` says so."""
+    if choose == "mean":
+        return weighted_mean(candidates, log_weights)
+    return taken(candidates, medoid(candidates, log_weights))
+
+
 class CandidateSampler(GuidedSampler):
     """Base class of samplers that draw K candidates per state in one batch; what depends on the state is computed once.
 
@@ -120,10 +127,7 @@ class Averaged(CandidateSampler):
         self, condition: Tensor, noise: Tensor, guidance_scale: Tensor | None = None, *, static: bool = False
     ) -> Tensor:
         candidates = self.candidates(condition, noise, guidance_scale, static=static)
-        equal = torch.zeros_like(candidates[..., 0])
-        if self.choose == "mean":
-            return weighted_mean(candidates, equal)
-        return taken(candidates, medoid(candidates, equal))
+        return average(candidates, torch.zeros_like(candidates[..., 0]), self.choose)
 
 
 class Resampled(CandidateSampler):
@@ -190,10 +194,8 @@ class Resampled(CandidateSampler):
         if takes_first and not static and not bool(scale.any()):
             return self._plain(condition, noise[..., : self.size])
         candidates, log_weights = self.weighed(condition, noise, scale, static=static)
-        if self.choose == "mean":
-            return weighted_mean(candidates, log_weights)
-        if self.choose == "medoid":
-            return taken(candidates, medoid(candidates, log_weights))
+        if not takes_first:
+            return average(candidates, log_weights, self.choose)
         index = log_weights.argmax(-1) if self.choose == "best" else drawn(log_weights, noise[..., -1])
         return taken(candidates, index.where(scale != 0, 0))
 

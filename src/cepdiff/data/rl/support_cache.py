@@ -118,6 +118,10 @@ class SupportCache:
         """K."""
         return int(self.actions.shape[1])
 
+    def of(self, state_ids: Tensor) -> Tensor:
+        """The actions (M', K, A) of states (M',) that have some, in memory."""
+        return torch.from_numpy(self.actions[self.slots[state_ids].numpy()])
+
     def require(self, state_ids: Tensor, num_actions: int, action_size: int) -> None:
         """Raise RunError if the cache is for other states or sizes."""
         if self.actions.shape[1:] != (num_actions, action_size) or not torch.equal(self.state_ids, state_ids):

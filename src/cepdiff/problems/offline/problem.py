@@ -131,11 +131,10 @@ class OfflineRL(GuidedProblem):
     def stages(self) -> list[Stage]:
         lengths, folder = self.lengths, self.run.folder.path
         figures = ["diagnostics.png", *(["scores.png"] if self.evaluation.environment is not None else [])]
-        distillation = [
-            self.train(section, lengths.distillation, self.distillation_data, self.distillation_record)
-            for section in self.modules
-            if section == "distillation"
-        ]
+        distillation: list[Stage] = []
+        if "distillation" in self.modules:
+            data, record = self.distillation_data, self.distillation_record
+            distillation = [self.train("distillation", lengths.distillation, data, record)]
         return [
             self.train("behavior", lengths.behavior, self.behavior_data),
             self.support,
