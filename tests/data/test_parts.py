@@ -96,7 +96,9 @@ def test_a_run_on_several_files(make_parts: Callable[..., str]) -> None:
         OfflineDataModule(f"{data.dataset},absent.hdf5").prepare_data()
 
 
-def episodes(fraction: float, choose: Choice = "random", seed: int = 0, reward_rule: str = "none") -> OfflineDataModule:
+def episodes(
+    fraction: float, choose: Choice = "random", seed: int = 0, reward_rule: str = "none", margin: float = 0.0
+) -> OfflineDataModule:
     """Ten episodes of two steps; the return of episode i is 1 + 2 i for i < 5, then 30 - 2 i."""
     returns = np.array([1, 3, 5, 7, 9, 20, 18, 16, 14, 12], np.float32)
     rows = np.arange(20, dtype=np.float32)
@@ -107,7 +109,7 @@ def episodes(fraction: float, choose: Choice = "random", seed: int = 0, reward_r
         "terminals": np.zeros(20, bool),
         "timeouts": rows % 2 == 1,
     }
-    data = ArrayDataModule(arrays, fraction=fraction, choose=choose, seed=seed, reward_rule=reward_rule)
+    data = ArrayDataModule(arrays, fraction=fraction, choose=choose, seed=seed, reward_rule=reward_rule, margin=margin)
     data.setup()
     return data
 
@@ -119,6 +121,15 @@ def test_the_best_tenth_of_the_rows() -> None:
     assert best.buffer.episode_ends.tolist() == [2, 4, 6]
     assert best.findings[0].message == "3 of 10 episodes, 6 of 20 rows, the best by return; returns 16 to 20"
     assert episodes(1e-9, "best").buffer.episode_returns()[0].tolist() == [20]
+
+
+def test_a_margin_adds_the_episodes_that_are_nearly_as_good() -> None:
+    """Returns are 1 to 20; a margin of 4.1 / 19 takes those of at least 15.9."""
+    near = episodes(0.1, "best", margin=4.1 / 19)
+    assert near.buffer.episode_returns()[0].tolist() == [20, 18, 16]
+    assert "3 of 10 episodes" in near.findings[0].message
+    more = episodes(0.3, "best", margin=0.01)  # never fewer than the fraction
+    assert more.buffer.episode_returns()[0].tolist() == [20, 18, 16]
 
 
 def test_rewards_of_a_fraction_are_scaled_as_on_all_rows() -> None:
@@ -144,6 +155,9 @@ def test_random_episodes_depend_on_the_seed_only() -> None:
         ({"fraction": 0.0}, r"data.fraction is 0.0; expected a number in \(0, 1\]"),
         ({"fraction": 1.5}, "data.fraction is 1.5"),
         ({"fraction": float("nan")}, "data.fraction is nan"),
+        ({"fraction": 0.5, "margin": 0.1}, r'data.margin: needs data.choose "best" and a data.fraction below 1'),
+        ({"choose": "best", "margin": 0.1}, "data.margin: needs"),
+        ({"margin": 1.5}, r"data.margin is 1.5; expected a number in \[0, 1\)"),
         ({"choose": "worst"}, "data.choose is 'worst'; expected random or best"),
     ],
 )

@@ -16,14 +16,23 @@ from torch import Tensor, nn
 from cepdiff.components import class_path_of
 from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.energy.objectives import CEP
+from cepdiff.energy.objectives import CEP, effective_sample_size
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.policy.engines import CapturedPolicy, OnnxPolicy
 from cepdiff.policy.export.check import TOLERANCE, load
 from cepdiff.policy.export.graph import torch_file, trace
 from cepdiff.policy.guided import GuidedPolicy
-from cepdiff.policy.resampling import Averaged, BestOfN, Resampled, drawn, medoid, taken, weighted_mean
+from cepdiff.policy.resampling import (
+    Averaged,
+    BestOfN,
+    Resampled,
+    drawn,
+    medoid,
+    taken,
+    tempered_weights,
+    weighted_mean,
+)
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 
 CRITIC = {"class_path": "cepdiff.networks.critic.QEnsemble", "init_args": {"hidden": [8]}}
@@ -96,6 +105,18 @@ def test_mean_and_medoid() -> None:
     assert int(medoid(candidates, torch.tensor([5.0, 0.0, 0.0]).double())) == 0
 
 
+def test_weights_are_tempered_to_the_least_effective_sample_size() -> None:
+    # Two levels, one candidate of 4 at log-weight x: ESS = (e^x + 3)² / (e^2x + 3), which is 2 at e^x = 3 + 2 sqrt(3).
+    factor = math.log(3 + 2 * math.sqrt(3)) / 20.0
+    given = torch.tensor([[20.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    found = tempered_weights(given, 2.0)
+    torch.testing.assert_close(found[0], factor * given[0], rtol=0, atol=1e-6)
+    assert torch.equal(found[1], given[1])  # enough as it is
+    given = 8.0 * normal(300, 8)
+    sizes, plain = (effective_sample_size(-w, 1.0) for w in (tempered_weights(given, 4.0), given))
+    torch.testing.assert_close(sizes, plain.clamp(min=4.0), rtol=0, atol=1e-3)
+
+
 # the samplers
 
 
@@ -143,6 +164,18 @@ def test_best_of_n_is_the_best_at_any_scale_but_0() -> None:
     limit = Resampled(with_critic(), "draw", K).sample(condition, normal(20, K * A + 1, seed=1), torch.full((20,), 1e6))
     assert limit.shape == found[1].shape
     assert sampler.effective_sample_size(condition, noise, torch.ones(20)) is None
+
+
+def test_large_scales_stop_at_the_least_effective_sample_size() -> None:
+    sampler, plain = (Resampled(with_critic(), "mean", K, min_effective_samples=least) for least in (2.0, 1.0))
+    condition, noise, large = normal(40, S), normal(40, K * A, seed=1), torch.full((40,), 50.0)
+    sizes, plain_sizes = (one.effective_sample_size(condition, noise, large) for one in (sampler, plain))
+    assert sizes is not None
+    assert plain_sizes is not None
+    assert int((plain_sizes < 1.9).sum()) > 20
+    torch.testing.assert_close(sizes, plain_sizes.clamp(min=2.0), rtol=0, atol=1e-3)
+    gentle = torch.full((40,), 0.01)
+    assert torch.equal(sampler.sample(condition, noise, gentle), plain.sample(condition, noise, gentle))
 
 
 MAKERS: dict[str, Callable[[SamplerParts, int], GuidedSampler]] = {
@@ -271,7 +304,7 @@ def test_many_candidates_give_the_tilted_density(c: float) -> None:
 
 SHIPPED: dict[str, Callable[[], GuidedSampler]] = {
     "guided draw": lambda: Resampled(with_critic(), num_candidates=3, candidate_scale=1.0),
-    "mean": lambda: Resampled(with_critic(), "mean", 3),
+    "mean": lambda: Resampled(with_critic(), "mean", 3, min_effective_samples=2.0),
     "best": lambda: BestOfN(with_critic(), 3),
     "medoid": lambda: Averaged(with_critic(), "medoid", 3, noise_scale=0.7),
 }
@@ -326,6 +359,14 @@ def test_onnxruntime_runs_it_alike() -> None:
         (lambda p: Resampled(p, num_candidates=0), r"sampler.num_candidates is 0; expected at least 1"),
         (lambda p: Resampled(p, "worst"), r"sampler.choose is 'worst'; expected draw, mean, medoid or best"),
         (lambda p: Resampled(p, candidate_scale=-1.0), r"sampler.candidate_scale is -1.0; expected 0 or more"),
+        (
+            lambda p: Resampled(p, min_effective_samples=0.5),
+            r"sampler.min_effective_samples is 0.5; expected at least 1",
+        ),
+        (
+            lambda p: Resampled(p, "mean", 4, min_effective_samples=5.0),
+            r"sampler.min_effective_samples is 5.0; expected at most num_candidates, 4",
+        ),
         (lambda p: Averaged(p, noise_scale=0.0), r"sampler.noise_scale is 0.0; expected a number in \(0, 1\]"),
         (lambda p: Averaged(p, "draw"), r"sampler.choose is 'draw'; expected mean or medoid"),
         (lambda p: BestOfN(p, noise_scale=math.nan), r"sampler.noise_scale is nan; expected a number in \(0, 1\]"),

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from cepdiff.energy.bellman import lower_bound
 from cepdiff.energy.objectives import effective_sample_size
-from cepdiff.errors import RunError
+from cepdiff.errors import ConfigError, RunError
 from cepdiff.networks.tempered import Tempered, at_scale
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.ranges import NonNegative, Range, Repeats, check_arguments
 
 NoiseScale = Annotated[float, Range(0, 1, "(]")]
+AtLeastOne = Annotated[float, Range(1)]
+_BISECTIONS = 30
 
 
 def drawn(log_weights: Tensor, normal: Tensor) -> Tensor:
@@ -38,6 +40,21 @@ def drawn(log_weights: Tensor, normal: Tensor) -> Tensor:
 def weighted_mean(candidates: Tensor, log_weights: Tensor) -> Tensor:
     """Mean (..., A) of `candidates` (..., K, A) under softmax_K(`log_weights` (..., K))."""
     return (log_weights.softmax(-1).unsqueeze(-1) * candidates).sum(-2)
+
+
+def tempered_weights(log_weights: Tensor, least: float) -> Tensor:
+    """`log_weights` (..., K) times the largest factor (...) in [0, 1] that has an effective sample size of `least`.
+
+    Adaptive tempering (Jasra et al. 2011), by bisection: the effective sample size does not increase with the factor.
+    """
+    low = torch.zeros_like(log_weights[..., :1])
+    high = torch.ones_like(low)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        enough = (effective_sample_size(-middle * log_weights, 1.0) >= least).unsqueeze(-1)
+        low, high = middle.where(enough, low), high.where(enough, middle)
+    enough = (effective_sample_size(-log_weights, 1.0) >= least).unsqueeze(-1)
+    return log_weights.where(enough, low * log_weights)
 
 
 def medoid(candidates: Tensor, log_weights: Tensor) -> Tensor:
@@ -152,6 +169,11 @@ class Resampled(CandidateSampler):
         num_candidates: K.
         candidate_scale: c, the guidance scale of the candidates.
         noise_scale: as in `CandidateSampler`; below 1, q is the distribution of samples from the scaled noise.
+        min_effective_samples: smallest effective sample size of the weights, in [1, K]. In states where it would be
+            smaller, the log-weights are multiplied by the largest factor that keeps it.
+
+    Raises:
+        ConfigError: `min_effective_samples` exceeds `num_candidates`.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("behavior", "energy", "critic")
@@ -163,9 +185,16 @@ class Resampled(CandidateSampler):
         num_candidates: Repeats = 16,
         candidate_scale: NonNegative = 0.0,
         noise_scale: NoiseScale = 1.0,
+        min_effective_samples: AtLeastOne = 1.0,
     ) -> None:
         check_arguments(Resampled, locals(), "sampler")
+        if min_effective_samples > num_candidates:
+            raise ConfigError(
+                f"sampler.min_effective_samples is {min_effective_samples}; "
+                f"expected at most num_candidates, {num_candidates}"
+            )
         self.candidate_scale = candidate_scale
+        self.min_effective_samples = min_effective_samples
         super().__init__(parts, num_candidates, noise_scale)
         self.choose = choose
         if self.tempered is not None:
@@ -218,6 +247,8 @@ class Resampled(CandidateSampler):
             if own_scale is not None:
                 tilt = self._clean_logits(condition, candidates, self.candidate_scale)
                 log_weights = log_weights - (scale != 0).unsqueeze(-1) * tilt
+            if self.min_effective_samples > 1.0:
+                log_weights = tempered_weights(log_weights, self.min_effective_samples)
         return candidates, log_weights
 
     def value(self, condition: Tensor, candidates: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from cepdiff.data.rl.source import load_dataset, resolve, short_name
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError
-from cepdiff.ranges import Count, Range, check_arguments
+from cepdiff.ranges import Count, Fraction, Range, check_arguments
 from cepdiff.types import Batch, DataSpec
 
 
@@ -46,6 +46,8 @@ class OfflineDataModule(StageDataModule):
         action_high: upper bound of the actions; default: from the file's metadata, else +1.
         fraction: fraction of the rows to train on, in whole episodes; 1 is all.
         choose: which episodes `fraction` takes: "random" (by the seed) or "best" (the highest returns).
+        margin: with `choose` "best", also take all episodes with a return below the highest by at most this fraction of
+            the range of returns.
         block_size: minibatches per `training_step`.
         seed: seed of the row order and of the random episodes.
     """
@@ -64,12 +66,15 @@ class OfflineDataModule(StageDataModule):
         action_high: float | list[float] | None = None,
         fraction: Annotated[float, Range(0, 1, "(]")] = 1.0,
         choose: Choice = "random",
+        margin: Fraction = 0.0,
         block_size: Count = 50,
         seed: int = 0,
     ) -> None:
         super().__init__(block_size, seed)
         check_arguments(OfflineDataModule, locals(), "data")
-        self.fraction, self.choose = fraction, choose
+        if margin and (choose != "best" or fraction == 1):
+            raise ConfigError('data.margin: needs data.choose "best" and a data.fraction below 1')
+        self.fraction, self.choose, self.margin = fraction, choose, margin
         self.dataset = dataset
         self.env_id, self.env_kwargs = env_id, env_kwargs
         self.dataset_dir = dataset_dir
@@ -138,7 +143,7 @@ class OfflineDataModule(StageDataModule):
             # Rewards are scaled as on all rows: the best episodes have nearly equal returns.
             whole = TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
             self._whole_scaling = usable_scaling(self._rule, whole)
-            raw, finding = some_episodes(raw, self.fraction, self.choose, self.seed)
+            raw, finding = some_episodes(raw, self.fraction, self.choose, self.seed, self.margin)
             chosen = [finding]
         self.findings = [*chosen, *findings_of(raw, self.task, self.env_id, self.action_low, self.action_high)]
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)

@@ -87,10 +87,13 @@ def _facts(raw: RawArrays) -> dict[str, Any]:
     return {**own, **sizes, **bounds, **shared}
 
 
-def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) -> tuple[RawArrays, Finding]:
+def some_episodes(
+    raw: RawArrays, fraction: float, choose: Choice, seed: int, margin: float = 0.0
+) -> tuple[RawArrays, Finding]:
     """Return whole episodes with about `fraction` of the rows, in their order, and a finding that names them.
 
-    At least one is chosen: at random, or the best by undiscounted return (the earlier one in a tie).
+    At least one is chosen: at random, or the best by undiscounted return (the earlier one in a tie). `margin` adds to
+    the best all episodes whose return is below the highest by at most this fraction of the range of returns.
     """
     episodes = episodes_of(raw)
     count, returns = len(episodes.lengths), episodes.returns(raw.rewards)
@@ -101,6 +104,8 @@ def some_episodes(raw: RawArrays, fraction: float, choose: Choice, seed: int) ->
         order = torch.randperm(count, generator=generator(seed, "fraction"))
         how = f"at random by seed {seed}"
     chosen = leading_episodes(order, torch.from_numpy(episodes.lengths), fraction * len(raw)).numpy()
+    if margin > 0.0:
+        chosen |= returns.max() - returns <= margin * np.ptp(returns)
     rows = np.repeat(chosen, episodes.lengths)
     part = replace(
         raw,
