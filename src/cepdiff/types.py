@@ -51,6 +51,7 @@ class DataSpec:
 
     Actions are trained on in [-1, 1]; `action_low` and `action_high` (A values each) are the environment's
     bounds. `observation_mean` and `observation_std` (S values each) are None if observations are used raw.
+    Networks see `action_steps` consecutive actions as one of `modeled_size` numbers; a policy returns the first.
     """
 
     observation_size: int
@@ -59,6 +60,12 @@ class DataSpec:
     action_high: tuple[float, ...]
     observation_mean: tuple[float, ...] | None = None
     observation_std: tuple[float, ...] | None = None
+    action_steps: int = 1
+
+    @property
+    def modeled_size(self) -> int:
+        """Numbers in an action as networks see it."""
+        return self.action_steps * self.action_size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""

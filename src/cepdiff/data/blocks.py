@@ -106,8 +106,8 @@ class StageDataModule(LightningDataModule, ABC):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """(observation size S, action size A), the first arguments of every module."""
-        return self.spec.observation_size, self.spec.action_size
+        """(observation size S, action size A as networks see it), the first arguments of every module."""
+        return self.spec.observation_size, self.spec.modeled_size
 
     @abstractmethod
     def rows(self, fields: Sequence[str]) -> Tensor:

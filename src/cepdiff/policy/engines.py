@@ -84,7 +84,7 @@ class CapturedPolicy:
             "noise": (size, policy.noise_size),
             "condition": (size, policy.spec.observation_size),
             "scale": (size,),
-            "samples": (size, policy.action_size),
+            "samples": (size, policy.spec.modeled_size),
         }
         memory = {name: torch.zeros(shape, device=policy.device) for name, shape in shapes.items()}
 

@@ -59,9 +59,9 @@ class GuidedPolicy:
         return (observations - self._mean) / self._std
 
     def in_bounds(self, samples: Tensor) -> Tensor:
-        """Samples (..., A) in [-1, 1] in the environment's units, within its bounds."""
+        """The first action (..., A) of samples (..., action_steps * A) in [-1, 1], in the environment's units."""
         low, high = self._bounds
-        return ((high + low) / 2 + (high - low) / 2 * samples).clamp(low, high)
+        return ((high + low) / 2 + (high - low) / 2 * samples[..., : self.action_size]).clamp(low, high)
 
     def on(self, device: torch.device | str) -> GuidedPolicy:
         """This policy on another device; the networks are copied, unless they are there already."""

@@ -157,7 +157,8 @@ def load_sampler(
     solver = recipe.solver
     if num_solver_steps is not None:
         solver = {**solver, "init_args": {**solver["init_args"], "num_steps": num_solver_steps}}
-    sizes = recipe.spec["observation_size"], recipe.spec["action_size"]
+    data = DataSpec.from_dict(recipe.spec)
+    sizes = data.observation_size, data.modeled_size
     networks: dict[str, nn.Module] = {}
     bases: dict[str, Any] = {"schedule": NoiseSchedule, "objective": EnergyObjective}  # abstract
     try:

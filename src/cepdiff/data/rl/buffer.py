@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,8 @@ class TransitionBuffer:
     next_index (N,): row of s' in `states`, -1 if unknown. actions (N, A) in [-1, 1]. rewards (N,), raw. terminals,
     timeouts (N,). episode_index (N,): episode of each row. episode_starts, episode_ends (E,): first row and one past
     the last. episode_complete (E,): False for an episode that the end of the data cut. content_hash: of the data and
-    the bounds. chained: False if next observations form no chain, so that only flags end episodes.
+    the bounds. chained: False if next observations form no chain, so that only flags end episodes. action_steps:
+    consecutive actions in a row's action.
     """
 
     states: Tensor
@@ -65,6 +66,7 @@ class TransitionBuffer:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     chained: bool = True
+    action_steps: int = 1
 
     @classmethod
     def from_arrays(cls, raw: RawArrays, action_low: Bounds = None, action_high: Bounds = None) -> TransitionBuffer:
@@ -101,6 +103,26 @@ class TransitionBuffer:
             chained=episodes.chained,
         )
 
+    def with_action_steps(self, steps: int) -> TransitionBuffer:
+        """Return a copy whose actions (N, steps * A) are those of a row and of the rows after it, one after another.
+
+        At the end of an episode the last action is repeated. Raises ConfigError if the rows form no episodes.
+        """
+        if not self.chained:
+            raise ConfigError(
+                "data.action_steps: next observations are not the following rows', so only 1 step is known"
+            )
+        last = self.episode_ends[self.episode_index] - 1
+        rows = torch.arange(len(self))
+        sequences = [self.actions[torch.minimum(rows + step, last)] for step in range(steps)]
+        own_hash = f"{self.content_hash}-{steps}"
+        return replace(self, actions=torch.cat(sequences, -1), action_steps=steps, content_hash=own_hash)
+
+    @property
+    def whole_sequences(self) -> Tensor:
+        """Mask (N,) of rows whose actions all are of their episode."""
+        return torch.arange(len(self)) + self.action_steps <= self.episode_ends[self.episode_index]
+
     def __len__(self) -> int:
         return len(self.next_index)
 
@@ -133,11 +155,12 @@ class TransitionBuffer:
         mean, std = self._moments() if normalize else (None, None)
         return DataSpec(
             observation_size=self.states.shape[1],
-            action_size=self.actions.shape[1],
+            action_size=self.actions.shape[1] // self.action_steps,
             action_low=self.action_low,
             action_high=self.action_high,
             observation_mean=mean,
             observation_std=std,
+            action_steps=self.action_steps,
         )
 
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

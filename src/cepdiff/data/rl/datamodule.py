@@ -23,7 +23,7 @@ from cepdiff.data.rl.source import load_dataset, resolve, short_name
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError
-from cepdiff.ranges import Count, Fraction, Range, check_arguments
+from cepdiff.ranges import Count, Fraction, Range, Repeats, check_arguments
 from cepdiff.types import Batch, DataSpec
 
 
@@ -48,6 +48,7 @@ class OfflineDataModule(StageDataModule):
         choose: which episodes `fraction` takes: "random" (by the seed) or "best" (the highest returns).
         margin: with `choose` "best", also take all episodes with a return below the highest by at most this fraction of
             the range of returns.
+        action_steps: consecutive actions that the networks see as one. The policy takes the first and decides again.
         block_size: minibatches per `training_step`.
         seed: seed of the row order and of the random episodes.
     """
@@ -67,6 +68,7 @@ class OfflineDataModule(StageDataModule):
         fraction: Annotated[float, Range(0, 1, "(]")] = 1.0,
         choose: Choice = "random",
         margin: Fraction = 0.0,
+        action_steps: Repeats = 1,
         block_size: Count = 50,
         seed: int = 0,
     ) -> None:
@@ -75,6 +77,7 @@ class OfflineDataModule(StageDataModule):
         if margin and (choose != "best" or fraction == 1):
             raise ConfigError('data.margin: needs data.choose "best" and a data.fraction below 1')
         self.fraction, self.choose, self.margin = fraction, choose, margin
+        self.action_steps = action_steps
         self.dataset = dataset
         self.env_id, self.env_kwargs = env_id, env_kwargs
         self.dataset_dir = dataset_dir
@@ -133,6 +136,8 @@ class OfflineDataModule(StageDataModule):
         """Load the buffer and its rewards; only once."""
         if self._buffer is None:
             self._buffer = self.load_buffer()
+            if self.action_steps > 1:
+                self._buffer = self._buffer.with_action_steps(self.action_steps)
             self._rewards = self.rewards()  # fail before training if the rule does not fit
 
     def load_buffer(self) -> TransitionBuffer:
@@ -196,6 +201,10 @@ class OfflineDataModule(StageDataModule):
         rows = torch.arange(len(buffer.actions))
         if "next_observations" in fields:
             rows = buffer.transitions
+        if buffer.action_steps > 1 and "actions" in fields:
+            # A critic needs the rows before a terminal one, where actions after the end do not matter.
+            ends = buffer.terminals[buffer.episode_ends - 1][buffer.episode_index] & ("terminals" in fields)
+            rows = rows[(buffer.whole_sequences | ends)[rows]]
         if "support_actions" in fields:
             rows = rows[self._slots()[rows] >= 0]
         if "next_support_actions" in fields:
