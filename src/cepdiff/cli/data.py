@@ -31,6 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     showing.add_argument("dataset", metavar="TASK_OR_FILE", nargs="?", help=_WHAT)
     fetching = _add(commands, shared, "download", download, "download the file of a task")
     fetching.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
+    mirror = "address of a folder with D4RL's files, tried before $D4RL_DATASET_URL and D4RL's server; can be repeated"
+    fetching.add_argument("--mirror", metavar="URL", action="append", default=[], help=mirror)
     checking = _add(commands, shared, "check", check, "check that a dataset is usable: exit code 0, else 2")
     checking.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
     rule = f"as --data.reward_rule of fit: {', '.join(REWARD_RULES)}"
@@ -69,7 +71,10 @@ def info(args: argparse.Namespace) -> int:
     task = TASKS.get(args.dataset)
     facts: dict[str, Any] = {}
     if task is not None:
-        facts["task"] = asdict(task) | _file_facts(task, args.dataset_dir)
+        from cepdiff.data.rl.mirrors import minari_counterpart
+
+        counterpart = {"minari_counterpart": minari_counterpart(task)}
+        facts["task"] = asdict(task) | _file_facts(task, args.dataset_dir) | counterpart
     if task is None or facts["task"]["file_present"]:
         from cepdiff.data.checks.report import describe
 
@@ -94,7 +99,7 @@ def download(args: argparse.Namespace) -> int:
         if name.startswith(MINARI_PREFIX):
             place = load_dataset(name, args.dataset_dir).source
         else:
-            place = str(resolve(name, args.dataset_dir, allow_download=True))
+            place = str(resolve(name, args.dataset_dir, mirrors=args.mirror))
         print(json.dumps({"file": place}) if args.json else place)
     return 0
 

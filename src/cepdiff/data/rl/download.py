@@ -29,8 +29,8 @@ MIN_RATE = 1000  # bytes per second
 _CHUNK_BYTES = 1 << 20
 _MAX_WAIT = 60.0
 _NETWORK_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError)
-# Retrying does not help: no network, no such server, or one that is not the server it claims to be.
-_LASTING_ERRORS = (socket.gaierror, ssl.SSLCertVerificationError)
+# Retrying does not help: no network, no such server or local file, or not the server it claims to be.
+_LASTING_ERRORS = (socket.gaierror, ssl.SSLCertVerificationError, FileNotFoundError)
 # Temporary failures of the server.
 _RETRIED_STATUS = (408, 416, 425, 429, *range(500, 600))
 
@@ -41,7 +41,6 @@ def download(
     *,
     size: int | None = None,
     check: Callable[[Path], None] = lambda part: None,
-    advice: str | None = None,
     retries: int = 5,
     progress: bool = True,
     timeout: float = 30.0,
@@ -54,13 +53,13 @@ def download(
     `timeout` is in seconds; less than `MIN_RATE` over twice that time is a failure.
 
     `size` is the file's size in bytes, if known; otherwise at most `MAX_BYTES` are received. `check` gets the
-    complete part and raises `DataError` if it is the wrong file, which is then deleted. `advice` ends error messages.
+    complete part and raises `DataError` if it is the wrong file, which is then deleted. One process at a time may
+    download to the same target.
 
     Raises `DataError` if the server cannot be reached, refuses (4xx), or sends something else; `OutputError` if the
     file cannot be written or the disk is too small for it.
     """
     fetch = _Fetch(url, Path(target), size, check, progress, timeout)
-    advice = advice or f"download it by hand to {fetch.target}"
     if fetch.target.is_dir():
         raise OutputError(f"{fetch.target}: is a folder; expected the name of a file")
     check_writable(fetch.target.parent)
@@ -73,10 +72,10 @@ def download(
             fetch.run()
             return fetch.target
         except DataError as error:
-            raise DataError(f"{url}: {error}; {advice}") from error
+            raise DataError(f"{url}: {error}") from error
         except urllib.error.HTTPError as error:
             if error.code not in _RETRIED_STATUS:
-                raise DataError(f"{url}: the server answered {error.code} {error.reason}; {advice}") from error
+                raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
             reason = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, *_NETWORK_ERRORS) as error:
             cause = getattr(error, "reason", error)
@@ -86,9 +85,9 @@ def download(
         except OSError as error:
             raise OutputError(f"{fetch.target}: cannot be written ({error.strerror or error})") from error
         except ValueError as error:  # not a URL
-            raise DataError(f"{url}: cannot be downloaded ({error}); {advice}") from error
+            raise DataError(f"{url}: cannot be downloaded ({error})") from error
         if failures >= retries or attempts >= 20 * retries:
-            raise DataError(f"{url}: cannot be downloaded ({reason}); {advice}")
+            raise DataError(f"{url}: cannot be downloaded ({reason})")
         wait = min(backoff * 2**failures, _MAX_WAIT)
         if progress:
             print(f"{fetch.target.name}: {reason}; retrying in {wait:g} s", file=sys.stderr)
@@ -122,7 +121,7 @@ class _Fetch:
 
     @property
     def note(self) -> Path:
-        """Records which version of the server's file the part belongs to."""
+        """Records the address and the version of the file that the part belongs to."""
         return self.target.with_name(self.target.name + ".part.json")
 
     @property
@@ -142,6 +141,8 @@ class _Fetch:
     def run(self) -> None:
         """Make one attempt: resume the part, check it and rename it to the target."""
         before = self._read_note()
+        if before.get("url") != self.url:  # another mirror's part, whose file may differ
+            before = {}
         offset = self.received if before else 0
         request = urllib.request.Request(self.url)
         if offset:
@@ -156,7 +157,7 @@ class _Fetch:
             raise
         with response:
             start, total = _extent(response)
-            now = {"validator": _validator(response), "size": total}
+            now = {"url": self.url, "validator": _validator(response), "size": total}
             if start and (start != offset or now != before):
                 self.discard()
                 raise ConnectionError("the file on the server has changed since the download began")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
 
 MINARI_PREFIX = "minari:"
-MIRROR = "D4RL_DATASET_URL"
 _SUFFIXES = (".hdf5", ".h5", ".npz")
 
 
@@ -30,14 +30,16 @@ def task_path(task: Task, dataset_dir: str | Path | None = None) -> Path:
     return dataset_folder(dataset_dir) / task.url.rsplit("/", 1)[1]
 
 
-def resolve(dataset: str, dataset_dir: str | Path | None = None, *, allow_download: bool = True) -> Path:
-    """Return the path of a dataset; a task's missing file is downloaded if `allow_download`.
+def resolve(
+    dataset: str, dataset_dir: str | Path | None = None, *, allow_download: bool = True, mirrors: Sequence[str] = ()
+) -> Path:
+    """Return the path of a dataset; a task's missing file is downloaded if `allow_download`, first from `mirrors`.
 
     `dataset` is a task name, a path, or the name or stem of a file in the dataset folder. Raises `DataError` if the
     file is missing or cannot be downloaded, `ConfigError` for an unknown name.
     """
     if dataset in TASKS:
-        return _task_file(TASKS[dataset], dataset_dir, allow_download)
+        return _task_file(TASKS[dataset], dataset_dir, allow_download, mirrors)
     path = Path(dataset).expanduser()
     home = dataset_folder(dataset_dir)
     for candidate in (path, home / path, *(home / f"{dataset}{suffix}" for suffix in _SUFFIXES)):
@@ -85,7 +87,7 @@ def load_dataset(
     return raw
 
 
-def _task_file(task: Task, dataset_dir: str | Path | None, allow_download: bool) -> Path:
+def _task_file(task: Task, dataset_dir: str | Path | None, allow_download: bool, mirrors: Sequence[str]) -> Path:
     path = task_path(task, dataset_dir)
     if path.is_file():
         return path
@@ -95,15 +97,6 @@ def _task_file(task: Task, dataset_dir: str | Path | None, allow_download: bool)
         raise DataError(f"{path}: is a folder; expected the file of task {task.name}")
     if not allow_download:
         raise DataError(f"{path}: not downloaded yet; run cepdiff data download {task.name}")
-    from cepdiff.data.rl.download import download
-    from cepdiff.data.rl.published import check_download, published
+    from cepdiff.data.rl.mirrors import fetch
 
-    mirror, known = os.environ.get(MIRROR), published(task)
-    return download(
-        f"{mirror.rstrip('/')}/{path.name}" if mirror else task.url,
-        path,
-        size=None if known is None else known.size,
-        check=lambda part: check_download(part, task),
-        advice=f"set ${MIRROR} to the address of another folder with D4RL's files, copy the file to {path} by hand, "
-        f"use a Minari dataset ({MINARI_PREFIX}ID), or record your own with `cepdiff collect`",
-    )
+    return fetch(task, path, mirrors)
