@@ -13,11 +13,18 @@ MuJoCo reads D4RL's files unchanged; its trajectories show what has changed sinc
 Actions are sines of different periods; positions start at the model's own. Current MuJoCo reads D4RL's files after two
 changes, made in a copy: Adroit without the attribute `apirate` (of a removed API), Kitchen with the kettle's defaults
 inside a top-level default, as current syntax requires.
+
+    python benchmarks/robot_physics.py --random    # a minute; needs no file of D4RL's
+
+Plays the 100 episodes of a random policy whose mean return is D4RL's score 0, as `generate_ref_min_score.py` in D4RL's
+repository does: uniform actions and the environment's scenes, from gym's generators of seed 0. A second run changes every
+action by 1e-4, to show how much a mean depends on small differences in physics.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import tempfile
@@ -170,6 +177,54 @@ def deviation(one: Array, other: Array) -> dict[int, float]:
     return dict(zip(MOMENTS, np.abs(one - other).max(axis=1).tolist()))  # noqa: B905 - `strict` needs Python 3.10
 
 
+def gym_generator(seed: int) -> np.random.RandomState:
+    """The generator of `gym.utils.seeding.np_random(seed)` up to gym 0.21: MT19937 seeded by a hash of `seed`."""
+    hashed = hashlib.sha512(str(seed).encode()).digest()[:8]
+    return np.random.RandomState(np.frombuffer(hashed, "<u4").astype(np.uint32))
+
+
+def random_returns(task: str, episodes: int = 100, noise: float = 0.0) -> Array:
+    """Returns (episodes,) of D4RL's random policy in our environment; each action changes by `noise` times a normal."""
+    import gymnasium
+
+    import cepdiff.envs  # noqa: F401 - registers them
+
+    env = gymnasium.make(f"cepdiff/{task}-v0")
+    generator, disturbance = gym_generator(0), np.random.default_rng(0)
+    env.reset(seed=0)
+    env.unwrapped.np_random = gym_generator(0)  # type: ignore[assignment]
+    returns = np.zeros(episodes)
+    for episode in range(episodes):
+        env.reset()
+        over = False
+        while not over:
+            action = generator.uniform(-1.0, 1.0, env.action_space.shape).astype(np.float32)
+            changed = action + noise * disturbance.standard_normal(action.shape)
+            _, reward, terminated, truncated, _ = env.step(changed)
+            returns[episode] += float(reward)
+            over = terminated or truncated
+    env.close()
+    return returns
+
+
+def compare_random() -> Iterator[dict[str, Any]]:
+    """One record per Adroit task: D4RL's score 0 and ours, its standard error, and the mean with changed actions."""
+    from cepdiff.data.rl.tasks import TASKS
+
+    for task in ADROIT:
+        returns = random_returns(task)
+        record = {
+            "task": task,
+            "D4RL": TASKS[f"{task}-human-v1"].reference_min,
+            "here": float(returns.mean()),
+            "standard error": float(returns.std(ddof=1) / len(returns) ** 0.5),
+            "median": float(np.median(returns)),
+            "actions changed by 1e-4": float(random_returns(task, noise=1e-4).mean()),
+        }
+        print("  ".join(f"{name} {value:.6f}" if name != "task" else f"{value:8}" for name, value in record.items()))
+        yield record
+
+
 def show(record: dict[str, Any]) -> None:
     """Print one task's part of the table."""
     print(f"\n{record['task']}: {len(record['fields'])} fields of gymnasium-robotics' model differ from D4RL's")
@@ -183,11 +238,14 @@ def show(record: dict[str, Any]) -> None:
 def main(arguments: Iterable[str] | None = None) -> None:
     """Record, or compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d4rl", type=Path, required=True, help="the folder d4rl of the unpacked package")
+    parser.add_argument("--d4rl", type=Path, help="the folder d4rl of the unpacked package")
     parser.add_argument("--record", type=Path, help="only write the trajectories of D4RL's files in this MuJoCo")
     parser.add_argument("--recorded", type=Path, help="trajectories that --record wrote, to compare with")
     parser.add_argument("--output", type=Path, default=Path("report/robot-physics.json"))
+    parser.add_argument("--random", action="store_true", help="only play the episodes of D4RL's random policy")
     args = parser.parse_args(None if arguments is None else list(arguments))
+    if not (args.d4rl or args.random):
+        parser.error("--d4rl or --random is required")
     print(f"MuJoCo {mujoco.__version__}")
     if args.record:
         tasks = (*ADROIT, "kitchen")
@@ -195,10 +253,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
         args.record.write_text(json.dumps({"mujoco": mujoco.__version__, **states}) + "\n")
         return
     recorded = json.loads(args.recorded.read_text()) if args.recorded else {}
-    with tempfile.TemporaryDirectory() as folder:
-        records = list(compare(readable_copy(args.d4rl, Path(folder)), recorded))
-    for record in records:
-        show(record)
+    if args.random:
+        records = list(compare_random())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            records = list(compare(readable_copy(args.d4rl, Path(folder)), recorded))
+        for record in records:
+            show(record)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"mujoco": mujoco.__version__, "recorded with": recorded.get("mujoco"), "tasks": records}
     args.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -115,6 +115,12 @@ def test_moves_as_the_recorded_physics(physics: Any, task: str, steps: int, tole
 
 
 @installed
+def test_the_random_policy_of_d4rl_returns_what_d4rl_reports(physics: Any) -> None:
+    """All six decimals of `REF_MIN_SCORE`: the same scenes, actions, physics, rewards and ends in 100 episodes."""
+    assert round(physics.random_returns("pen").mean(), 6) == 96.262799
+
+
+@installed
 @pytest.mark.parametrize("task", TASKS)
 def test_a_state_comes_back(task: str) -> None:
     """From a state in the middle of an episode, the same actions give the same observations and rewards."""
