@@ -17,8 +17,8 @@ inside a top-level default, as current syntax requires.
     python benchmarks/robot_physics.py --random    # a minute; needs no file of D4RL's
 
 Plays the 100 episodes of a random policy whose mean return is D4RL's score 0, as `generate_ref_min_score.py` in D4RL's
-repository does: uniform actions and the environment's scenes, from gym's generators of seed 0. A second run changes every
-action by 1e-4, to show how much a mean depends on small differences in physics.
+repository does: uniform actions and the environment's scenes, from gym's generators of seed 0. A second run changes
+every action by 1e-4, to show how much a mean depends on small differences in physics.
 """
 
 from __future__ import annotations
