@@ -9,13 +9,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from density_runs import (
+    BETA,
+    KIND,
+    OBJECTIVE,
+    RUNNING,
+    SKIPPED,
+    complaint,
+    contents,
+    fit,
+    results,
+    said,
+    same_weights,
+    samples,
+    touched,
+    write_density,
+)
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,93 +38,17 @@ from cepdiff.cli import main
 from cepdiff.data.densities.densities import DENSITIES
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.randomness import generator
-from cepdiff.seals import write_sealed
 
 TOYS = sorted((Path(__file__).parents[2] / "configs" / "toy").glob("*.yaml"))
-TINY = """
-data: {class_path: cepdiff.data.densities.datamodule.EnergyDataModule, dataset: rings, num_points: 1000, block_size: 5}
-behavior: {net: {class_path: cepdiff.networks.score.MLPScore, init_args: {hidden: [8]}}, batch_size: 16}
-guidance: {batch_size: 16, times_per_step: 2}
-solver: {num_steps: 2}
-stages:
-  behavior: {max_steps: 20, checkpoint_every: 10}
-  guidance: {max_steps: 20, checkpoint_every: 10}
-evaluation: {num_samples: 64, floor_repeats: 2}
-trainer: {progress_bar: false}
-"""
-OWN = """
-def square(points): return points.square().sum(-1)
-def nan(points): return points[:, 0].log()
-"""
 FEW = [
     "--data.num_points", "500", "--stages.behavior.max_steps", "3", "--stages.guidance.max_steps", "3",
     "--evaluation.num_samples", "32", "--evaluation.floor_repeats", "2", "--trainer.progress_bar", "false",
 ]  # fmt: skip
-SKIPPED, RUNNING = "finished earlier, skipped", "running"
-BETA, OBJECTIVE = "--guidance.objective.inverse_temperature", "--guidance.objective"
-KIND = f"{OBJECTIVE}.class_path"
-
-
-def fit(config: Path, run_dir: Path, *arguments: object) -> int:
-    """The command in this process."""
-    return main(["fit", "--config", str(config), "--run_dir", str(run_dir), *map(str, arguments)])
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Runs a command that must end with code 2; returns its one line on stderr."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cepdiff:")]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """Stage -> the last command's message about it."""
-    lines = (line.partition(": ") for line in capsys.readouterr().err.splitlines())
-    return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines}
-
-
-def weights(run_dir: Path, stage: str) -> Mapping[str, torch.Tensor]:
-    """Weights of a finished stage, read with plain torch."""
-    state: Mapping[str, torch.Tensor] = torch.load(run_dir / stage / "final.ckpt", weights_only=True)["state_dict"]
-    return state
-
-
-def same_weights(first: Path, second: Path, stage: str) -> bool:
-    a, b = weights(first, stage), weights(second, stage)
-    assert a.keys() == b.keys()
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def contents(run_dir: Path) -> dict[str, bytes]:
-    """Every file of a run."""
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-
-
-def touched(run_dir: Path) -> dict[str, int]:
-    """Modification time of each result of a run."""
-    names = ("*/final.ckpt", "*/stage.json", "results.json", "samples.*")
-    return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for name in names for path in run_dir.glob(name)}
-
-
-def results(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
-    return found
-
-
-def samples(run_dir: Path) -> dict[str, np.ndarray]:
-    with np.load(run_dir / "samples.npz") as file:
-        return {name: file[name] for name in file}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A configuration of a few steps on the rings, with a module of energies beside it."""
-    folder = tmp_path_factory.mktemp("density")
-    (folder / "density_energies.py").write_text(OWN)
-    (folder / "tiny.yaml").write_text(TINY)
-    yield folder / "tiny.yaml"
+    yield write_density(tmp_path_factory.mktemp("density"))
     sys.modules.pop("density_energies", None)
 
 
@@ -257,112 +196,6 @@ def test_results_are_not_left_beside_a_policy_that_samples_in_another_way(
     assert not (run / "results.json").exists()
 
 
-class TestReuse:
-    @pytest.mark.parametrize(
-        ("arguments", "title"),
-        [
-            ([BETA, 10], "rings, CEP, beta 10"),
-            ([OBJECTIVE, "MSE"], "rings, MSE, beta 3"),
-            ([KIND, "ExponentialMSE", BETA, 2], "rings, ExponentialMSE, beta 2"),
-            ([OBJECTIVE, "DPS"], "rings, DPS, beta 3"),
-            (["--data.energy", "density_energies.square"], "rings, CEP, beta 3"),
-            (["--guidance.net.class_path", "cepdiff.networks.energy.EnergyMLP"], "rings, CEP, beta 3"),
-        ],
-    )
-    def test_the_prior_of_another_run(
-        self,
-        config: Path,
-        finished: Path,
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-        arguments: list[object],
-        title: str,
-    ) -> None:
-        before, new = contents(finished), tmp_path / "new"
-        capsys.readouterr()
-        assert fit(config, new, "--reuse", finished, *arguments) == 0
-        shown = capsys.readouterr()
-        assert f"behavior: {SKIPPED}" in shown.err
-        assert f"guidance: {RUNNING}" in shown.err
-        assert title in shown.out
-        assert (new / "behavior" / "final.ckpt").read_bytes() == before["behavior/final.ckpt"]
-        assert not (new / "logs" / "behavior").exists()
-        ours, theirs = samples(finished), samples(new)
-        np.testing.assert_array_equal(ours["guided, scale 0"], theirs["guided, scale 0"])
-        assert not np.array_equal(ours["guided, scale 1"], theirs["guided, scale 1"])
-        assert contents(finished) == before
-        assert fit(config, new, *arguments) == 0  # the folder is self-contained
-        assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": SKIPPED}
-
-    def test_all_that_fits(self, config: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        new = tmp_path / "new"
-        capsys.readouterr()
-        assert fit(config, new, "--reuse", run, "--evaluation.num_samples", 48) == 0
-        assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": RUNNING}
-        shutil.rmtree(run)
-        assert fit(config, new, "--evaluation.num_samples", 48) == 0
-
-    @pytest.mark.parametrize(
-        "arguments",
-        [["--behavior.learning_rate", 0.5], ["--seed", 1], ["--data.num_points", 999], ["--data.dataset", "moons"],
-         ["--schedule.beta_max", 10], ["--stages.behavior.max_steps", 25]],
-    )  # fmt: skip
-    def test_nothing_that_was_made_from_something_else(
-        self,
-        config: Path,
-        finished: Path,
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-        arguments: list[object],
-    ) -> None:
-        new = tmp_path / "new"
-        capsys.readouterr()
-        assert fit(config, new, "--reuse", finished, *arguments) == 0
-        assert said(capsys)["behavior"] == RUNNING
-        assert not same_weights(finished, new, "behavior")
-
-    def test_nothing_that_is_unfinished(
-        self, config: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        record = json.loads((run / "behavior" / "stage.json").read_text())
-        del record["hash"]
-        write_sealed(run / "behavior" / "stage.json", record | {"done": False})
-        capsys.readouterr()
-        assert fit(config, tmp_path / "new", "--reuse", run) == 0
-        assert said(capsys)["behavior"] == RUNNING
-
-    def test_what_lies_there_already_stays(self, config: Path, run: Path, finished: Path) -> None:
-        before = touched(run)
-        assert fit(config, run, "--reuse", finished) == 0
-        assert fit(config, run, "--reuse", run) == 0
-        assert touched(run) == before
-
-    @pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
-    def test_a_folder_that_is_no_run(
-        self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-    ) -> None:
-        (tmp_path / "empty").mkdir()
-        (tmp_path / "file").write_text("precious")
-        new = tmp_path / "new"
-        line = complaint(capsys, "fit", "--config", config, "--run_dir", new, "--reuse", tmp_path / name)
-        assert line == f"cepdiff: --reuse {tmp_path / name} is no run folder"
-        assert not new.exists()
-
-    @pytest.mark.parametrize("content", ["{", "[]", "3"])
-    def test_a_damaged_record(
-        self, config: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
-    ) -> None:
-        (run / "behavior" / "stage.json").write_text(content)
-        line = complaint(capsys, "fit", "--config", config, "--run_dir", tmp_path / "new", "--reuse", run)
-        assert f"{run / 'behavior' / 'stage.json'} is damaged" in line
-
-    def test_torn_weights(self, config: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        final = run / "behavior" / "final.ckpt"
-        final.write_bytes(final.read_bytes()[:100])
-        line = complaint(capsys, "fit", "--config", config, "--run_dir", tmp_path / "new", "--reuse", run)
-        assert f"{final} was changed, swapped or lost after it was made; leave out --reuse" in line
-
-
 @pytest.mark.parametrize("objective", ["CEP", "DPS"])
 def test_the_policy_of_a_run_gives_its_samples(config: Path, finished: Path, tmp_path: Path, objective: str) -> None:
     run_dir = tmp_path / "run"
@@ -397,44 +230,6 @@ def test_a_file_of_few_points_and_a_great_beta(
     rows = results(run_dir)["rows"]
     assert [row["multiple"] is None for row in rows] == [False, False, True, True]
     assert fit(config, run_dir, "--data.dataset", path, BETA, 1000) == 0
-
-
-class TestDamagedResults:
-    @pytest.mark.parametrize("content", ["", '{"rows": [', "[]", "3", "{}"])
-    def test_results(self, config: Path, run: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
-        before, table = touched(run), results(run)["rows"]
-        (run / "results.json").write_text(content)
-        line = complaint(capsys, "fit", "--config", config, "--run_dir", run)
-        assert f"{run / 'results.json'} is damaged" in line
-        assert "delete it and run the same `cepdiff fit` again" in line
-        (run / "results.json").unlink()
-        assert fit(config, run) == 0
-        assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": RUNNING}
-        assert results(run)["rows"] == table
-        assert {name: when for name, when in touched(run).items() if "/" in name} == {
-            name: when for name, when in before.items() if "/" in name
-        }
-
-    def test_rows_of_the_results(self, config: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (run / "results.json").write_text(json.dumps({**results(run), "rows": [{"value": 1}]}))
-        line = complaint(capsys, "fit", "--config", config, "--run_dir", run)
-        assert "results.json is damaged" in line
-
-    @pytest.mark.parametrize(("name", "kept"), [("samples.npz", None), ("samples.npz", 100), ("samples.png", None)])
-    def test_samples(
-        self, config: Path, run: Path, capsys: pytest.CaptureFixture[str], name: str, kept: int | None
-    ) -> None:
-        """The same command makes them again, as the message promises."""
-        old, whole = samples(run), (run / name).read_bytes()
-        (run / name).unlink()
-        if kept is not None:
-            (run / name).write_bytes(whole[:kept])
-        capsys.readouterr()
-        assert fit(config, run) == 0
-        assert said(capsys) == {"behavior": SKIPPED, "guidance": SKIPPED, "evaluation": RUNNING}
-        new = samples(run)
-        assert all(np.array_equal(old[key], new[key]) for key in old)
-        assert (run / "samples.png").exists()
 
 
 @pytest.mark.parametrize(

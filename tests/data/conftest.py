@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from pictures import BLUE, GREEN, RED, WHITE, save
 
 from cepdiff.data.rl.arrays import RawArrays
 
@@ -51,3 +52,13 @@ def make_file(make_raw: Callable[..., RawArrays], tmp_path: Path) -> Callable[..
         return path
 
     return make
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Subfolders b (blue, deep red) and a (green, white), with files not in sorted order."""
+    save(tmp_path / "b/2.png", BLUE)
+    save(tmp_path / "b/10/deep.PNG", RED)
+    save(tmp_path / "a/y.png", WHITE)
+    save(tmp_path / "a/x.bmp", GREEN)
+    return tmp_path
