@@ -79,7 +79,7 @@ def minari_counterpart(task: Task) -> str | None:
     """Return the id of Minari's dataset of the same name; None if there is none that `cepdiff` can read.
 
     These are never D4RL's data: Adroit's are D4RL's actions, replayed in an environment with other rewards; all others
-    were recorded anew in Gymnasium's environments. Names: Minari's server, November 2026.
+    were recorded anew in Gymnasium's environments.
     """
     robot, _, rest = task.name.partition("-")
     kind = rest.rpartition("-")[0]
