@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
@@ -96,9 +97,7 @@ def test_a_run_on_several_files(make_parts: Callable[..., str]) -> None:
         OfflineDataModule(f"{data.dataset},absent.hdf5").prepare_data()
 
 
-def episodes(
-    fraction: float, choose: Choice = "random", seed: int = 0, reward_rule: str = "none", margin: float = 0.0
-) -> OfflineDataModule:
+def episodes(fraction: float, choose: Choice = "random", **options: Any) -> OfflineDataModule:
     """Ten episodes of two steps; the return of episode i is 1 + 2 i for i < 5, then 30 - 2 i."""
     returns = np.array([1, 3, 5, 7, 9, 20, 18, 16, 14, 12], np.float32)
     rows = np.arange(20, dtype=np.float32)
@@ -109,7 +108,7 @@ def episodes(
         "terminals": np.zeros(20, bool),
         "timeouts": rows % 2 == 1,
     }
-    data = ArrayDataModule(arrays, fraction=fraction, choose=choose, seed=seed, reward_rule=reward_rule, margin=margin)
+    data = ArrayDataModule(arrays, fraction=fraction, choose=choose, **{"reward_rule": "none", **options})
     data.setup()
     return data
 
@@ -130,6 +129,20 @@ def test_a_margin_adds_the_episodes_that_are_nearly_as_good() -> None:
     assert "3 of 10 episodes" in near.findings[0].message
     more = episodes(0.3, "best", margin=0.01)  # never fewer than the fraction
     assert more.buffer.episode_returns()[0].tolist() == [20, 18, 16]
+
+
+def test_a_critic_of_all_rows_sees_them_as_the_policy_sees_its_own() -> None:
+    part, whole = episodes(0.1, "best", reward_rule="return_range"), episodes(1.0, reward_rule="return_range")
+    assert part.for_critic() is part
+    part = episodes(0.1, "best", reward_rule="return_range", critic_rows="all", normalize_observations=True)
+    assert len(part.buffer) == 2
+    critics = part.for_critic()
+    assert critics.content_hash == whole.content_hash
+    assert torch.equal(critics.rewards(), whole.rewards())
+    fields = ["observations", "rewards"]
+    batch = critics.gatherer(fields)(critics.rows(fields))
+    torch.testing.assert_close(batch["observations"].flatten(), (torch.arange(20.0) - 10.5) / 0.5)  # rows 10 and 11
+    assert torch.equal(batch["rewards"], whole.rewards())
 
 
 def test_rewards_of_a_fraction_are_scaled_as_on_all_rows() -> None:

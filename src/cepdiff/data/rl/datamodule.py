@@ -48,6 +48,8 @@ class OfflineDataModule(StageDataModule):
         choose: which episodes `fraction` takes: "random" (by the seed) or "best" (the highest returns).
         margin: with `choose` "best", also take all episodes with a return below the highest by at most this fraction of
             the range of returns.
+        critic_rows: rows of the critic: those "chosen" by `fraction`, or "all": the policy then imitates the chosen
+            episodes, and the critic also knows worse ones.
         action_steps: consecutive actions that the networks see as one. The policy takes the first and decides again.
         block_size: minibatches per `training_step`.
         seed: seed of the row order and of the random episodes.
@@ -68,6 +70,7 @@ class OfflineDataModule(StageDataModule):
         fraction: Annotated[float, Range(0, 1, "(]")] = 1.0,
         choose: Choice = "random",
         margin: Fraction = 0.0,
+        critic_rows: Literal["chosen", "all"] = "chosen",
         action_steps: Repeats = 1,
         block_size: Count = 50,
         seed: int = 0,
@@ -77,7 +80,7 @@ class OfflineDataModule(StageDataModule):
         if margin and (choose != "best" or fraction == 1):
             raise ConfigError('data.margin: needs data.choose "best" and a data.fraction below 1')
         self.fraction, self.choose, self.margin = fraction, choose, margin
-        self.action_steps = action_steps
+        self.critic_rows, self.action_steps = critic_rows, action_steps
         self.dataset = dataset
         self.env_id, self.env_kwargs = env_id, env_kwargs
         self.dataset_dir = dataset_dir
@@ -88,7 +91,8 @@ class OfflineDataModule(StageDataModule):
         self.findings: list[Finding] = []  # as in `cepdiff data check`; set by setup()
         self.scaling: Scaling | None = None  # applied by rewards(); None if a subclass does not
         self._buffer: TransitionBuffer | None = None
-        self._whole_scaling: Scaling | None = None  # if only a fraction is used
+        self._whole: TransitionBuffer | None = None  # all rows, if only a fraction is used
+        self._whole_scaling: Scaling | None = None
         self._rewards: Tensor | None = None
         self._support: SupportCache | None = None
         self._energies: Tensor | None = None
@@ -135,9 +139,7 @@ class OfflineDataModule(StageDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load the buffer and its rewards; only once."""
         if self._buffer is None:
-            self._buffer = self.load_buffer()
-            if self.action_steps > 1:
-                self._buffer = self._buffer.with_action_steps(self.action_steps)
+            self._buffer = self._in_sequences(self.load_buffer())
             self._rewards = self.rewards()  # fail before training if the rule does not fit
 
     def load_buffer(self) -> TransitionBuffer:
@@ -148,10 +150,15 @@ class OfflineDataModule(StageDataModule):
             # Rewards are scaled as on all rows: the best episodes have nearly equal returns.
             whole = TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
             self._whole_scaling = usable_scaling(self._rule, whole)
+            if self.critic_rows == "all":
+                self._whole = self._in_sequences(whole)
             raw, finding = some_episodes(raw, self.fraction, self.choose, self.seed, self.margin)
             chosen = [finding]
         self.findings = [*chosen, *findings_of(raw, self.task, self.env_id, self.action_low, self.action_high)]
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
+
+    def _in_sequences(self, buffer: TransitionBuffer) -> TransitionBuffer:
+        return buffer if self.action_steps == 1 else buffer.with_action_steps(self.action_steps)
 
     @property
     def _rule(self) -> str:
@@ -172,6 +179,16 @@ class OfflineDataModule(StageDataModule):
         rewards = f"those of {type(self).__name__}" if self.scaling is None else f"{self.scaling}, {origin}"
         warnings = [f"warning: {found.name}: {found.message}" for found in self.findings if found.level == "warning"]
         return [*warnings, f"rewards: {rewards}"]
+
+    def for_critic(self) -> OfflineDataModule:
+        """This module, or if `critic_rows` is "all" a copy with all rows, normalised in the same way."""
+        if self._whole is None:
+            return self
+        module = copy.copy(self)
+        module.spec = self.spec
+        module._buffer, module._whole = self._whole, None
+        module._rewards = module.rewards()
+        return module
 
     def with_support(self, support: SupportCache, energies: Tensor | None = None) -> OfflineDataModule:
         """Return a copy (sharing the buffer) with support actions and, if given, their energies (M, K).

@@ -107,6 +107,11 @@ class OfflineRL(GuidedProblem):
         self.modules["critic"] = self.critic
         if self.critic.num_steps != 1:
             require_order(data.buffer)
+        if data.for_critic() is not data and "next_support_actions" in self.critic.batch_fields:
+            raise ConfigError(
+                f"data.critic_rows: {type(self.critic).__name__} needs support actions at all rows, and they are drawn "
+                "at the chosen rows only; use cepdiff.modules.critic.ExpectileQCritic"
+            )
         self.network_sections["critic"] = "critic"
         self.energy_unit = 1.0  # in scaled rewards; measured when the critic is trained
         self.lengths = stages
@@ -148,7 +153,9 @@ class OfflineRL(GuidedProblem):
         """With the reward rule, which affects only the critic; the unit of its energies affects only later stages."""
         scaling = self.data.scaling
         rule = {"reward_rule": self.data.reward_rule} if scaling is None else scaling.record
-        found = {**self.record("critic"), **rule, "support": self.support.hash}
+        data = self.data.for_critic()
+        rows = {} if data is self.data else {"rows": data.content_hash}
+        found = {**self.record("critic"), **rule, **rows, "support": self.support.hash}
         arguments = {key: value for key, value in found["critic"]["init_args"].items() if key != "energy_unit"}
         return {**found, "critic": {**found["critic"], "init_args": arguments}}
 
@@ -181,8 +188,10 @@ class OfflineRL(GuidedProblem):
         return GuidedSampler(self.parts({"behavior": net}))
 
     def critic_data(self) -> OfflineDataModule:
-        """Support actions, and transitions over as many steps as the critic's backup."""
-        data, critic = self.data.with_support(self.support.cache), self.critic
+        """Support actions unless all rows are used, and transitions over as many steps as the critic's backup."""
+        data, critic = self.data.for_critic(), self.critic
+        if data is self.data:
+            data = data.with_support(self.support.cache)
         return data if critic.num_steps == 1 else data.with_lookahead(critic.discount, critic.num_steps)
 
     def guidance_data(self) -> OfflineDataModule:
