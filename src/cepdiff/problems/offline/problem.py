@@ -79,7 +79,7 @@ class OfflineRL(GuidedProblem):
     # The record of the critic has the reward rule.
     not_recorded = frozenset({
         "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
-        "action_steps", "critic_rows",
+        "action_steps", "critic_rows", "margin",
     })  # fmt: skip
     data: OfflineDataModule
 
