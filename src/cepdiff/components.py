@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import json
 import sys
 import traceback
 import typing
@@ -49,6 +50,15 @@ class Component(Generic[T_co]):
         """`spec`, with the hash of each source file of classes that are not this package's."""
         sources = sources_of(self.spec)
         return {**self.spec, "source": sources} if sources else self.spec
+
+
+def is_default(class_path: str, argument: str, value: Any) -> bool:
+    """True if `value` (plain) is the default of a class's argument, its own or one that it passes on."""
+    for cls in inspect.getmro(import_class(class_path, object, class_path)):
+        known = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
+        if argument in known:
+            return bool(json.loads(json.dumps(known[argument].default, default=str)) == value)
+    return False
 
 
 def sources_of(spec: Any) -> dict[str, str]:

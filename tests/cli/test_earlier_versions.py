@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from cepdiff.cli import main
+from cepdiff.runs.folder import FORMAT
+from cepdiff.seals import read_sealed, write_sealed
 
 ADVICE = "was made by another version of cepdiff, whose folders this one does not read: choose another --run_dir"
 
@@ -100,3 +102,21 @@ def test_report_leaves_it_out(config: Path, earlier: Path, tmp_path: Path, capsy
     assert "there is no finished run among these folders" in failed
     assert not output.exists()
     assert contents(earlier) == before
+
+
+def test_an_option_that_is_new_since_the_run_is_no_difference_at_its_default(
+    finished_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, finished = finished_run
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    path = run / "critic" / "stage.json"
+    record = read_sealed(path, FORMAT)
+    assert record is not None
+    del record["made_from"]["critic"]["init_args"]["independent_targets"]
+    write_sealed(path, record)
+    arguments = ["fit", "--config", str(config), "--run_dir", str(run)]
+    assert main(arguments) == 0
+    assert "critic: finished earlier, skipped" in capsys.readouterr().err
+    line = complaint(capsys, *arguments, "--critic.independent_targets", "true")
+    assert "critic.independent_targets was None, now True" in line

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from cepdiff.components import is_default
 from cepdiff.errors import RunError, shortened
 from cepdiff.files import ABANDONED, file_hash, remove_leftovers, write_text
 from cepdiff.schema import typed
@@ -288,8 +289,17 @@ def differences(found: Any, record: Mapping[str, Any]) -> list[str]:
 
 
 def compare(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """One phrase for each leaf in which two plain trees differ; a changed source file is named."""
+    """One phrase for each leaf in which two plain trees differ; a changed source file is named.
+
+    An option that a class got after `found` was written is no difference at its default.
+    """
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        if isinstance(options := found.get("init_args"), Mapping) and found.get("class_path") == wanted.get(
+            "class_path"
+        ):
+            new = {key: value for key, value in wanted.get("init_args", {}).items() if key not in options}
+            added = {key: value for key, value in new.items() if is_default(wanted["class_path"], key, value)}
+            found = {**found, "init_args": {**options, **added}}
         for key in [*found, *(key for key in wanted if key not in found)]:
             below = f"{where}.{key}" if where else str(key)
             before, now = found.get(key) or {}, wanted.get(key) or {}
