@@ -42,6 +42,7 @@ RIM = {
     "lightning": ("data/blocks.py", "modules", "callbacks", "runs", "problems"),
     "gymnasium": ("envs", "rollout", "collect", "api.py"),
     "gymnasium_robotics": ("envs",),
+    "ogbench": ("envs", "collect", "data/rl/ogbench.py"),
     "mujoco": ("envs", "rollout"),
     "h5py": ("data",),
     "datasets": ("data",),

@@ -31,6 +31,10 @@ class EnergyLogits(Protocol):
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor: ...
 
 
+# Key in the info of an episode's last step: True if the episode succeeded, in environments that say so.
+SUCCESS = "episode_success"
+
+
 class Policy(Protocol):
     """A policy, as a rollout calls it."""
 

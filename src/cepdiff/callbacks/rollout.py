@@ -18,7 +18,8 @@ from cepdiff.types import Policy
 class RolloutCallback(Callback):
     """Rolls out the policy of the module in training, at an interval and at the end of the fit.
 
-    Ranks share the episodes; the logs are `eval/normalized_score/s=3.0` and `eval/mean_return/s=3.0` for each scale.
+    Ranks share the episodes; the logs are `eval/normalized_score/s=3.0`, `eval/success_rate/s=3.0` and
+    `eval/mean_return/s=3.0` for each scale, where they are known.
     `scores` is the last table. Raises SimulationError for an environment without a time limit.
 
     Args:
@@ -93,6 +94,8 @@ class RolloutCallback(Callback):
             values[f"eval/mean_return/s={row.guidance_scale}"] = row.mean_return
             if row.normalized_score is not None:
                 values[f"eval/normalized_score/s={row.guidance_scale}"] = row.normalized_score
+            if row.success_rate is not None:
+                values[f"eval/success_rate/s={row.guidance_scale}"] = row.success_rate
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})

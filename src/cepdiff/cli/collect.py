@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from cepdiff.files import check_writable
 
 if TYPE_CHECKING:
     from cepdiff.data.rl.arrays import RawArrays
+    from cepdiff.data.rl.ogbench import OGBenchName
     from cepdiff.rollout.envs import EnvSpec
 
 _EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); all requested kinds share one SAC training:
@@ -26,6 +28,7 @@ examples:
   cepdiff collect Reacher-v5 --policy my_module:my_policy --steps 20000 --output mine.hdf5
   cepdiff collect maze2d-umaze-v1
   cepdiff collect antmaze-umaze-v2 --kind navigate --policy my_module:my_walk --steps 100000
+  cepdiff collect cube-single-play-v0 --steps 100000    in OGBench's layout, as a .npz file
 """
 
 
@@ -39,7 +42,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("env_id", metavar="ENV_ID|TASK", help="a Gymnasium environment (Hopper-v4, module:Mine-v0) or a task")
+    add(
+        "env_id",
+        metavar="ENV_ID|TASK",
+        help="a Gymnasium environment (Hopper-v4, module:Mine-v0), a task or an OGBench dataset",
+    )
     add("--kind", action="append", metavar="KIND[,KIND...]", help="kinds to collect (see below); can be repeated")
     policy = "record this policy instead of SAC; with navigate, the walking policy"
     add("--policy", metavar="FILE.zip|MODULE:FUNCTION", help=policy)
@@ -63,6 +70,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Collect and write one file per kind; a file only appears once complete."""
+    from cepdiff.data.rl.ogbench import parse_name
+
+    if args.env_id not in TASKS and (name := parse_name(args.env_id)) is not None:
+        return _run_ogbench(args, name)
     from cepdiff.collect.recipes import Collector, Plan
     from cepdiff.data.rl.hdf5 import write_arrays
 
@@ -95,6 +106,22 @@ def run(args: argparse.Namespace) -> int:
         print(f"{path}: {len(made)} rows, {', '.join(references)}")
         if kind == "navigate":
             _draw_map(plan.env, made, path.with_suffix(".png"))
+    return 0
+
+
+def _run_ogbench(args: argparse.Namespace, name: OGBenchName) -> int:
+    """Record a dataset of OGBench; its file only appears once complete."""
+    from cepdiff.collect.ogbench import recipe_of, record_ogbench, write_ogbench
+
+    for option in ("kind", "policy", "action_noise", "states", "env_module"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option} does not apply to {name.stem}, which is recorded as OGBench does: remove it")
+    total = args.steps or recipe_of(name).rows
+    path = _checked(args.output if args.output.suffix == ".npz" else args.output / f"{name.stem}.npz", args.overwrite)
+    with closing(RowBar(f"recording {name.stem}", stays=True)) as bar:
+        arrays = record_ogbench(name, total, seed=args.seed, on_progress=lambda rows: bar.show(rows, total))
+    write_ogbench(path, arrays)
+    print(f"{path}: {total} rows in {int(arrays['terminals'].sum())} trajectories")
     return 0
 
 
@@ -140,12 +167,18 @@ def _outputs(args: argparse.Namespace, kinds: list[str]) -> dict[str, Path]:
         stem = args.env_id.replace("/", "-").replace(":", "-")
         outputs = {kind: args.output / f"{stem}-{kind}.hdf5" for kind in kinds}
     for path in outputs.values():
-        if path.exists() and not args.overwrite:
-            raise ConfigError(f"{path} already exists; choose another --output, or add --overwrite")
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder; expected a file")
-        check_writable(path.parent)
+        _checked(path, args.overwrite)
     return outputs
+
+
+def _checked(path: Path, overwrite: bool) -> Path:
+    """Return `path` if a file can be written there."""
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} already exists; choose another --output, or add --overwrite")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; expected a file")
+    check_writable(path.parent)
+    return path
 
 
 def _fraction(text: str) -> float:

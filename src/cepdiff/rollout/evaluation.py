@@ -38,14 +38,21 @@ def evaluate(
 def gather_results(results: Sequence[EpisodeResult], device: torch.device | str = "cpu") -> list[EpisodeResult]:
     """The results of all ranks, whatever the number on each; a collective call where processes are connected."""
     metric = CatMetric(nan_strategy="ignore").to(device)
-    # A flat list of five numbers an episode; one pad of -1 lets a rank without episodes take part.
-    rows = [[-1.0] * 5, *([r.index, r.guidance_scale, r.episode_return, r.length, r.terminated] for r in results)]
+    # A flat list of six numbers an episode; one pad of -1 lets a rank without episodes take part.
+    rows = [[-1.0] * 6, *map(_numbers, results)]
     metric.set_dtype(torch.float64)
     metric.update(torch.tensor(rows, dtype=torch.float64, device=device).flatten())
-    table = metric.compute().reshape(-1, 5).tolist()
-    gathered = [
-        EpisodeResult(int(index), scale, episode_return, int(length), bool(terminated))
-        for index, scale, episode_return, length, terminated in table
-        if index >= 0
-    ]
+    table = metric.compute().reshape(-1, 6).tolist()
+    gathered = [_result(row) for row in table if row[0] >= 0]
     return sorted(gathered, key=lambda result: (result.guidance_scale, result.index))
+
+
+def _numbers(r: EpisodeResult) -> list[float]:
+    success = -1 if r.success is None else r.success
+    return [r.index, r.guidance_scale, r.episode_return, r.length, r.terminated, success]
+
+
+def _result(row: list[float]) -> EpisodeResult:
+    index, scale, episode_return, length, ended, success = row
+    known = None if success < 0 else bool(success)
+    return EpisodeResult(int(index), scale, episode_return, int(length), bool(ended), known)

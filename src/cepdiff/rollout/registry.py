@@ -11,7 +11,7 @@ from types import ModuleType
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec as Registered
 
-from cepdiff.errors import MissingExtraError, SimulationError, nearest, one_line
+from cepdiff.errors import CepdiffError, MissingExtraError, SimulationError, nearest, one_line
 from cepdiff.trust import is_installed, is_trusted, make_importable
 
 # Modules of the classic stack, installed by the extra 'd4rl'.
@@ -23,6 +23,7 @@ PROVIDERS = (
     (("PandaFlip", "PandaP", "PandaReach", "PandaS"), "panda_gym", "panda-gym"),
     (("Meta-World/",), "metaworld", "metaworld"),
     (("dm_control/",), "shimmy", "'shimmy[dm-control]'"),
+    (("ogbench/",), "cepdiff.envs.ogbench", "ogbench"),
 )  # fmt: skip
 
 
@@ -83,4 +84,6 @@ def _import(module: str) -> None:
     except Exception as error:  # d4rl raises many types if MuJoCo 2.1 is missing
         if isinstance(error, ModuleNotFoundError) and error.name in CLASSIC_MODULES:
             raise MissingExtraError(f"The module '{module}'", "d4rl") from None
+        if isinstance(error, CepdiffError):
+            raise
         raise SimulationError(f"Cannot import '{module}' for its environments: {one_line(error)}") from error

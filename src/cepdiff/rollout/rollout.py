@@ -19,7 +19,7 @@ from torch import Generator
 from cepdiff.errors import DivergenceError, SimulationError
 from cepdiff.randomness import generator
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, make_vector_env, reset_seed
-from cepdiff.types import Policy
+from cepdiff.types import SUCCESS, Policy
 
 T = TypeVar("T")
 
@@ -34,13 +34,17 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """Result of an episode; `terminated` is False if the time limit ended it."""
+    """Result of an episode; `terminated` is False if the time limit ended it.
+
+    `success` is the last step's `SUCCESS`, None in environments without it.
+    """
 
     index: int
     guidance_scale: float
     episode_return: float
     length: int
     terminated: bool
+    success: bool | None = None
 
 
 def shard(episodes: Sequence[T], rank: int, world: int) -> Sequence[T]:
@@ -146,7 +150,7 @@ def _run(
         actions = np.zeros((envs.num_envs, action_space.shape[0]), action_space.dtype)
         actions[slots] = _act(policy, observations[slots], list(active.values()), device)
         actions = np.clip(actions, action_space.low, action_space.high)
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        observations, rewards, terminated, truncated, info = envs.step(actions)
 
         finished = terminated | truncated
         for slot, run in active.items():
@@ -157,7 +161,8 @@ def _run(
                 ended = bool(terminated[slot])
                 if not math.isfinite(run.episode_return):
                     raise SimulationError(f"the rewards of episode {index} add up to {run.episode_return}")
-                results[run.position] = EpisodeResult(index, scale, run.episode_return, run.length, ended)
+                success = bool(info[SUCCESS][slot]) if SUCCESS in info else None
+                results[run.position] = EpisodeResult(index, scale, run.episode_return, run.length, ended, success)
         if on_progress is not None and finished.any():
             on_progress(len(results), len(episodes))
 

@@ -1,4 +1,4 @@
-"""Scores of episodes: means, standard errors and D4RL's normalised score per guidance scale."""
+"""Scores of episodes: means, standard errors, D4RL's normalised score and success rates per guidance scale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """All episodes of one guidance scale; the normalised fields are None if no reference is known."""
+    """All episodes of one guidance scale; the normalised fields are None if no reference is known.
+
+    `success_rate` is in percent, None if the environment does not say which episodes succeed.
+    """
 
     guidance_scale: float
     episodes: int
@@ -29,11 +32,13 @@ class ScoreRow:
     standard_error: float
     normalized_score: float | None
     normalized_standard_error: float | None
+    success_rate: float | None = None
+    success_standard_error: float | None = None
 
     @property
     def score(self) -> float:
-        """The normalised score, or the mean return if no reference is known."""
-        return self.mean_return if self.normalized_score is None else self.normalized_score
+        """The normalised score, else the success rate, else the mean return."""
+        return next(s for s in (self.normalized_score, self.success_rate, self.mean_return) if s is not None)
 
 
 def summarize(results: Sequence[EpisodeResult], reference: Reference | None) -> list[ScoreRow]:
@@ -52,20 +57,34 @@ def summarize(results: Sequence[EpisodeResult], reference: Reference | None) -> 
         if reference is not None:
             score = normalized_score(mean, reference.minimum, reference.maximum)
             score_error = 100 * error / abs(reference.maximum - reference.minimum)
-        rows.append(ScoreRow(scale, len(returns), mean, error, score, score_error))
+        successes = [result.success for result in results if result.guidance_scale == scale]
+        rows.append(ScoreRow(scale, len(returns), mean, error, score, score_error, *_success_rate(successes)))
     return rows
 
 
+def _success_rate(successes: Sequence[bool | None]) -> tuple[float, float] | tuple[None, None]:
+    """(rate, standard error) in percent; None if it is unknown of any episode."""
+    known = [100.0 * success for success in successes if success is not None]
+    if len(known) < len(successes):
+        return None, None
+    return fmean(known), stdev(known) / len(known) ** 0.5 if len(known) > 1 else 0.0
+
+
 def best_row(rows: Sequence[ScoreRow]) -> ScoreRow:
-    """The row with the highest mean return; the smallest scale among equals."""
-    return max(rows, key=lambda row: (row.mean_return, -row.guidance_scale))
+    """The row with the highest success rate, else mean return; the smallest scale among equals."""
+    return max(rows, key=lambda row: (row.success_rate or 0.0, row.mean_return, -row.guidance_scale))
 
 
 def score_table(rows: Sequence[ScoreRow]) -> Table:
     """One line per scale."""
-    lines = [["guidance scale", "episodes", "mean return", "normalized score"]]
+    by_success = any(row.success_rate is not None for row in rows)
+    lines = [["guidance scale", "episodes", "mean return", "success rate, %" if by_success else "normalized score"]]
     for row in rows:
         mean = number(row.mean_return, ".2f", row.standard_error)
-        score = number(row.normalized_score, ".1f", row.normalized_standard_error)
+        score = (
+            number(row.success_rate, ".1f", row.success_standard_error)
+            if by_success
+            else number(row.normalized_score, ".1f", row.normalized_standard_error)
+        )
         lines.append([f"{row.guidance_scale:g}", str(row.episodes), mean, score])
     return Table(lines)

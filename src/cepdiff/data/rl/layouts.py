@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,10 +23,10 @@ from cepdiff.errors import DataError
 
 Array = npt.NDArray[Any]
 _GYM = 2  # robomimic's type number of gym environments
-_OGBENCH = ("observations", "actions", "terminals", "masks")
+_OGBENCH = ("observations", "actions", "terminals", "masks", "rewards")
 _OGBENCH_ADVICE = (
-    "OGBench's files have no rewards of their own: load the data with a singletask environment of ogbench, and save "
-    "its arrays with 'rewards' and 'masks'"
+    "OGBench's files have no rewards of their own: name the task instead, such as --data.dataset "
+    "cube-single-play-singletask-v0, with the file's folder as --data.dataset_dir"
 )
 
 
@@ -174,44 +174,40 @@ def read_npz(path: Path) -> RawArrays:
 
     OGBench's `terminals` mark the last row of a trajectory, whose next state is unknown unless `next_observations` are
     there (in its compact form, `valids` is 0 in that row instead). Its `masks` are 0 where a task has succeeded; only
-    they stop bootstrapping. Missing rewards are set to -masks: -1 until success, as in OGBench's single-goal tasks.
+    they stop bootstrapping. OGBench's own files, without `masks` and `rewards`, are read by `read_ogbench`.
     """
-    stored = _stored(path)
+    stored = stored_arrays(path, _NAMES)
     if "timeouts" in stored:
         arrays = {name: stored[name] for name in (*REQUIRED, *OPTIONAL) if name in stored}
         return _raw(arrays, path)
     found = ", ".join(sorted(stored)) or "no array of a known name"
     missing = [name for name in _OGBENCH if name not in stored]
-    if missing == ["masks"]:
+    if missing and {*missing} <= {"masks", "rewards"}:
         choice = "'timeouts' (D4RL's layout) or 'masks' (OGBench's), which say if its terminals stop bootstrapping"
         advice = f"add {choice}" if "rewards" in stored else _OGBENCH_ADVICE
         raise DataError(f"{path}: found {found}; {advice}")
     if missing:
         expected = f"{', '.join(REQUIRED)}, or OGBench's {', '.join(_OGBENCH)}"
         raise DataError(f"{path}: found {found}; expected the arrays {expected}")
-    goes_on, ends = _flags(stored, "masks", path), _flags(stored, "terminals", path)
+    goes_on, ends = flags_of(stored, "masks", path), flags_of(stored, "terminals", path)
     if "valids" in stored:
-        ends = ~_flags(stored, "valids", path)
-    notes, facts = [], {}
-    if "rewards" not in stored:
-        stored["rewards"] = (~goes_on).astype(np.float32) - 1
-        notes.append("there are no rewards: -masks are used, which is -1 in each step until the task succeeds")
-        facts = {"reward_rule": "none"}  # rewards are -1 per step by construction, and returns are often equal
+        ends = ~flags_of(stored, "valids", path)
+    notes = []
     if (goes_on != ends).all():
         notes.append("masks are 0 at the end of each trajectory only: values are wrong if some were only cut")
     arrays = {name: stored[name] for name in ("observations", "actions", "rewards", *OPTIONAL) if name in stored}
     arrays |= {"terminals": ~goes_on, "timeouts": ends & goes_on}
-    return _raw(arrays, path, notes, facts)
+    return _raw(arrays, path, notes)
 
 
 _NAMES = {*REQUIRED, *OPTIONAL, "masks", "valids"}
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    """Load the arrays with known names from an .npz file."""
+def stored_arrays(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Load the arrays with these names from an .npz file. Raises `DataError` if it is missing or damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in _NAMES}
+            arrays = {name: archive[name] for name in archive.files if name in names}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
@@ -222,7 +218,8 @@ def _stored(path: Path) -> dict[str, Any]:
     return arrays
 
 
-def _flags(stored: dict[str, Any], name: str, path: Path) -> BoolArray:
+def flags_of(stored: dict[str, Any], name: str, path: Path) -> BoolArray:
+    """Flags (N,) of an array of 0 and 1. Raises `DataError` for other values or rows."""
     array = stored[name]
     rows = stored["observations"].shape[:1]
     if array.shape not in (rows, (*rows, 1)) or not np.isin(array, (0, 1)).all():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,27 +33,55 @@ def addresses(task: Task, mirrors: Sequence[str] = ()) -> list[str]:
     """
     assert task.url is not None
     name = task.url.rsplit("/", 1)[1]
-    own = [*mirrors, *os.environ.get(VARIABLE, "").replace(",", " ").split()]
+    found = [f"{mirror}/{name}" for mirror in own_mirrors(mirrors, VARIABLE)]
+    return list(dict.fromkeys([*found, task.url, *(f"{copy}/{name}" for copy in COPIES)]))
+
+
+def own_mirrors(mirrors: Sequence[str], variable: str) -> list[str]:
+    """`mirrors`, then those in an environment variable, without a slash at the end. Raises `ConfigError`."""
+    own = [*mirrors, *os.environ.get(variable, "").replace(",", " ").split()]
     for mirror in own:
         parts = urlsplit(mirror)
         if parts.scheme not in _SCHEMES or not (parts.netloc or parts.scheme == "file"):
             raise ConfigError(
                 f"the mirror '{mirror}' is not the address of a folder; expected one like "
-                f"https://example.org/d4rl or file:///mnt/d4rl (in --mirror or ${VARIABLE})"
+                f"https://example.org/d4rl or file:///mnt/d4rl (in --mirror or ${variable})"
             )
-    found = [f"{mirror.rstrip('/')}/{name}" for mirror in own]
-    return list(dict.fromkeys([*found, task.url, *(f"{copy}/{name}" for copy in COPIES)]))
+    return [mirror.rstrip("/") for mirror in own]
 
 
 def fetch(task: Task, path: Path, mirrors: Sequence[str] = (), *, backoff: float = 1.0, timeout: float = 30.0) -> Path:
-    """Download the task's file to `path` from the first of its `addresses` that has it, and return `path`.
+    """Download the task's file to `path` from the first of its `addresses` that has it, see `fetch_first`."""
+    known = published(task)
+    return fetch_first(
+        addresses(task, mirrors),
+        path,
+        size=None if known is None else known.size,
+        check=lambda part: check_download(part, task),
+        other_ways=lambda: _other_ways(task, path),
+        backoff=backoff,
+        timeout=timeout,
+    )
+
+
+def fetch_first(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    check: Callable[[Path], None],
+    other_ways: Callable[[], str],
+    size: int | None = None,
+    backoff: float = 1.0,
+    timeout: float = 30.0,
+) -> Path:
+    """Download a file to `path` from the first address that has it, and return `path`.
 
     An address that is down, slow, or has other content is named in one line on stderr, and the next one is tried.
-    Processes that want the same file wait for the one that began. `backoff` and `timeout` are those of `download`.
+    Processes that want the same file wait for the one that began. The other arguments are those of `download`.
 
-    Raises `DataError` that names all other ways if no address has the file, `OutputError` if it cannot be written.
+    Raises `DataError` that names all `other_ways` if no address has the file, `OutputError` if it cannot be written.
     """
-    urls, known, reasons = addresses(task, mirrors), published(task), []
+    reasons = []
     with _alone(path):
         for url, following in zip(urls, [*urls[1:], None], strict=True):
             if path.is_file():  # downloaded by another process meanwhile
@@ -62,8 +90,8 @@ def fetch(task: Task, path: Path, mirrors: Sequence[str] = (), *, backoff: float
                 return download(
                     url,
                     path,
-                    size=None if known is None else known.size,
-                    check=lambda part: check_download(part, task),
+                    size=size,
+                    check=check,
                     retries=_RETRIES,
                     backoff=backoff,
                     timeout=timeout,
@@ -72,7 +100,7 @@ def fetch(task: Task, path: Path, mirrors: Sequence[str] = (), *, backoff: float
                 reasons.append(f"{urlsplit(url).netloc or url}: {str(error).removeprefix(f'{url}: ')}")
                 if following is not None:
                     print(f"{error}; trying {following}", file=sys.stderr)
-    raise DataError(f"{path.name}: not at any address ({'; '.join(reasons)}). {_other_ways(task, path)}")
+    raise DataError(f"{path.name}: not at any address ({'; '.join(reasons)}). {other_ways()}")
 
 
 def minari_counterpart(task: Task) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cepdiff.data.rl.d4rl_tasks import LOCOMOTION_SCALES
+from cepdiff.data.rl.ogbench import ENVIRONMENTS
 from cepdiff.data.rl.tasks import TASKS, Task, horizon_for_env, references_for_env, task_for_env
 
 # Environment ids by family, without module and namespace: D4RL's and this package's, Gymnasium's, gymnasium-robotics'.
@@ -49,6 +50,8 @@ def settings_of(env_id: str | None, task: Task | None, metadata: Mapping[str, An
 
 def _by_environment(env_id: str | None, task: Task | None, metadata: Mapping[str, Any]) -> Settings:
     for name, note in _environments(env_id, task, metadata):
+        if name.startswith(ENVIRONMENTS):
+            return Settings("none", evaluation_episodes=50, origin=f"rewards of OGBench's environment {name}{note}")
         family = family_of_env(name)
         if task is not None and name == task.env_id:
             return _settings(task, f"rule of the task {task.name}")

@@ -1,4 +1,4 @@
-"""Find and load a dataset by name: a task, a path, a file in the dataset folder or a Minari id."""
+"""Find and load a dataset by name: a task, an OGBench name, a path, a file in the dataset folder or a Minari id."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.ogbench import find_ogbench, parse_name, read_ogbench
 from cepdiff.data.rl.parts import joined, part_names
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
@@ -35,11 +36,13 @@ def resolve(
 ) -> Path:
     """Return the path of a dataset; a task's missing file is downloaded if `allow_download`, first from `mirrors`.
 
-    `dataset` is a task name, a path, or the name or stem of a file in the dataset folder. Raises `DataError` if the
-    file is missing or cannot be downloaded, `ConfigError` for an unknown name.
+    `dataset` is a task name, one of OGBench's names, a path, or the name or stem of a file in the dataset folder.
+    Raises `DataError` if the file is missing or cannot be downloaded, `ConfigError` for an unknown name.
     """
     if dataset in TASKS:
         return _task_file(TASKS[dataset], dataset_dir, allow_download, mirrors)
+    if (named := parse_name(dataset)) is not None:
+        return find_ogbench(named, dataset_dir, allow_download=allow_download, mirrors=mirrors)
     path = Path(dataset).expanduser()
     home = dataset_folder(dataset_dir)
     for candidate in (path, home / path, *(home / f"{dataset}{suffix}" for suffix in _SUFFIXES)):
@@ -80,6 +83,8 @@ def load_dataset(
     from cepdiff.data.rl.layouts import read_file
 
     path = resolve(dataset, dataset_dir, allow_download=allow_download)
+    if dataset not in TASKS and (named := parse_name(dataset)) is not None:
+        return read_ogbench(named, path, infos=infos)
     task = TASKS.get(dataset)
     raw = read_file(path, infos=infos, horizon=task.horizon if task else None)
     if task is not None:

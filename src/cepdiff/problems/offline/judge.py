@@ -25,6 +25,7 @@ COLUMNS = {
     "episodes": ("episodes", "d"),
     "mean_return": ("mean return", ".2f"),
     "normalized_score": ("normalized score", ".1f"),
+    "success_rate": ("success rate, %", ".1f"),
     "one_step_return": ("one-step return", ".2f"),
     "one_step_score": ("one-step score", ".1f"),
     "one_step_error": ("one-step error", ".3f"),
@@ -43,6 +44,8 @@ def score_rows(rows: Sequence[ScoreRow]) -> list[Row]:
         found.append(Row(scale, "mean_return", row.mean_return, error=row.standard_error))
         if row.normalized_score is not None:
             found.append(Row(scale, "normalized_score", row.normalized_score, error=error))
+        if row.success_rate is not None:
+            found.append(Row(scale, "success_rate", row.success_rate, error=row.success_standard_error))
     return found
 
 
@@ -96,7 +99,7 @@ def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder:
     """Figures of the scores and, in a maze, of some paths; both in TensorBoard too."""
     figure = folder.path / "scores.png"
     plot_scores([results], figure)
-    shown = ("mean_return", "normalized_score", "one_step_return", "one_step_score", "one_step_error")
+    shown = ("mean_return", "normalized_score", "success_rate", "one_step_return", "one_step_score", "one_step_error")
     values = {name: value for name, value in results.scalars().items() if name.split("/")[1] in shown}
     log_result(folder.logs / "evaluation", values, figure, step)
     assert evaluation.environment is not None

@@ -14,19 +14,20 @@ from cepdiff.runs.results import Results
 from cepdiff.tables import Table, in_order, number
 
 CLOSE = 5.0  # points of normalised score below the best scale that still count as close to it
+UNITS = {"normalized_score": "points", "success_rate": "success rate, %", "mean_return": "return"}
 REGRETS = ("regret", "behavior_regret", "exact_regret")
 
 
 def score_metric(run: Results) -> str:
-    """The normalised score, or the mean return if no reference is known."""
-    return "mean_return" if run.values("mean_return") and not run.values("normalized_score") else "normalized_score"
+    """The normalised score, else the success rate, else the mean return; the first if there was no rollout."""
+    return next((metric for metric in UNITS if run.values(metric)), "normalized_score")
 
 
 def policy_row(run: Results) -> dict[str, Any]:
     """Scores of a run at scale 0 (`behavior`), scale 1 (`exact`), the `best` scale and the offline `choice`.
 
     None if there was no rollout or no choice. A regret is how far a score is below the best: `regret` is that of the
-    offline choice. The unit is "points" of the normalised score, or "return" if no reference is known. `ranking` has
+    offline choice. The unit is "points" of the normalised score, or names what is known instead. `ranking` has
     value and error of each test of the critic's ranking, and `at_chance` the names of those that are not above chance.
     """
     scores, choice = run.values(score_metric(run)), run.about.get("offline_choice")
@@ -40,7 +41,7 @@ def policy_row(run: Results) -> dict[str, Any]:
     return {
         "task": run.dataset,
         "seed": run.seed,
-        "unit": "points" if score_metric(run) == "normalized_score" else "return",
+        "unit": UNITS[score_metric(run)],
         **row,
         "best_scale": best,
         "choice_scale": choice,
@@ -70,7 +71,7 @@ def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None)
     lines = [["task", "seed", "scale 0", "scale 1", "best scale", "score", "offline choice", "score", "regret"]]
     lines[0] += [name.replace("_", " ") for name in measured]
     for row in rows:
-        task = row["task"] if row["unit"] == "points" else f"{row['task']} (return)"
+        task = row["task"] if row["unit"] == "points" else f"{row['task']} ({row['unit']})"
         forms = {"behavior": ".1f", "exact": ".1f", "best_scale": "g", "best": ".1f", "choice_scale": "g",
                  "choice": ".1f", "regret": ".1f"}  # fmt: skip
         lines.append([task, str(row["seed"]), *(number(row[name], form) for name, form in forms.items())])
