@@ -17,7 +17,6 @@ from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.minari.convert import convert
 from cepdiff.data.rl.arrays import NOTES
 from cepdiff.data.rl.buffer import TransitionBuffer
-from cepdiff.data.rl.settings import settings_of
 from cepdiff.data.rl.source import load_dataset
 from cepdiff.errors import DataError
 
@@ -152,6 +151,7 @@ TRAJECTORIES = {  # two of 3 rows; the task succeeds in row 4
     "actions": np.zeros((6, 1), np.float32),
     "terminals": np.array([0, 0, 1, 0, 0, 1]),
     "masks": np.array([1, 1, 1, 1, 0, 1]),
+    "rewards": np.array([-1, -1, -1, -1, 0, -1]),
 }
 
 
@@ -173,8 +173,7 @@ def test_ogbench(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert raw.terminals.tolist() == [False, False, False, False, True, False]
     assert raw.timeouts.tolist() == [False, False, True, False, False, True]
     assert TransitionBuffer.from_arrays(raw).next_index.tolist() == [1, 2, -1, 4, 4, -1]
-    assert settings_of(None, None, raw.metadata).reward_rule == "none"
-    assert any(f.level == "warning" and "there are no rewards: -masks are used" in f.message for f in findings_of(raw))
+    assert NOTES not in raw.metadata
 
 
 def test_ogbench_with_rewards_of_a_task(tmp_path: Path) -> None:
@@ -200,9 +199,10 @@ def test_npz_with_the_names_of_d4rl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"masks": None}, "OGBench's files have no rewards of their own: load the data with a singletask environment"),
+        ({"masks": None, "rewards": None}, "OGBench's files have no rewards of their own: name the task instead, such"),
+        ({"rewards": None}, "found actions, masks, observations, terminals; OGBench's files have no rewards"),
         ({"masks": None, "rewards": np.zeros(6)}, r"add 'timeouts' \(D4RL's layout\) or 'masks' \(OGBench's\)"),
-        ({"actions": None}, "found masks, observations, terminals; expected the arrays observations, actions"),
+        ({"actions": None}, "found masks, observations, rewards, terminals; expected the arrays observations, actions"),
         ({"masks": np.full(6, 0.5)}, "'masks' has shape .* values from 0.5 to 0.5; expected only 0 and 1"),
         ({"masks": np.ones(5)}, r"'masks' has shape \(5,\) and .*of shape \(6,\)"),
         ({"masks": np.ones((6, 2))}, r"'masks' has shape \(6, 2\)"),

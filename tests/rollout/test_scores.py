@@ -11,6 +11,7 @@ from cepdiff.errors import RunError
 from cepdiff.policy.choice import ScaleEvidence
 from cepdiff.problems.offline.judge import COLUMNS, marks, offline_rows, score_rows
 from cepdiff.problems.offline.report import plot_scores, policy_row
+from cepdiff.rollout.evaluation import gather_results
 from cepdiff.rollout.rollout import EpisodeResult
 from cepdiff.rollout.scores import Reference, best_row, normalized_score, score_table, summarize
 from cepdiff.runs.results import Results
@@ -82,6 +83,32 @@ def test_the_best_row_is_the_smallest_scale_among_equals():
     assert best_row(summarize(RESULTS, REFERENCE)).guidance_scale == 2.0
     equal = [EpisodeResult(0, scale, 1.0, 1, False) for scale in (3.0, 1.0, 2.0)]
     assert best_row(summarize(equal, None)).guidance_scale == 1.0
+
+
+def test_success_rates_by_hand():
+    """Scale 1: 3 of 4, sample variance 0.25, standard error 25 %. More successes are better than a higher return."""
+    found = [EpisodeResult(i, 1.0, -9.0, 9, i < 3, i < 3) for i in range(4)]
+    found += [EpisodeResult(i, 2.0, -1.0, 1, i < 1, i < 1) for i in range(2)]
+    three, one = summarize(found, None)
+    assert (three.success_rate, three.success_standard_error, three.score) == (75.0, 25.0, 75.0)
+    assert (one.success_rate, one.success_standard_error) == (50.0, 50.0)
+    assert best_row([three, one]) is three
+    assert score_table([three, one]).text().splitlines()[1].split() == [
+        "1",
+        "4",
+        "-9.00",
+        "±",
+        "0.00",
+        "75.0",
+        "±",
+        "25.0",
+    ]
+    (unknown,) = summarize([found[0], EpisodeResult(1, 1.0, 0.0, 1, True)], None)
+    assert unknown.success_rate is None
+    rated = results([three, one])
+    assert rated.values("success_rate") == {1.0: 75.0, 2.0: 50.0}
+    assert (policy_row(rated)["unit"], policy_row(rated)["best_scale"]) == ("success rate, %", 1.0)
+    assert gather_results(found) == sorted(found, key=lambda r: (r.guidance_scale, r.index))
 
 
 def test_table_is_aligned():

@@ -69,7 +69,7 @@ class Recipe(NamedTuple):
 
 def recipe_of(name: OGBenchName) -> Recipe:
     """The recipe of a dataset. Raises `ConfigError` if it needs a trained policy or other oracles."""
-    robot, size, *_, kind, _ = name.stem.split("-")
+    robot, size, kind = name.stem.split("-")[0], name.stem.split("-")[1], name.stem.split("-")[-2]
     if robot == "pointmaze" and kind in _MAZE_SIZES:
         length, episodes = _MAZE_SIZES.get(f"{size}-{kind}", _MAZE_SIZES[kind])
         return Recipe(length, episodes, lambda env: _Navigator(env, kind), {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -111,6 +112,9 @@ def make_bare(env_id: str, **kwargs: Any) -> Any:
         fixed = cached_property(lambda self: space.fget(self))
         fixed.__set_name__(type(env), "action_space")
         env.__class__ = type(type(env).__name__, (type(env),), {"action_space": fixed})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the bounds are float64 and become float32
+            _ = env.action_space
     return env
 
 

@@ -146,10 +146,13 @@ def _labels(name: OGBenchName, states: Mapping[str, npt.NDArray[Any]], path: Pat
     labelled = dict(states)
     try:
         import_module("ogbench.relabel_utils").relabel_dataset(name.env_id, env, labelled)
+        found, expected = states["qpos"].shape[1], env.unwrapped.model.nq
     except (KeyError, IndexError, ValueError) as error:
         raise DataError(f"{path}: its states are not those of {name.env_id} ({one_line(error)})") from error
     finally:
         env.close()
+    if found != expected:
+        raise DataError(f"{path}: 'qpos' has {found} columns; {name.env_id} has {expected}")
     return labelled["rewards"], labelled["masks"]
 
 
