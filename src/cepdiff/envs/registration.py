@@ -14,7 +14,7 @@ class Registration(NamedTuple):
     name: str
     entry_point: str
     kwargs: dict[str, Any]
-    max_episode_steps: int
+    max_episode_steps: int | None
 
 
 def locomotion() -> Iterator[Registration]:
@@ -62,7 +62,19 @@ def kitchens() -> Iterator[Registration]:
         yield Registration(f"kitchen-{name}-v0", "cepdiff.envs.kitchen:Kitchen", {"tasks": tasks}, 280)
 
 
-FAMILIES: tuple[Callable[[], Iterator[Registration]], ...] = (locomotion, antmazes, mazes_2d, adroit, kitchens)
+def with_goals() -> Iterator[Registration]:
+    """Environments with dictionary observations, see `cepdiff.envs.goals`; their own time limit counts."""
+    yield Registration("with_goal-v0", "cepdiff.envs.goals:make", {}, None)
+
+
+FAMILIES: tuple[Callable[[], Iterator[Registration]], ...] = (
+    locomotion,
+    antmazes,
+    mazes_2d,
+    adroit,
+    kitchens,
+    with_goals,
+)
 
 
 def register_all() -> None:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.rl.arrays import RawArrays, check_type
+from cepdiff.data.rl.arrays import GOAL_COLUMNS, RawArrays, check_type
 from cepdiff.data.rl.hdf5 import open_file, stored_metadata
 from cepdiff.data.rl.storage import refuse_foreign
 from cepdiff.errors import DataError, MissingExtraError, nearest
@@ -276,6 +276,7 @@ def _fill(raw: RawArrays, dataset: Any, parts: tuple[str, ...]) -> None:
     if start != len(raw):
         raise ValueError(f"its episodes have {start} steps, its metadata say {len(raw)}")
     if goals:
+        raw.metadata[GOAL_COLUMNS] = (0, 1)  # the position
         raw.metadata["goal_range"] = float(np.ptp(goals, axis=0).max()) / _CELLS[dataset.env_spec.id.split("_")[0]]
 
 

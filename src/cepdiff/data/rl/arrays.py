@@ -22,6 +22,9 @@ WIDE = ("observations", "actions", "next_observations")  # (N, size); the others
 BLOCK_ROWS = 65536
 # Metadata key: the choices made by the reader of another layout, one per line.
 NOTES = "layout_notes"
+# Metadata keys: the columns of the observation that are the achieved goal; rewards depend on a goal that is not there.
+GOAL_COLUMNS = "goal_columns"
+NEEDS_GOAL = "needs_goal"
 
 
 @dataclass

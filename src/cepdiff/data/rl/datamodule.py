@@ -13,7 +13,7 @@ from torch import Tensor
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding
-from cepdiff.data.rl.arrays import RawArrays
+from cepdiff.data.rl.arrays import NEEDS_GOAL, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.lookahead import Lookahead, look_ahead
 from cepdiff.data.rl.parts import Choice, part_names, some_episodes
@@ -33,9 +33,9 @@ class OfflineDataModule(StageDataModule):
     To serve other data, subclass and override `load_buffer` or `rewards`.
 
     Args:
-        dataset: a D4RL task ("hopper-medium-v2"), a path to a file in D4RL's, robomimic's or OGBench's layout, the
-            name of a file in `dataset_dir`, or "minari:" and a Minari dataset id; several, separated by commas, are
-            parts of one dataset.
+        dataset: a D4RL task ("hopper-medium-v2"), a dataset of OGBench ("cube-single-play-singletask-v0"), a path to a
+            file in D4RL's, robomimic's or OGBench's layout, the name of a file in `dataset_dir`, or "minari:" and a
+            Minari dataset id; several, separated by commas, are parts of one dataset.
         env_id: Gymnasium id of the environment to evaluate in; default: from the task or the file's metadata.
         env_kwargs: keyword arguments of the environment.
         dataset_dir: dataset folder; default: $D4RL_DATASET_DIR or ~/.d4rl/datasets.
@@ -166,7 +166,11 @@ class OfflineDataModule(StageDataModule):
 
     def load_arrays(self) -> RawArrays:
         """Read the dataset's arrays."""
-        return load_dataset(self.dataset, self.dataset_dir)
+        raw = load_dataset(self.dataset, self.dataset_dir)
+        if NEEDS_GOAL in raw.metadata:
+            goals = "use data.class_path cepdiff.data.rl.goals.GoalDataModule"
+            raise DataError(f"{raw.source}: no rewards without a goal; name a task (-singletask-v0), or {goals}")
+        return raw
 
     def rewards(self) -> Tensor:
         """Return the scaled rewards (N,)."""

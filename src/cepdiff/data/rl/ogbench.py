@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cepdiff.data.rl.arrays import RawArrays, check_shapes
+from cepdiff.data.rl.arrays import GOAL_COLUMNS, NEEDS_GOAL, RawArrays, check_shapes
 from cepdiff.data.rl.layouts import flags_of, stored_arrays
 from cepdiff.errors import ConfigError, DataError, MissingExtraError, one_line
 
@@ -94,6 +94,8 @@ def _check_file(path: Path, name: OGBenchName) -> None:
 def read_ogbench(name: OGBenchName, path: Path, *, infos: bool = False) -> RawArrays:
     """Read the transitions of a file, with the rewards and masks of a single task as `ogbench` labels them.
 
+    Without a task, rewards are -1 and nothing is terminal until goals are drawn, see `GoalDataModule`.
+
     The last row of a trajectory has no action that was taken, so it is only the next observation of the row before. An
     episode ends where a trajectory ends (timeout) or where the task has succeeded (mask 0, terminal). `infos` adds the
     simulator's states. Raises `MissingExtraError` without the package, `DataError` for an unusable file.
@@ -106,7 +108,12 @@ def read_ogbench(name: OGBenchName, path: Path, *, infos: bool = False) -> RawAr
     if not len(rows):
         raise DataError(f"{path}: all trajectories have one row only; expected actions between two observations")
     states = {key: arrays[key][rows] for key in _STATES if key in arrays}
-    rewards, masks = _labels(name, states, path)
+    metadata: dict[str, Any] = {"env_id": ENVIRONMENTS + name.env_id, "reward_rule": "none"}
+    if name.single_task:
+        rewards, masks = _labels(name, states, path)
+    else:
+        rewards, masks = np.full(len(rows), -1.0), np.ones(len(rows))
+        metadata |= {GOAL_COLUMNS: tuple(range(arrays["observations"].shape[1])), NEEDS_GOAL: True}
     raw = RawArrays(
         observations=arrays["observations"][rows],
         actions=arrays["actions"][rows],
@@ -114,7 +121,7 @@ def read_ogbench(name: OGBenchName, path: Path, *, infos: bool = False) -> RawAr
         terminals=masks == 0,
         timeouts=last[rows + 1] & (masks != 0),
         next_observations=arrays["observations"][rows + 1],
-        metadata={"env_id": ENVIRONMENTS + name.env_id, "reward_rule": "none"},
+        metadata=metadata,
         infos=states if infos else {},
         source=str(path),
     )

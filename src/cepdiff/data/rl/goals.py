@@ -1,0 +1,159 @@
+"""Goal-conditioned data: the goal follows the observation in one vector, and goals are relabelled by hindsight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cepdiff.data.rl.arrays import GOAL_COLUMNS, NEEDS_GOAL, FloatArray, RawArrays
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.ogbench import ENVIRONMENTS
+from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset
+from cepdiff.errors import ConfigError, DataError
+from cepdiff.randomness import stream_seed
+from cepdiff.ranges import Count, Fraction, NonNegative, OpenUnit, check_arguments
+
+# Info: the goal that the episode was recorded with.
+_RECORDED = "desired_goal"
+_SUM = 1e-6
+
+
+class GoalDataModule(OfflineDataModule):
+    """Rows with goals: OGBench's goal-conditioned datasets, and Minari's mazes with dictionary observations.
+
+    The observation is (s, g), of size S + G. By default each row gets goals by hindsight (Andrychowicz et al. 2017):
+    its own state with probability `current`, a later state of its trajectory with probability `future`, else the state
+    of any row; these probabilities are HIQL's (Park et al. 2023) and OGBench's for values. The reward is 0 at the goal
+    and -1 elsewhere, and the goal is terminal. The goals are drawn once, from (seed, "goals").
+
+    Args:
+        dataset: "pointmaze-medium-navigate-v0", "cube-single-play-v0", "minari:D4RL/pointmaze/umaze-v2", ...
+        relabel: false keeps the recorded goals, rewards and terminals.
+        current: probability that the goal is the row's own state.
+        future: probability that it is a later state of the same trajectory.
+        sampling: how much later: "geometric", k steps with probability (1 - `goal_discount`) `goal_discount`^(k - 1)
+            and at most to the trajectory's end, or "uniform".
+        goal_discount: of geometric sampling, in (0, 1).
+        radius: distance from the goal within which it is reached; null: only in the row that it was taken from.
+        copies: goals per row, each in a row of its own.
+        options: those of `OfflineDataModule`.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        relabel: bool = True,
+        current: Fraction = 0.2,
+        future: Fraction = 0.5,
+        sampling: Literal["geometric", "uniform"] = "geometric",
+        goal_discount: OpenUnit = 0.99,
+        radius: NonNegative | None = None,
+        copies: Count = 1,
+        **options: Any,
+    ) -> None:
+        check_arguments(GoalDataModule, locals(), "data")
+        if current + future > 1 + _SUM:
+            raise ConfigError(f"data.current {current:g} and data.future {future:g}: expected at most 1 in all")
+        super().__init__(dataset, **options)
+        self.relabel, self.current, self.future = relabel, current, future
+        self.sampling, self.goal_discount = sampling, goal_discount
+        self.radius, self.copies = radius, copies
+
+    def load_arrays(self) -> RawArrays:
+        raw = load_dataset(self.dataset, self.dataset_dir, infos=True)
+        if GOAL_COLUMNS not in raw.metadata:
+            raise DataError(
+                f"{raw.source}: no goals are known; expected a goal-conditioned dataset of OGBench "
+                "(pointmaze-medium-navigate-v0) or one of Minari's mazes"
+            )
+        raw.metadata |= _environment(raw, self.dataset)
+        return self._by_hindsight(raw) if self.relabel else _as_recorded(raw)
+
+    def _by_hindsight(self, raw: RawArrays) -> RawArrays:
+        rows = np.tile(np.arange(len(raw)), self.copies)
+        last = last_rows(raw)[rows]
+        numbers = np.random.default_rng(stream_seed(self.seed, "goals"))
+        goals = draw_goals(rows, last, len(raw), self.current, self.future, self._offsets(rows, last, numbers), numbers)
+        achieved = raw.observations[:, list(raw.metadata[GOAL_COLUMNS])]
+        reached = goals == rows
+        if self.radius is not None:
+            reached = np.linalg.norm(achieved[goals] - achieved[rows], axis=1) <= self.radius
+        metadata = {**raw.metadata, "reward_rule": "none"}
+        rewards = reached.astype(np.float32) - 1
+        return _joined(raw, rows, achieved[goals], rewards, reached, (rows == last) & ~reached, metadata)
+
+    def _offsets(
+        self, rows: npt.NDArray[np.int64], last: npt.NDArray[np.int64], numbers: np.random.Generator
+    ) -> npt.NDArray[np.int64]:
+        """Steps to a later row of the trajectory, at least 1 if there is one."""
+        left = last - rows
+        if self.sampling == "uniform":
+            return np.where(left > 0, 1 + (numbers.random(len(rows)) * left).astype(np.int64), 0)
+        return np.minimum(numbers.geometric(1 - self.goal_discount, len(rows)), left)
+
+
+def draw_goals(
+    rows: npt.NDArray[np.int64],
+    last: npt.NDArray[np.int64],
+    count: int,
+    current: float,
+    future: float,
+    offsets: npt.NDArray[np.int64],
+    numbers: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """Row of the goal of each of `rows`: itself, `offsets` later, or any of `count` rows."""
+    kind, anywhere = numbers.random(len(rows)), numbers.integers(count, size=len(rows))
+    return np.where(kind < current, rows, np.where(kind < current + future, rows + offsets, anywhere))
+
+
+def last_rows(raw: RawArrays) -> npt.NDArray[np.int64]:
+    """Last row (N,) of each row's trajectory, by the flags."""
+    ends = raw.terminals | raw.timeouts
+    ends[-1] = True
+    stops = np.flatnonzero(ends)
+    return stops[np.searchsorted(stops, np.arange(len(raw)))]
+
+
+def _as_recorded(raw: RawArrays) -> RawArrays:
+    if _RECORDED not in raw.infos:
+        raise ConfigError(f"data.relabel is false, but {raw.source} has no recorded goals: its goals are relabelled")
+    rows = np.arange(len(raw))
+    goals = np.asarray(raw.infos[_RECORDED], np.float32)
+    return _joined(raw, rows, goals, raw.rewards, raw.terminals, raw.timeouts, raw.metadata)
+
+
+def _joined(
+    raw: RawArrays,
+    rows: npt.NDArray[np.int64],
+    goals: FloatArray,
+    rewards: FloatArray,
+    terminals: npt.NDArray[np.bool_],
+    timeouts: npt.NDArray[np.bool_],
+    metadata: dict[str, Any],
+) -> RawArrays:
+    assert raw.next_observations is not None  # of OGBench and of Minari
+    return replace(
+        raw,
+        observations=np.concatenate([raw.observations[rows], goals], axis=1),
+        next_observations=np.concatenate([raw.next_observations[rows], goals], axis=1),
+        actions=raw.actions[rows],
+        rewards=rewards,
+        terminals=terminals,
+        timeouts=timeouts,
+        metadata={key: value for key, value in metadata.items() if key not in (NEEDS_GOAL, "goal_range")},
+        infos={},
+    ).validate()
+
+
+def _environment(raw: RawArrays, dataset: str) -> dict[str, Any]:
+    """Metadata of the environment that shows the goal behind the observation."""
+    known = raw.metadata.get("env_id")
+    if known is None or known.startswith(ENVIRONMENTS) or not dataset.startswith(MINARI_PREFIX):
+        return {}
+    from cepdiff.data.minari.read import VECTOR_PARTS
+
+    inner = {"env_id": known, "parts": list(VECTOR_PARTS[known.split("_")[0]]), **raw.metadata.get("env_kwargs", {})}
+    return {"env_id": "cepdiff/with_goal-v0", "env_kwargs": inner | {"max_episode_steps": raw.metadata["horizon"]}}

@@ -1,0 +1,163 @@
+"""Goals in the observation, and hindsight: exact rows, probabilities and rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cepdiff.data.rl.arrays import GOAL_COLUMNS, RawArrays
+from cepdiff.data.rl.datamodule import OfflineDataModule
+from cepdiff.data.rl.goals import GoalDataModule, last_rows
+from cepdiff.errors import ConfigError, DataError
+
+NAME = "pointmaze-medium-navigate-v0"
+LENGTHS = (200, 50, 1750)  # rows of the trajectories; a row's first number is its index
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three trajectories in OGBench's layout, whose last rows are no transitions."""
+    rows = sum(LENGTHS) + 3
+    ends = np.zeros(rows, bool)
+    ends[np.cumsum(np.array(LENGTHS) + 1) - 1] = True
+    indices = np.where(ends, -1, np.cumsum(~ends) - 1)
+    states = np.stack([indices, np.zeros(rows)], axis=1).astype(np.float32)
+    np.savez(
+        tmp_path / f"{NAME}.npz",
+        observations=states, actions=np.zeros((rows, 2), np.float32), terminals=ends, qpos=states,
+    )  # fmt: skip
+    return tmp_path
+
+
+def loaded(folder: Path, **options: Any) -> RawArrays:
+    return GoalDataModule(NAME, dataset_dir=str(folder), **options).load_arrays()
+
+
+def goals_of(raw: RawArrays) -> np.ndarray:
+    """Row of each row's goal."""
+    return raw.observations[:, 2].astype(int)
+
+
+def test_the_vector_rewards_and_ends(folder: Path) -> None:
+    raw = loaded(folder)
+    rows, goals = np.arange(2000), goals_of(raw)
+    assert raw.observations.shape == (2000, 4)
+    assert np.array_equal(raw.observations[:, 0], rows)
+    assert raw.next_observations is not None
+    assert np.array_equal(raw.next_observations[:, 2:], raw.observations[:, 2:])
+    inside = ~np.isin(rows, np.cumsum(LENGTHS) - 1)
+    assert np.array_equal(raw.next_observations[inside, 0], rows[inside] + 1)
+    assert np.array_equal(raw.rewards, np.where(goals == rows, 0.0, -1.0))
+    assert np.array_equal(raw.terminals, goals == rows)
+    assert np.array_equal(raw.timeouts, ~inside & ~raw.terminals)
+    assert raw.metadata["env_id"] == "ogbench/pointmaze-medium-v0"
+    assert raw.metadata["reward_rule"] == "none"
+
+
+def test_the_mixture(folder: Path) -> None:
+    """Five standard errors around the probabilities; a random goal is a later one of the same trajectory as well."""
+    raw = loaded(folder, copies=10, current=0.2, future=0.5)
+    rows, goals = np.tile(np.arange(2000), 10), goals_of(raw)
+    last = np.repeat(np.cumsum(LENGTHS) - 1, LENGTHS)[rows]
+    later = (goals > rows) & (goals <= last)
+    random_later = float(((last - rows) / 2000).mean())
+    assert np.mean(goals == rows) == pytest.approx(0.2, abs=5 * (0.16 / 20000) ** 0.5 + 0.002)
+    assert np.mean(later) == pytest.approx(0.5 + 0.3 * random_later, abs=5 * (0.25 / 20000) ** 0.5 + 0.002)
+
+
+@pytest.mark.parametrize(("sampling", "mean"), [("geometric", 10.0), ("uniform", None)])
+def test_future_goals(folder: Path, sampling: str, mean: float | None) -> None:
+    """Geometric: 1 / (1 - discount) steps on average, far from the end. Uniform: half of what is left."""
+    raw = loaded(folder, current=0, future=1, sampling=sampling, goal_discount=0.9, copies=5)
+    rows, offsets = np.tile(np.arange(2000), 5), goals_of(raw) - np.tile(np.arange(2000), 5)
+    left = np.repeat(np.cumsum(LENGTHS) - 1, LENGTHS)[rows] - rows
+    assert (offsets <= left).all()
+    assert np.array_equal(offsets == 0, left == 0)
+    far = left > 150
+    expected = mean or 0.5 * left[far].mean() + 0.5
+    assert offsets[far].mean() == pytest.approx(expected, rel=0.06)
+
+
+def test_goals_depend_on_the_seed_only(folder: Path) -> None:
+    first = goals_of(loaded(folder, seed=1))
+    assert np.array_equal(goals_of(loaded(folder, seed=1)), first)
+    assert not np.array_equal(goals_of(loaded(folder, seed=2)), first)
+
+
+def test_within_a_radius(folder: Path) -> None:
+    raw = loaded(folder, radius=2.0)
+    near = np.abs(goals_of(raw) - np.arange(2000)) <= 2
+    assert np.array_equal(raw.terminals, near)
+    assert near.sum() > (goals_of(raw) == np.arange(2000)).sum()
+
+
+def test_a_buffer_of_goals_trains(folder: Path) -> None:
+    module = GoalDataModule(NAME, dataset_dir=str(folder))
+    module.setup()
+    assert module.sizes == (4, 2)
+    assert len(module.buffer.transitions) == 2000
+    assert module.notes()[-1] == "rewards: none, the file's own rule"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"current": 0.7, "future": 0.5}, "data.current 0.7 and data.future 0.5: expected at most 1 in all"),
+        ({"current": -0.1}, "data.current is -0.1; expected"),
+        ({"sampling": "normal"}, "data.sampling is 'normal'; expected geometric or uniform"),
+        ({"goal_discount": 1.0}, "data.goal_discount is 1.0"),
+        ({"relabel": False}, "data.relabel is false, but .* has no recorded goals"),
+    ],
+)
+def test_what_makes_no_sense(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        loaded(folder, **options)
+
+
+def test_data_without_goals(folder: Path) -> None:
+    with pytest.raises(DataError, match="no goals are known; expected a goal-conditioned dataset"):
+        GoalDataModule("reacher-replay").load_arrays()
+    with pytest.raises(DataError, match=r"no rewards without a goal; name a task \(-singletask-v0\), or use"):
+        OfflineDataModule(NAME, dataset_dir=str(folder)).load_arrays()
+
+
+def test_last_rows() -> None:
+    flags = np.array([False, True, False, False])
+    raw = RawArrays(np.zeros((4, 1)), np.zeros((4, 1)), np.zeros(4), flags, np.zeros(4, bool))
+    assert last_rows(raw).tolist() == [1, 1, 3, 3]
+
+
+def test_minari_mazes(tmp_path: Path) -> None:
+    """(x, y, vx, vy) and the goal, in the dataset and in its environment; goals recorded or by hindsight."""
+    minari, gym = pytest.importorskip("minari"), pytest.importorskip("gymnasium")
+    robotics = pytest.importorskip("gymnasium_robotics")
+    from cepdiff.rollout.envs import EnvSpec, make_env
+
+    gym.register_envs(robotics)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+        env = minari.DataCollector(gym.make("PointMaze_UMaze-v3", max_episode_steps=6))
+        for seed in range(3):
+            env.reset(seed=seed)
+            for _ in range(6):
+                env.step(env.action_space.sample())
+        env.create_dataset("mine/goals-v0", eval_env="PointMaze_UMaze-v3")
+        env.close()
+    recorded = GoalDataModule("minari:mine/goals-v0", dataset_dir=str(tmp_path), relabel=False).load_arrays()
+    assert recorded.observations.shape == (18, 6)
+    goals = recorded.observations[:, 4:].reshape(3, 6, 2)
+    assert np.array_equal(goals, np.repeat(goals[:, :1], 6, axis=1))
+    relabelled = GoalDataModule("minari:mine/goals-v0", dataset_dir=str(tmp_path), radius=0.45).load_arrays()
+    positions = relabelled.observations[:, :2]
+    assert all(any(np.array_equal(goal, at) for at in positions) for goal in relabelled.observations[:, 4:])
+    distance = np.linalg.norm(relabelled.observations[:, 4:] - positions, axis=1)
+    assert np.array_equal(relabelled.rewards, np.where(distance <= 0.45, 0.0, -1.0))
+    assert relabelled.metadata[GOAL_COLUMNS] == (0, 1)
+    with make_env(EnvSpec(relabelled.metadata["env_id"], relabelled.metadata["env_kwargs"])) as made:
+        observation, _ = made.reset(seed=0)
+        assert observation.shape == made.observation_space.shape == (6,)
+        assert np.allclose(observation[:2], recorded.observations[0, :2])
+        assert np.allclose(observation[4:], recorded.observations[0, 4:])
