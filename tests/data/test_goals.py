@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cepdiff.data.rl.arrays import GOAL_COLUMNS, RawArrays
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.goals import GoalDataModule, last_rows
 from cepdiff.errors import ConfigError, DataError
+from cepdiff.runs.config import load_config
 
 NAME = "pointmaze-medium-navigate-v0"
 LENGTHS = (200, 50, 1750)  # rows of the trajectories; a row's first number is its index
@@ -122,6 +124,18 @@ def test_data_without_goals(folder: Path) -> None:
         GoalDataModule("reacher-replay").load_arrays()
     with pytest.raises(DataError, match=r"no rewards without a goal; name a task \(-singletask-v0\), or use"):
         OfflineDataModule(NAME, dataset_dir=str(folder)).load_arrays()
+
+
+def test_the_example_of_the_page(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    (text,) = re.findall(
+        r'^```yaml title="goals.yaml"\n(.*?)^```$', (root / "docs/ogbench.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "goals.yaml").write_text(text)
+    config = load_config([root / "configs/quickstart.yaml", tmp_path / "goals.yaml"], ["data.future=0.6"])
+    data = config.components["data"](seed=3)
+    assert isinstance(data, GoalDataModule)
+    assert (data.current, data.future, data.seed, data.dataset) == (0.2, 0.6, 3, NAME)
 
 
 def test_last_rows() -> None:
