@@ -133,7 +133,7 @@ class _Rows:
         self.arrays: Arrays = {}
 
     def add(self, observation: NDArray[Any], action: NDArray[Any], last: bool, info: dict[str, Any]) -> None:
-        values = {"observations": observation, "actions": action, "terminals": np.bool_(last)}
+        values: dict[str, NDArray[Any]] = {"observations": observation, "actions": action, "terminals": np.array(last)}
         values |= {name: info[f"prev_{name}"] for name in ("qpos", "qvel", "button_states") if f"prev_{name}" in info}
         for name, value in values.items():
             if self.count == 0:

@@ -126,7 +126,8 @@ def make(env_id: str, **kwargs: Any) -> OGBenchEnv:
 @contextmanager
 def _no_file_left() -> Iterator[None]:
     """Remove the temporary files that are made in the block: ogbench's mazes leave one each, and keep it open."""
-    original, made = tempfile.mkstemp, []
+    original: Any = tempfile.mkstemp
+    made: list[str] = []
 
     def closed(*args: Any, **kwargs: Any) -> tuple[int, str]:
         number, path = original(*args, **kwargs)
@@ -134,11 +135,11 @@ def _no_file_left() -> Iterator[None]:
         made.append(path)
         return number, path
 
-    tempfile.mkstemp = closed
+    vars(tempfile)["mkstemp"] = closed
     try:
         yield
     finally:
-        tempfile.mkstemp = original
+        vars(tempfile)["mkstemp"] = original
         for path in made:
             Path(path).unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,12 @@ from cepdiff.data.rl.ogbench import ENVIRONMENTS
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import stream_seed
-from cepdiff.ranges import Count, Fraction, NonNegative, OpenUnit, check_arguments
+from cepdiff.ranges import Count, NonNegative, OpenUnit, Range, check_arguments
 
 # Info: the goal that the episode was recorded with.
 _RECORDED = "desired_goal"
 _SUM = 1e-6
+Probability = Annotated[float, Range(0, 1, "[]")]
 
 
 class GoalDataModule(OfflineDataModule):
@@ -46,8 +47,8 @@ class GoalDataModule(OfflineDataModule):
         self,
         dataset: str,
         relabel: bool = True,
-        current: Fraction = 0.2,
-        future: Fraction = 0.5,
+        current: Probability = 0.2,
+        future: Probability = 0.5,
         sampling: Literal["geometric", "uniform"] = "geometric",
         goal_discount: OpenUnit = 0.99,
         radius: NonNegative | None = None,
@@ -91,8 +92,11 @@ class GoalDataModule(OfflineDataModule):
         """Steps to a later row of the trajectory, at least 1 if there is one."""
         left = last - rows
         if self.sampling == "uniform":
-            return np.where(left > 0, 1 + (numbers.random(len(rows)) * left).astype(np.int64), 0)
-        return np.minimum(numbers.geometric(1 - self.goal_discount, len(rows)), left)
+            offsets = 1 + (numbers.random(len(rows)) * left).astype(np.int64)
+        else:
+            offsets = numbers.geometric(1 - self.goal_discount, len(rows))
+        shorter: npt.NDArray[np.int64] = np.minimum(offsets, left)
+        return shorter
 
 
 def draw_goals(
