@@ -15,7 +15,10 @@ from cepdiff.data.rl.tasks import FAMILIES, REWARD_RULES, TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
 from cepdiff.tables import Table
 
-_WHAT = "a task, a file, the name of a file in the dataset folder, or minari:ID; several, separated by commas, are one"
+_WHAT = (
+    "a task, an OGBench dataset, a file, the name of a file in the dataset folder, or minari:ID; several, separated by "
+    "commas, are one"
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

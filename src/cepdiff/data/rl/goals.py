@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cepdiff.data.rl.arrays import GOAL_COLUMNS, NEEDS_GOAL, FloatArray, RawArrays
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.ogbench import ENVIRONMENTS
+from cepdiff.data.rl.settings import settings_of
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import stream_seed
@@ -160,4 +161,7 @@ def _environment(raw: RawArrays, dataset: str) -> dict[str, Any]:
     from cepdiff.data.minari.read import VECTOR_PARTS
 
     inner = {"env_id": known, "parts": list(VECTOR_PARTS[known.split("_")[0]]), **raw.metadata.get("env_kwargs", {})}
-    return {"env_id": "cepdiff/with_goal-v0", "env_kwargs": inner | {"max_episode_steps": raw.metadata["horizon"]}}
+    if "horizon" in raw.metadata:
+        inner["max_episode_steps"] = raw.metadata["horizon"]
+    rule = settings_of(None, None, raw.metadata).reward_rule
+    return {"env_id": "cepdiff/with_goal-v0", "env_kwargs": inner, "reward_rule": rule}
