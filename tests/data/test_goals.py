@@ -13,6 +13,7 @@ from cepdiff.data.rl.arrays import GOAL_COLUMNS, RawArrays
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.goals import GoalDataModule, last_rows
 from cepdiff.errors import ConfigError, DataError
+from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.runs.config import load_config
 
 NAME = "pointmaze-medium-navigate-v0"
@@ -144,34 +145,43 @@ def test_last_rows() -> None:
     assert last_rows(raw).tolist() == [1, 1, 3, 3]
 
 
-def test_minari_mazes(tmp_path: Path) -> None:
-    """(x, y, vx, vy) and the goal, in the dataset and in its environment; goals recorded or by hindsight."""
-    minari, gym = pytest.importorskip("minari"), pytest.importorskip("gymnasium")
-    robotics = pytest.importorskip("gymnasium_robotics")
-    from cepdiff.rollout.envs import EnvSpec, make_env
+def recorded_maze(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """`mine/goals-v0`: three episodes of six steps in Gymnasium-Robotics' u-maze."""
+    minari, robotics = pytest.importorskip("minari"), pytest.importorskip("gymnasium_robotics")
+    import gymnasium as gym
+    from minari.data_collector import EpisodeBuffer
 
     gym.register_envs(robotics)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-        env = minari.DataCollector(gym.make("PointMaze_UMaze-v3", max_episode_steps=6))
+    patch.setenv("MINARI_DATASETS_PATH", str(root))
+    episodes = []
+    with gym.make("PointMaze_UMaze-v3", max_episode_steps=6) as env:
         for seed in range(3):
-            env.reset(seed=seed)
-            for _ in range(6):
-                env.step(env.action_space.sample())
-        env.create_dataset("mine/goals-v0", eval_env="PointMaze_UMaze-v3")
-        env.close()
-    recorded = GoalDataModule("minari:mine/goals-v0", dataset_dir=str(tmp_path), relabel=False).load_arrays()
+            steps = [env.reset(seed=seed)[0], *(env.step(np.ones(2, np.float32))[0] for _ in range(6))]
+            parts = {key: np.stack([step[key] for step in steps]) for key in steps[0]}
+            ends = [False] * 5 + [True]
+            episodes.append(EpisodeBuffer(
+                observations=parts, actions=np.ones((6, 2), np.float32), rewards=[0.0] * 6,
+                terminations=[False] * 6, truncations=ends, infos={},
+            ))  # fmt: skip
+        spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
+        dataset = minari.create_dataset_from_buffers("mine/goals-v0", episodes, **spaces)
+        dataset.storage.update_metadata({"env_spec": env.spec.to_json()})
+
+
+def test_minari_mazes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(x, y, vx, vy) and the goal, in the dataset and in its environment; goals recorded or by hindsight."""
+    recorded_maze(tmp_path, monkeypatch)
+    recorded = GoalDataModule("minari:mine/goals-v0", relabel=False).load_arrays()
     assert recorded.observations.shape == (18, 6)
     goals = recorded.observations[:, 4:].reshape(3, 6, 2)
     assert np.array_equal(goals, np.repeat(goals[:, :1], 6, axis=1))
-    relabelled = GoalDataModule("minari:mine/goals-v0", dataset_dir=str(tmp_path), radius=0.45).load_arrays()
+    relabelled = GoalDataModule("minari:mine/goals-v0", radius=0.45).load_arrays()
     positions = relabelled.observations[:, :2]
     assert all(any(np.array_equal(goal, at) for at in positions) for goal in relabelled.observations[:, 4:])
     distance = np.linalg.norm(relabelled.observations[:, 4:] - positions, axis=1)
     assert np.array_equal(relabelled.rewards, np.where(distance <= 0.45, 0.0, -1.0))
-    assert relabelled.metadata[GOAL_COLUMNS] == (0, 1)
-    with make_env(EnvSpec(relabelled.metadata["env_id"], relabelled.metadata["env_kwargs"])) as made:
-        observation, _ = made.reset(seed=0)
-        assert observation.shape == made.observation_space.shape == (6,)
-        assert np.allclose(observation[:2], recorded.observations[0, :2])
-        assert np.allclose(observation[4:], recorded.observations[0, 4:])
+    assert (relabelled.metadata[GOAL_COLUMNS], recorded.metadata["reward_rule"]) == ((0, 1), "none")
+    with make_env(EnvSpec(relabelled.metadata["env_id"], relabelled.metadata["env_kwargs"])) as env:
+        observation, _ = env.reset(seed=0)
+        assert observation.shape == env.observation_space.shape == (6,)
+        assert np.allclose(observation, recorded.observations[0])

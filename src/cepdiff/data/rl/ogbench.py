@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -145,19 +146,20 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _labels(name: OGBenchName, states: Mapping[str, npt.NDArray[Any]], path: Path) -> tuple[Any, Any]:
     """Rewards (N,) and masks (N,) of the name's task, computed by the package from the states."""
-    ogbench = import_ogbench()
-    try:
-        env = ogbench.make_env_and_datasets(name.name, env_only=True)
-    except Exception as error:  # Gymnasium's, for an unknown environment
-        raise ConfigError(f"unknown dataset '{name.name}': {one_line(error)}") from error
-    labelled = dict(states)
-    try:
-        import_module("ogbench.relabel_utils").relabel_dataset(name.env_id, env, labelled)
-        found, expected = states["qpos"].shape[1], env.unwrapped.model.nq
-    except (KeyError, IndexError, ValueError) as error:
-        raise DataError(f"{path}: its states are not those of {name.env_id} ({one_line(error)})") from error
-    finally:
-        env.close()
+    ogbench, labelled = import_ogbench(), dict(states)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the arm's action bounds are float64 and become float32
+        try:
+            env = ogbench.make_env_and_datasets(name.name, env_only=True)
+        except Exception as error:  # Gymnasium's, for an unknown environment
+            raise ConfigError(f"unknown dataset '{name.name}': {one_line(error)}") from error
+        try:
+            import_module("ogbench.relabel_utils").relabel_dataset(name.env_id, env, labelled)
+            found, expected = states["qpos"].shape[1], env.unwrapped.model.nq
+        except (KeyError, IndexError, ValueError) as error:
+            raise DataError(f"{path}: its states are not those of {name.env_id} ({one_line(error)})") from error
+        finally:
+            env.close()
     if found != expected:
         raise DataError(f"{path}: 'qpos' has {found} columns; {name.env_id} has {expected}")
     return labelled["rewards"], labelled["masks"]
