@@ -139,18 +139,14 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror, home = tmp_path / "mirror", tmp_path / "home"
     mirror.mkdir()
     monkeypatch.setenv("OGBENCH_DATASET_URL", f"{mirror.as_uri()}/")
-    monkeypatch.setattr("cepdiff.data.rl.download._MAX_WAIT", 0.0)
+    monkeypatch.setattr("cepdiff.data.rl.ogbench.URL", (tmp_path / "nowhere").as_uri())
     with pytest.raises(DataError, match=r"not downloaded yet; run cepdiff data download pointmaze"):
         resolve(NAME, home, allow_download=False)
-    with pytest.raises(
-        DataError, match=r"set \$OGBENCH_DATASET_URL .* or record your own with `cepdiff collect pointm"
-    ):
+    with pytest.raises(DataError, match=r"a mirror in \$OGBENCH_DATASET_URL, .* `cepdiff collect pointmaze-medium"):
         resolve(NAME, home)
     served = mirror / "pointmaze-medium-navigate-v0.npz"
     served.write_bytes(b"<html></html>")
-    with pytest.raises(
-        DataError, match=r"received a file of 13 bytes that is not pointmaze-medium-navigate-v0: not an"
-    ):
+    with pytest.raises(DataError, match=r"a file of 13 bytes that is not pointmaze-medium-navigate-v0: not an"):
         resolve(NAME, home)
     assert list(home.iterdir()) == []
     np.savez(served, **near_goals("pointmaze-medium-navigate-v0", NAME)[1])

@@ -6,10 +6,9 @@ buttons, `button_states`. It has no rewards, because these depend on the task.
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -63,8 +62,15 @@ def ogbench_path(name: OGBenchName, dataset_dir: str | Path | None = None) -> Pa
     return Path(dataset_dir or FOLDER).expanduser() / f"{name.stem}.npz"
 
 
-def find_ogbench(name: OGBenchName, dataset_dir: str | Path | None = None, *, allow_download: bool = True) -> Path:
-    """Return the path of the file, downloaded if it is missing and `allow_download`. Raises `DataError`."""
+def find_ogbench(
+    name: OGBenchName,
+    dataset_dir: str | Path | None = None,
+    *,
+    allow_download: bool = True,
+    mirrors: Sequence[str] = (),
+) -> Path:
+    """Return the path of the file, downloaded if it is missing and `allow_download`: first from `mirrors`, then those
+    in $OGBENCH_DATASET_URL, then from OGBench's server. Raises `DataError`."""
     path = ogbench_path(name, dataset_dir)
     if path.is_file():
         return path
@@ -72,14 +78,16 @@ def find_ogbench(name: OGBenchName, dataset_dir: str | Path | None = None, *, al
         raise DataError(f"{path}: is a folder; expected the file of {name.name}")
     if not allow_download:
         raise DataError(f"{path}: not downloaded yet; run cepdiff data download {name.name}")
-    from cepdiff.data.rl.download import download
+    from cepdiff.data.rl.mirrors import fetch_first, own_mirrors
 
-    return download(
-        f"{os.environ.get(MIRROR, URL).rstrip('/')}/{path.name}",
+    return fetch_first(
+        [f"{folder}/{path.name}" for folder in (*own_mirrors(mirrors, MIRROR), URL)],
         path,
         check=lambda part: _check_file(part, name),
-        advice=f"set ${MIRROR} to the address of another folder with OGBench's files, copy the file to {path} by hand, "
-        f"or record your own with `cepdiff collect {name.stem} --output {path.parent}` (point mazes and cubes)",
+        other_ways=lambda: (
+            f"Copy {URL}/{path.name} to {path} by hand, name a mirror in ${MIRROR}, or record your own with "
+            f"`cepdiff collect {name.stem} --output {path.parent}` (point mazes, cubes, puzzles)"
+        ),
     )
 
 
