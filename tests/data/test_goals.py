@@ -13,6 +13,7 @@ from cepdiff.data.rl.arrays import GOAL_COLUMNS, RawArrays
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.goals import GoalDataModule, last_rows
 from cepdiff.errors import ConfigError, DataError
+from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
 from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.runs.config import load_config
 
@@ -103,6 +104,15 @@ def test_a_buffer_of_goals_trains(folder: Path) -> None:
     assert module.sizes == (4, 2)
     assert len(module.buffer.transitions) == 2000
     assert module.notes()[-1] == "rewards: none, the file's own rule"
+
+
+def test_the_environment_shows_the_same_vector(folder: Path) -> None:
+    pytest.importorskip("ogbench")
+    module = GoalDataModule(NAME, dataset_dir=str(folder))
+    module.setup()
+    found = evaluation_of(module, EvaluationSettings(), seed=0)  # raises if sizes differ
+    assert found.environment is not None
+    assert (found.environment.env_id, found.episodes, found.reference) == ("ogbench/pointmaze-medium-v0", 50, None)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Record OGBench's datasets (Park et al. 2025, App. F) of point mazes, cubes and puzzles, in its own layout.
+"""Record OGBench's datasets (Park et al. 2025, arXiv 2410.20092) of point mazes, cubes and puzzles, in its own layout.
 
 The oracles are those of the package `ogbench`. Episode lengths, noise and how goals follow one another are those of
 OGBench's generation scripts, which are not in the package.
