@@ -1,10 +1,21 @@
-"""Tables of text cells, for a terminal and for Markdown."""
+"""Tables of text cells, for a terminal, Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+# A number with its error, the bounds of its interval, and the mark of the best: columns of their own in CSV.
+CELL = re.compile(r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: (?P<mark>\*))?")
+PARTS = {"value": "{}", "error": "{} ±", "low": "{} low", "high": "{} high", "mark": "{} best"}
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "<": r"\textless{}", ">": r"\textgreater{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,11 @@ class Table:
     notes: Sequence[str] = ()
     labels: int = 0
     remarks: bool = False
+
+    def shown(self, form: str) -> str:
+        """The table as "text", "markdown", "csv" or "latex"."""
+        found: str = {"text": self.text, "markdown": self.markdown, "csv": self.csv, "latex": self.latex}[form]()
+        return found
 
     def text(self) -> str:
         """The table for a terminal."""
@@ -41,6 +57,33 @@ class Table:
         rule = "|" + "|".join(" --- " if index < self.labels else " ---: " for index in range(len(self.lines[0]))) + "|"
         title = [f"**{self.title}**\n"] if self.title else []
         return "\n".join([*title, rows[0], rule, *rows[1:], *(f"\n{note}" for note in self.notes)])
+
+    def csv(self) -> str:
+        """Comma-separated values: an error, bounds and a mark have columns of their own; comments begin with #."""
+        columns = []
+        for title, *cells in zip(*self.lines, strict=True):
+            found = [CELL.fullmatch(cell.strip()) for cell in cells]
+            parts = [{} if match is None else match.groupdict() for match in found]
+            used = [part for part in PARTS if part == "value" or any(cell.get(part) for cell in parts)]
+            columns += [[PARTS[part].format(title.strip()), *(cell.get(part) or "" for cell in parts)] for part in used]
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
+        comments = [f"# {line}\n" for line in filter(None, [self.title, *self.notes])]
+        return "".join([*comments, file.getvalue()]).rstrip("\n")
+
+    def latex(self) -> str:
+        """A `tabular` for the package booktabs; the title and the notes are comments."""
+        left = {*range(self.labels), *([len(self.lines[0]) - 1] if self.remarks else [])}
+        alignment = "".join("l" if index in left else "r" for index in range(len(self.lines[0])))
+        rows = [" & ".join(latex_text(cell.strip()) for cell in line) + r" \\" for line in self.lines]
+        comments = [f"% {line}" for line in filter(None, [self.title, *self.notes])]
+        begin, end = rf"\begin{{tabular}}{{{alignment}}}", r"\end{tabular}"
+        return "\n".join([*comments, begin, r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", end])
+
+
+def latex_text(text: str) -> str:
+    """A cell with LaTeX's special characters escaped; an empty value is a dash."""
+    return "--" if text == "-" else "".join(LATEX.get(sign, sign) for sign in text)
 
 
 def number(value: float | None, form: str, error: float | None = None) -> str:

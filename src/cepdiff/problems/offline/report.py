@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.figures import new_panels, save_figure, shared_legend
-from cepdiff.runs.report import Section, refuse_twins
+from cepdiff.problems.offline.scores import score_metric, score_section
+from cepdiff.runs.comparison import Cell
+from cepdiff.runs.report import OFFLINE, Section, refuse_twins
 from cepdiff.runs.results import Results
+from cepdiff.runs.settings import settings_of
 from cepdiff.tables import Table, in_order, number
 
 CLOSE = 5.0  # points of normalised score below the best scale that still count as close to it
+TASK_KEYS = ("data.dataset", "data.dataset_dir")  # settings that only name the task
 REGRETS = ("regret", "behavior_regret", "exact_regret")
 
 
-def score_metric(run: Results) -> str:
-    """The normalised score, or the mean return if no reference is known."""
-    return "mean_return" if run.values("mean_return") and not run.values("normalized_score") else "normalized_score"
-
-
-def policy_row(run: Results) -> dict[str, Any]:
+def policy_row(run: Results, setting: str = "") -> dict[str, Any]:
     """Scores of a run at scale 0 (`behavior`), scale 1 (`exact`), the `best` scale and the offline `choice`.
 
     None if there was no rollout or no choice. A regret is how far a score is below the best: `regret` is that of the
@@ -40,6 +39,7 @@ def policy_row(run: Results) -> dict[str, Any]:
     return {
         "task": run.dataset,
         "seed": run.seed,
+        "setting": setting,
         "unit": "points" if score_metric(run) == "normalized_score" else "return",
         **row,
         "best_scale": best,
@@ -67,13 +67,28 @@ def choice_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None) -> Table:
     """The rows as text, with the summary below."""
     measured = in_order({name for row in rows for name in row["ranking"]}, ())
-    lines = [["task", "seed", "scale 0", "scale 1", "best scale", "score", "offline choice", "score", "regret"]]
+    several = len({row["setting"] for row in rows}) > 1
+    lines = [
+        [
+            "task",
+            *(["setting"] if several else []),
+            "seed",
+            "scale 0",
+            "scale 1",
+            "best scale",
+            "score",
+            "offline choice",
+            "score",
+            "regret",
+        ]
+    ]
     lines[0] += [name.replace("_", " ") for name in measured]
     for row in rows:
         task = row["task"] if row["unit"] == "points" else f"{row['task']} (return)"
         forms = {"behavior": ".1f", "exact": ".1f", "best_scale": "g", "best": ".1f", "choice_scale": "g",
                  "choice": ".1f", "regret": ".1f"}  # fmt: skip
-        lines.append([task, str(row["seed"]), *(number(row[name], form) for name, form in forms.items())])
+        names = [task, *([row["setting"]] if several else []), str(row["seed"])]
+        lines.append([*names, *(number(row[name], form) for name, form in forms.items())])
         found = (row["ranking"].get(name, {}) for name in measured)
         lines[-1] += [number(test.get("value"), ".3f", test.get("error")) for test in found]
     notes = []
@@ -91,36 +106,74 @@ def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None)
             f"{summary['behavior_regret']:.1f}, always scale 1: {summary['exact_regret']:.1f})."
             + (f" Not counted: {left_out} {why}." if left_out else "")
         )
-    return Table(lines, "normalised score by guidance scale (scale 0 is the behavior policy)", notes, labels=2)
+    return Table(
+        lines, "normalised score by guidance scale (scale 0 is the behavior policy)", notes, labels=2 + several
+    )
 
 
-def report(runs: Sequence[Results], output: Path) -> list[Section]:
-    """One section over all tasks, with a figure if anything was rolled out."""
-    refuse_twins(runs, [f"{run.dataset}, seed {run.seed}" for run in runs])
+def report(runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) -> list[Section]:
+    """A section of single runs with a figure if anything was rolled out, and one over seeds if there are several."""
+    settings = settings_of(runs, TASK_KEYS)
     tasks = in_order((run.dataset for run in runs), TASKS)
-    rows = [policy_row(run) for run in sorted(runs, key=lambda run: (tasks.index(run.dataset), run.seed))]
+    places = [
+        (tasks.index(run.dataset), settings.order.index(label), run.seed)
+        for run, label in zip(runs, settings.labels, strict=True)
+    ]
+    several = len(settings.order) > 1
+    names = [
+        f"{runs[i].dataset}, {f'{settings.labels[i]}, ' if several else ''}seed {runs[i].seed}"
+        for i in range(len(runs))
+    ]
+    refuse_twins(runs, names)
+    in_rows = sorted(range(len(runs)), key=places.__getitem__)
+    rows = [policy_row(runs[index], settings.labels[index] if several else "") for index in in_rows]
     figures = []
     if any(run.values(score_metric(run)) for run in runs):
         figures.append("scores.png")
-        plot_scores(runs, output / figures[0])
+        plot_scores(runs, output / figures[0], settings.labels)
     summary = choice_summary(rows)
-    return [Section("Offline RL", figures, [policy_table(rows, summary)], {"rows": rows, "summary": summary})]
+    policies = Section("Offline RL", figures, [policy_table(rows, summary)], {"rows": rows, "summary": summary})
+    return [policies, *(score_section(runs, settings, scale, output) if len(runs) > 1 else [])]
 
 
-def plot_scores(runs: Sequence[Results], path: Path) -> None:
-    """A panel per task: score against guidance scale, with the offline choices.
+def plot_scores(runs: Sequence[Results], path: Path, labels: Sequence[str] = ()) -> None:
+    """A panel per task: score against guidance scale, with the offline choices; `labels` are the runs' settings.
 
-    One run has its standard errors; of several seeds each curve is drawn, and their mean at shared scales.
+    One run has its standard errors; of several seeds each curve is drawn, and their mean at shared scales. Of several
+    settings only the means are drawn.
     """
-    runs = [run for run in runs if run.values(score_metric(run))]
+    known = list(zip(runs, labels or [""] * len(runs), strict=True))
+    known = [(run, label) for run, label in known if run.values(score_metric(run))]
+    order = {label: f"C{place % 10}" for place, label in enumerate(dict.fromkeys(sorted(label for _, label in known)))}
+    runs = [run for run, _ in known]
     tasks = in_order((run.dataset for run in runs), TASKS)
     alone = len(tasks) == 1
     figure, panels = new_panels(len(tasks), 3, *((5.5, 3.3) if alone else (3.6, 2.8)))
     for axes, task in zip(panels, tasks, strict=True):
-        plot_task(axes, [run for run in runs if run.dataset == task])
+        if len(order) == 1:
+            plot_task(axes, [run for run in runs if run.dataset == task])
+        else:
+            plot_settings(axes, [(run, label) for run, label in known if run.dataset == task], order)
         axes.set_title(runs[0].title if len(runs) == 1 else task, fontsize=10)
     shared_legend(figure, panels, 2 if alone else 4)
     save_figure(figure, path)
+
+
+def plot_settings(axes: Any, known: Sequence[tuple[Results, str]], colors: Mapping[str, str]) -> None:
+    """The mean curve of each setting on one task, with standard errors over the seeds."""
+    for label, color in colors.items():
+        runs = [run for run, setting in known if setting == label]
+        if not runs:
+            continue
+        curves = [run.values(score_metric(run)) for run in runs]
+        shared = [scale for scale in curves[0] if all(scale in curve for curve in curves)]
+        cells = [Cell(dict(enumerate(curve[scale] for curve in curves))) for scale in shared]
+        errors = [cell.standard_error or 0.0 for cell in cells]
+        means = [cell.mean for cell in cells]
+        axes.errorbar(shared, means, errors, color=color, marker="o", markersize=4, capsize=3, label=label)
+    metrics = {score_metric(run) for run, _ in known}
+    axes.set(xlabel="guidance scale", ylabel=" or ".join(sorted(metrics)).replace("_", " "))
+    axes.grid(alpha=0.3)
 
 
 def plot_task(axes: Any, runs: Sequence[Results]) -> None:
