@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# A number with its error, the bounds of its interval, and the mark of the best: columns of their own in CSV.
-CELL = re.compile(r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: (?P<mark>\*))?")
-PARTS = {"value": "{}", "error": "{} ±", "low": "{} low", "high": "{} high", "mark": "{} best"}
+# A number with its error, the bounds of its interval, what it is a part of, and the mark of the best.
+CELL = re.compile(
+    r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: of (?P<of>\d+))?(?: (?P<mark>\*))?"
+)
+PARTS = {"value": "{}", "error": "{} ±", "low": "{} low", "high": "{} high", "of": "{} of", "mark": "{} best"}
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
     "<": r"\textless{}", ">": r"\textgreater{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -59,13 +61,22 @@ class Table:
         return "\n".join([*title, rows[0], rule, *rows[1:], *(f"\n{note}" for note in self.notes)])
 
     def csv(self) -> str:
-        """Comma-separated values: an error, bounds and a mark have columns of their own; comments begin with #."""
+        """Comma-separated values, empty where missing; errors, bounds and marks have their own columns.
+
+        The title and the notes are lines that begin with #.
+        """
         columns = []
         for title, *cells in zip(*self.lines, strict=True):
             found = [CELL.fullmatch(cell.strip()) for cell in cells]
             parts = [{} if match is None else match.groupdict() for match in found]
             used = [part for part in PARTS if part == "value" or any(cell.get(part) for cell in parts)]
-            columns += [[PARTS[part].format(title.strip()), *(cell.get(part) or "" for cell in parts)] for part in used]
+            columns += [
+                [
+                    PARTS[part].format(title.strip()),
+                    *("" if cell.get(part) in (None, "-") else cell[part] for cell in parts),
+                ]
+                for part in used
+            ]
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
         comments = [f"# {line}\n" for line in filter(None, [self.title, *self.notes])]
@@ -82,8 +93,9 @@ class Table:
 
 
 def latex_text(text: str) -> str:
-    """A cell with LaTeX's special characters escaped; an empty value is a dash."""
-    return "--" if text == "-" else "".join(LATEX.get(sign, sign) for sign in text)
+    """A cell with LaTeX's special characters escaped, minus signs, and dashes for missing values."""
+    escaped = "".join(LATEX.get(sign, sign) for sign in text)
+    return re.sub(r"(?<![\w-])-(?![\w-])", "--", re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped))
 
 
 def number(value: float | None, form: str, error: float | None = None) -> str:

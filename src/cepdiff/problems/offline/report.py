@@ -9,11 +9,12 @@ from typing import Any
 
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.figures import new_panels, save_figure, shared_legend
-from cepdiff.problems.offline.scores import score_metric, score_section
+from cepdiff.problems.offline.score_report import score_section
+from cepdiff.problems.offline.scores import score_metric
 from cepdiff.runs.comparison import Cell
 from cepdiff.runs.report import OFFLINE, Section, refuse_twins
 from cepdiff.runs.results import Results
-from cepdiff.runs.settings import settings_of
+from cepdiff.runs.settings import Settings, settings_of
 from cepdiff.tables import Table, in_order, number
 
 CLOSE = 5.0  # points of normalised score below the best scale that still count as close to it
@@ -115,65 +116,58 @@ def report(runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) 
     """A section of single runs with a figure if anything was rolled out, and one over seeds if there are several."""
     settings = settings_of(runs, TASK_KEYS)
     tasks = in_order((run.dataset for run in runs), TASKS)
-    places = [
-        (tasks.index(run.dataset), settings.order.index(label), run.seed)
-        for run, label in zip(runs, settings.labels, strict=True)
-    ]
     several = len(settings.order) > 1
-    names = [
-        f"{runs[i].dataset}, {f'{settings.labels[i]}, ' if several else ''}seed {runs[i].seed}"
-        for i in range(len(runs))
-    ]
-    refuse_twins(runs, names)
-    in_rows = sorted(range(len(runs)), key=places.__getitem__)
-    rows = [policy_row(runs[index], settings.labels[index] if several else "") for index in in_rows]
+    known = list(zip(runs, settings.labels, strict=True))
+    names = [[run.dataset, *([label] if several else []), f"seed {run.seed}"] for run, label in known]
+    refuse_twins(runs, [", ".join(name) for name in names])
+    known.sort(key=lambda pair: (tasks.index(pair[0].dataset), settings.order.index(pair[1]), pair[0].seed))
+    rows = [policy_row(run, label if several else "") for run, label in known]
     figures = []
     if any(run.values(score_metric(run)) for run in runs):
         figures.append("scores.png")
-        plot_scores(runs, output / figures[0], settings.labels)
+        plot_scores(runs, output / figures[0], settings)
     summary = choice_summary(rows)
     policies = Section("Offline RL", figures, [policy_table(rows, summary)], {"rows": rows, "summary": summary})
     return [policies, *(score_section(runs, settings, scale, output) if len(runs) > 1 else [])]
 
 
-def plot_scores(runs: Sequence[Results], path: Path, labels: Sequence[str] = ()) -> None:
-    """A panel per task: score against guidance scale, with the offline choices; `labels` are the runs' settings.
+def plot_scores(runs: Sequence[Results], path: Path, settings: Settings | None = None) -> None:
+    """A panel per task: score against guidance scale.
 
-    One run has its standard errors; of several seeds each curve is drawn, and their mean at shared scales. Of several
-    settings only the means are drawn.
+    One run has its standard errors and its offline choice; of several seeds each curve is drawn, and their mean at
+    shared scales. Of several settings only the means over the seeds are drawn.
     """
-    known = list(zip(runs, labels or [""] * len(runs), strict=True))
-    known = [(run, label) for run, label in known if run.values(score_metric(run))]
-    order = {label: f"C{place % 10}" for place, label in enumerate(dict.fromkeys(sorted(label for _, label in known)))}
-    runs = [run for run, _ in known]
-    tasks = in_order((run.dataset for run in runs), TASKS)
+    order = [""] if settings is None else settings.order
+    groups: dict[str, dict[str, list[Results]]] = {}  # task -> setting -> runs
+    for run, label in zip(runs, [""] * len(runs) if settings is None else settings.labels, strict=True):
+        if run.values(score_metric(run)):
+            groups.setdefault(run.dataset, {}).setdefault(label, []).append(run)
+    tasks = in_order(groups, TASKS)
     alone = len(tasks) == 1
     figure, panels = new_panels(len(tasks), 3, *((5.5, 3.3) if alone else (3.6, 2.8)))
     for axes, task in zip(panels, tasks, strict=True):
         if len(order) == 1:
-            plot_task(axes, [run for run in runs if run.dataset == task])
+            plot_task(axes, groups[task][order[0]])
         else:
-            plot_settings(axes, [(run, label) for run, label in known if run.dataset == task], order)
+            plot_settings(axes, groups[task], order)
+        metrics = {score_metric(run) for here in groups[task].values() for run in here}
+        axes.set(xlabel="guidance scale", ylabel=" or ".join(sorted(metrics)).replace("_", " "))
         axes.set_title(runs[0].title if len(runs) == 1 else task, fontsize=10)
+        axes.grid(alpha=0.3)
     shared_legend(figure, panels, 2 if alone else 4)
     save_figure(figure, path)
 
 
-def plot_settings(axes: Any, known: Sequence[tuple[Results, str]], colors: Mapping[str, str]) -> None:
+def plot_settings(axes: Any, groups: Mapping[str, Sequence[Results]], order: Sequence[str]) -> None:
     """The mean curve of each setting on one task, with standard errors over the seeds."""
-    for label, color in colors.items():
-        runs = [run for run, setting in known if setting == label]
-        if not runs:
-            continue
-        curves = [run.values(score_metric(run)) for run in runs]
-        shared = [scale for scale in curves[0] if all(scale in curve for curve in curves)]
+    for place, label in enumerate(order):
+        curves = [run.values(score_metric(run)) for run in groups.get(label, [])]
+        shared = sorted(set.intersection(*map(set, curves))) if curves else []
         cells = [Cell(dict(enumerate(curve[scale] for curve in curves))) for scale in shared]
-        errors = [cell.standard_error or 0.0 for cell in cells]
-        means = [cell.mean for cell in cells]
-        axes.errorbar(shared, means, errors, color=color, marker="o", markersize=4, capsize=3, label=label)
-    metrics = {score_metric(run) for run, _ in known}
-    axes.set(xlabel="guidance scale", ylabel=" or ".join(sorted(metrics)).replace("_", " "))
-    axes.grid(alpha=0.3)
+        axes.errorbar(
+            shared, [cell.mean for cell in cells], [cell.standard_error or 0.0 for cell in cells],
+            color=f"C{place % 10}", marker="o", markersize=4, capsize=3, label=label,
+        )  # fmt: skip
 
 
 def plot_task(axes: Any, runs: Sequence[Results]) -> None:
@@ -201,6 +195,3 @@ def plot_task(axes: Any, runs: Sequence[Results]) -> None:
             *zip(*chosen, strict=True), color="tab:orange", linestyle="none",
             marker="*", markersize=11, markeredgecolor="white", zorder=3, label="offline choice",
         )  # fmt: skip
-    metrics = {score_metric(run) for run in runs}
-    axes.set(xlabel="guidance scale", ylabel=" or ".join(sorted(metrics)).replace("_", " "))
-    axes.grid(alpha=0.3)
