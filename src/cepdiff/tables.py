@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # A number with its error, the bounds of its interval, what it is a part of, and the mark of the best.
-CELL = re.compile(
+CELL = re.compile(  # matches every cell of one line
     r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: of (?P<of>\d+))?(?: (?P<mark>\*))?"
 )
 PARTS = {"value": "{}", "error": "{} ±", "low": "{} low", "high": "{} high", "of": "{} of", "mark": "{} best"}
@@ -67,16 +67,11 @@ class Table:
         """
         columns = []
         for title, *cells in zip(*self.lines, strict=True):
-            found = [CELL.fullmatch(cell.strip()) for cell in cells]
-            parts = [{} if match is None else match.groupdict() for match in found]
-            used = [part for part in PARTS if part == "value" or any(cell.get(part) for cell in parts)]
-            columns += [
-                [
-                    PARTS[part].format(title.strip()),
-                    *("" if cell.get(part) in (None, "-") else cell[part] for cell in parts),
-                ]
-                for part in used
-            ]
+            parts = [match.groupdict() for cell in cells if (match := CELL.fullmatch(cell.strip()))]
+            for part, name in PARTS.items():
+                values = [cell[part] or "" for cell in parts]
+                if part == "value" or any(values):
+                    columns.append([name.format(title.strip()), *("" if value == "-" else value for value in values)])
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
         comments = [f"# {line}\n" for line in filter(None, [self.title, *self.notes])]
@@ -95,7 +90,7 @@ class Table:
 def latex_text(text: str) -> str:
     """A cell with LaTeX's special characters escaped, minus signs, and dashes for missing values."""
     escaped = "".join(LATEX.get(sign, sign) for sign in text)
-    return re.sub(r"(?<![\w-])-(?![\w-])", "--", re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped))
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", re.sub(r"(?<![\w-])-(?![\w-])", "--", escaped))
 
 
 def number(value: float | None, form: str, error: float | None = None) -> str:
