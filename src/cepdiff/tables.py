@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # A number with its error, the bounds of its interval, what it is a part of, and the mark of the best.
-CELL = re.compile(  # matches every cell of one line
-    r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: of (?P<of>\d+))?(?: (?P<mark>\*))?"
+CELL = re.compile(
+    r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: of (?P<of>\d+))?(?: (?P<mark>\*))?",
+    re.DOTALL,  # matches any text
 )
 PARTS = {"value": "{}", "error": "{} ±", "low": "{} low", "high": "{} high", "of": "{} of", "mark": "{} best"}
 LATEX = {

@@ -24,6 +24,7 @@ OF_THE_MACHINE = frozenset({
     "engine",
 })  # fmt: skip
 ABSENT = "-"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 
 Values = Mapping[str, Any]
 
@@ -62,33 +63,44 @@ def settings_of(runs: Sequence[Results], task_keys: Iterable[str]) -> Settings:
     tasks = {run.dataset for run in runs}
     groups = [[found for run, found in zip(runs, values, strict=True) if run.dataset == task] for task in tasks]
     keys = [key for key in differing if swept or any(count(group, [key]) > 1 for group in groups)]
-    shown: list[str] = []
-    for key in keys:  # one that separates no more runs than those before it is not shown
-        if count(values, [*shown, key]) > count(values, shown):
-            shown.append(key)
-    names = {key: short_key(key, keys_of([*configs, *values])) for key in shown}
+    labels = labels_of(values, separating(values, keys), keys_of([*configs, *values]))
     methods = {run.method for run in runs}
-    alone = (methods.pop() if len(methods) == 1 else "") or "all runs"
-    labels: dict[tuple[str, ...], str] = {}
-    ranks = {key: sorted({identity(found.get(key, ABSENT)) for found in values}, key=by_size) for key in shown}
-    identities = [tuple(identity(found.get(key, ABSENT)) for key in shown) for found in values]
-    for setting, found in sorted(
-        zip(identities, values, strict=True),
-        key=lambda pair: [ranks[key].index(value) for key, value in zip(shown, pair[0], strict=True)],
-    ):
-        label = ", ".join(f"{names[key]} {text(found.get(key, ABSENT))}" for key in shown) or alone
-        twins = sum(known.partition(" #")[0] == label for other, known in labels.items() if other != setting)
-        labels.setdefault(setting, f"{label} #{twins + 1}" if twins else label)  # two classes of one name
+    if labels[0] == "":  # a single setting
+        labels = [(methods.pop() if len(methods) == 1 else "") or "all runs"] * len(runs)
+    found = dict(zip(labels, values, strict=True))
     return Settings(
-        labels=[labels[setting] for setting in identities],
-        order=list(labels.values()),
-        values={
-            labels[setting]: {key: found.get(key) for key in keys}
-            for setting, found in zip(identities, values, strict=True)
-        },
+        labels=labels,
+        order=sorted(found, key=lambda label: [by_size(identity(found[label].get(key, ABSENT))) for key in keys]),
+        values={label: {key: value.get(key) for key in keys} for label, value in found.items()},
         between_tasks=[key for key in differing if key not in keys],
         planned=[1 if sweep is None else sweep[1] for sweep in sweeps],
     )
+
+
+def separating(values: Sequence[Values], keys: Iterable[str]) -> list[str]:
+    """The `keys` that tell apart all that `keys` tell apart, without those that add nothing to the ones before."""
+    chosen: list[str] = []
+    for key in keys:
+        if count(values, [*chosen, key]) > count(values, chosen):
+            chosen.append(key)
+    return chosen
+
+
+def labels_of(values: Sequence[Values], keys: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A label by `keys` for each of `values`: equal for equal values, and different for others.
+
+    Keys are cut to what no other key in `known` ends with. Two classes of one name get numbers.
+    """
+    names = {key: short_key(key, known) for key in keys}
+    labels: dict[tuple[str, ...], str] = {}
+    used: Counter[str] = Counter()
+    for found in values:
+        setting = tuple(identity(found.get(key, ABSENT)) for key in keys)
+        if setting not in labels:
+            label = ", ".join(f"{names[key]} {text(found.get(key, ABSENT))}" for key in keys)
+            used[label] += 1
+            labels[setting] = f"{label} #{used[label]}" if used[label] > 1 else label
+    return [labels[tuple(identity(found.get(key, ABSENT)) for key in keys)] for found in values]
 
 
 def configuration(folder: Path) -> dict[str, Any]:
@@ -97,7 +109,7 @@ def configuration(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = dict(leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        found = dict(leaves(yaml.load(path.read_text(encoding="utf-8"), LOADER)))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise RunError(f"{path} is damaged ({one_line(error)}); run the same `cepdiff fit` again") from error
     plain = {key.replace(".init_args", "").removesuffix(".class_path"): value for key, value in found.items()}
@@ -148,7 +160,7 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):
-        return value.rpartition(".")[2] if value.replace(".", "_").isidentifier() else value
+        return value.rpartition(".")[2] if value.replace(".", "_").isidentifier() else " ".join(value.split())
     return json.dumps(value, default=str)
 
 
