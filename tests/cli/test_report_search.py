@@ -71,10 +71,13 @@ def test_runs_of_a_sweep_that_have_no_results_are_unfinished(
     write(tmp_path / "runs/a", {})
     (tmp_path / "runs/b").mkdir()
     (tmp_path / "runs/b/config.yaml").write_text("seed: 1\n")
-    plan = [("a", {"seed": 0}, "finished"), ("b", {"seed": 1}, "failed"), ("c", {"seed": 2}, "")]
+    states = {"a": "running", "b": "failed", "c": "waiting", "d": "finished"}
+    plan = [(name, {"seed": seed}, status) for seed, (name, status) in enumerate(states.items())]
     write_sweep(tmp_path, plan)
     found = find_runs([tmp_path])
-    assert found.unfinished == {tmp_path / "runs/b": "failed", tmp_path / "runs/c": "waiting"}
+    assert [run.folder.name for run in found.runs] == ["a"]  # it has finished since the plan was written
+    status = {"b": "failed", "c": "waiting", "d": "results are missing"}
+    assert found.unfinished == {tmp_path / "runs" / name: state for name, state in status.items()}
     assert "not finished, skipped (run the same `cepdiff sweep` again)" in capsys.readouterr().err
 
 
@@ -148,6 +151,16 @@ def test_settings_of_a_sweep_are_its_axes(tmp_path: Path) -> None:
     assert found.labels == ["discount 0.9", "discount 0.99"]
     assert found.planned == [1, 2]
     assert found.between_tasks == []
+
+
+def test_settings_of_a_sweep_of_several_parts(tmp_path: Path) -> None:
+    axes = [{"seed": 0, "guidance.objective": "MSE"}, {"seed": 0, "guidance.objective.inverse_temperature": 3.0}]
+    for place, values in zip("abc", [*axes, {"seed": 0}], strict=True):
+        write(tmp_path / "runs" / place, {"seed": values["seed"]})
+    write_sweep(tmp_path, [("a", axes[0], "finished"), ("b", axes[1], "finished"), ("c", {"seed": 0}, "finished")])
+    found = settings_of(find_runs([tmp_path]).runs, TASK_KEYS)
+    assert found.labels == ["objective MSE", "inverse_temperature 3", "default"]
+    assert found.values["default"] == {}
 
 
 def test_a_damaged_configuration(tmp_path: Path) -> None:

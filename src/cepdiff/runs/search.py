@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ NAMED = 5  # folders that a line names before it counts the rest
 NO_RUNS = "no run folders, skipped"
 NOT_FINISHED = "not finished, skipped (run the same `cepdiff {}` again)"
 UNFINISHED = "not finished"  # status of a run outside sweeps
+LOST = "results are missing"  # of a run that its sweep has finished
 OLD = "made by an earlier version of cepdiff, skipped (run `cepdiff fit` with another --run_dir)"
 
 
@@ -28,8 +29,8 @@ class Planned:
     """A run of a sweep: its folder, its values by dotted key, and its status."""
 
     folder: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    status: str = ""
+    settings: Mapping[str, Any]
+    status: str
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ def look_in(folder: Path, seen: set[Path], given: bool = False) -> Iterator[tupl
     ]
     known = {path.resolve() for path, _ in below}
     planned = planned_runs(folder)
-    status = {path.resolve(): run.status for path, run in planned.items() if run.status}
+    status = {path.resolve(): LOST if run.status == "finished" else run.status for path, run in planned.items()}
     below = [(path, state and status.get(path.resolve(), state)) for path, state in below]
-    below += [(path, run.status or "waiting") for path, run in planned.items() if path.resolve() not in known]
+    below += [(path, status[path.resolve()]) for path in planned if path.resolve() not in known]
     if below:
         yield from below
     elif is_run:

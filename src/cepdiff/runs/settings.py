@@ -65,13 +65,13 @@ def settings_of(runs: Sequence[Results], task_keys: Iterable[str]) -> Settings:
     keys = [key for key in differing if swept or any(count(group, [key]) > 1 for group in groups)]
     labels = labels_of(values, separating(values, keys), keys_of([*configs, *values]))
     methods = {run.method for run in runs}
-    if labels[0] == "":  # a single setting
+    if not keys:
         labels = [(methods.pop() if len(methods) == 1 else "") or "all runs"] * len(runs)
     found = dict(zip(labels, values, strict=True))
     return Settings(
         labels=labels,
         order=sorted(found, key=lambda label: [by_size(identity(found[label].get(key, ABSENT))) for key in keys]),
-        values={label: {key: value.get(key) for key in keys} for label, value in found.items()},
+        values={label: {key: value[key] for key in keys if key in value} for label, value in found.items()},
         between_tasks=[key for key in differing if key not in keys],
         planned=[1 if sweep is None else sweep[1] for sweep in sweeps],
     )
@@ -97,7 +97,7 @@ def labels_of(values: Sequence[Values], keys: Sequence[str], known: Sequence[str
     for found in values:
         setting = tuple(identity(found.get(key, ABSENT)) for key in keys)
         if setting not in labels:
-            label = ", ".join(f"{names[key]} {text(found.get(key, ABSENT))}" for key in keys)
+            label = ", ".join(f"{names[key]} {text(found[key])}" for key in keys if key in found) or "default"
             used[label] += 1
             labels[setting] = f"{label} #{used[label]}" if used[label] > 1 else label
     return [labels[tuple(identity(found.get(key, ABSENT)) for key in keys)] for found in values]
