@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+FORMS = ("text", "markdown", "csv", "latex")
 # A number with its error, the bounds of its interval, what it is a part of, and the mark of the best.
 CELL = re.compile(
     r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: of (?P<of>\d+))?(?: (?P<mark>\*))?",
@@ -37,9 +38,8 @@ class Table:
     remarks: bool = False
 
     def shown(self, form: str) -> str:
-        """The table as "text", "markdown", "csv" or "latex"."""
-        found: str = {"text": self.text, "markdown": self.markdown, "csv": self.csv, "latex": self.latex}[form]()
-        return found
+        """The table in one of `FORMS`."""
+        return dict(zip(FORMS, (self.text, self.markdown, self.csv, self.latex), strict=True))[form]()
 
     def text(self) -> str:
         """The table for a terminal."""

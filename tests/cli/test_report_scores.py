@@ -141,7 +141,7 @@ def test_the_tables(drawn_runs: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "task-c                              100.0 ± 5.8  3                     90.0 ± 15.3  3\n"
         "mean of 3 tasks                            53.3                               53.3\n"
     ) in shown
-    assert "Intervals: stratified bootstrap over the seeds of each task, 10,000 resamples, seed 0" in shown
+    assert "Intervals of 95%: stratified bootstrap over the seeds of each task, 10,000 resamples, seed 0" in shown
     assert "missing" not in shown
     (line,) = [line for line in shown.splitlines() if line.startswith(f"{BETA_1}  {BETA_3}")]
     assert line.split()[4] == "0.43"
@@ -246,7 +246,7 @@ def test_one_seed_has_neither_error_nor_interval(runs: Path, capsys: pytest.Capt
     assert "One seed has no standard error over seeds." in shown
     assert "No intervals: a task has one seed, which says nothing about the spread over seeds." in shown
     assert "15.0 [-, -]" in shown
-    assert "95% bootstrap" not in shown
+    assert "95%" not in shown
     assert section(runs, "Scores over seeds")["statistics"][BETA_1]["mean"] == {
         "value": 15.0,
         "low": None,

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from cepdiff.cli.arguments import add_trust
+from cepdiff.tables import FORMS
 
 EPILOG = """\
 Runs of densities and of images are compared by method (multiples of the noise floor, samples side by side), runs of
@@ -38,9 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="guidance scale of offline RL's scores over seeds: a number, offline (each run's choice, the default) or "
         "best (in hindsight)",
     )  # fmt: skip
-    parser.add_argument(
-        "--format", choices=("text", "markdown", "csv", "latex"), default="text", help="of the tables on the screen"
-    )
+    parser.add_argument("--format", choices=FORMS, default="text", help="of the tables on the screen")
     add_trust(parser)
     parser.set_defaults(run=run)
 

@@ -18,7 +18,6 @@ from cepdiff.runs.search import find_runs
 from cepdiff.tables import Table
 from cepdiff.trust import admit
 
-FORMS = ("text", "markdown", "csv", "latex")
 OFFLINE, BEST = "offline", "best"  # ways to choose the guidance scale of a score, besides a fixed one
 
 
@@ -41,7 +40,7 @@ class Section:
     closing: str = ""
 
     def text(self, form: str = "text") -> str:
-        """The tables and the last line in one of `FORMS`, for a terminal or a file."""
+        """The tables and the last line in one of the forms of `Table.shown`, for a terminal or a file."""
         comment = {"csv": "# ", "latex": "% "}.get(form, "")
         closing = [f"{comment}{self.closing}"] if self.closing else []
         return "\n\n".join([*(table.shown(form) for table in self.tables), *closing])

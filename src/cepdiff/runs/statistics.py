@@ -114,8 +114,8 @@ def bootstrap_note(settings: Sequence[Samples]) -> str:
     if find_spec("scipy") is None:
         return f"No intervals: {MissingExtraError('the bootstrap', 'statistics')}."
     made = (
-        f"Intervals: stratified bootstrap over the seeds of each task, {RESAMPLES:,} resamples, seed {SEED}, "
-        "percentiles (Agarwal et al. 2021)."
+        f"Intervals of {CONFIDENCE:.0%}: stratified bootstrap over the seeds of each task, {RESAMPLES:,} resamples, "
+        f"seed {SEED}, percentiles (Agarwal et al. 2021)."
     )
     alone = [any(task.shape[-1] < 2 for task in tasks) for tasks in settings]
     why = "a task has one seed, which says nothing about the spread over seeds"

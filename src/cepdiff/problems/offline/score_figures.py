@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cepdiff.figures import new_figure, new_panels, save_figure, shared_legend
@@ -27,7 +27,8 @@ def plot_statistics(found: Mapping[str, Mapping[str, Estimate]], chosen: str, pa
         axes.set(xlabel="normalised score" if name != "optimality gap" else "points below 100")
         axes.set_title(f"{name} {'↓' if name == 'optimality gap' else '↑'}", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{chosen}; bars: {CONFIDENCE:.0%} bootstrap intervals", fontsize=10)
+    intervals = intervals_of(here for estimates in found.values() for here in estimates.values())
+    figure.suptitle(f"{chosen}{intervals}", fontsize=10)
     save_figure(figure, path)
 
 
@@ -42,7 +43,13 @@ def plot_profiles(thresholds: Array, found: Mapping[str, Sequence[Estimate]], ch
         if bounds:
             axes.fill_between(thresholds, *zip(*bounds, strict=True), color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel="normalised score τ", ylabel="share of runs with a score above τ", ylim=(-0.02, 1.02))
-    axes.set_title(f"performance profiles, {chosen}; bands: {CONFIDENCE:.0%} bootstrap intervals", fontsize=10)
+    intervals = intervals_of(here for curve in found.values() for here in curve)
+    axes.set_title(f"performance profiles, {chosen}{intervals}", fontsize=10)
     axes.grid(alpha=0.3)
     shared_legend(figure, [axes], 2)
     save_figure(figure, path)
+
+
+def intervals_of(found: Iterable[Estimate]) -> str:
+    """The meaning of bars and bands for a title; "" if there are none."""
+    return f"; {CONFIDENCE:.0%} bootstrap intervals" if any(here.low is not None for here in found) else ""

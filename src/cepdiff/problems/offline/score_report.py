@@ -96,7 +96,7 @@ class Aggregates:
             )
         lines = [[label, *(e.text(".1f") for e in found.values())] for label, found in self.statistics.items()]
         over = f"over {len(scores.shared)} task{'s' if len(scores.shared) > 1 else ''}"
-        title = f"normalised score {over}, {scores.chosen}, with 95% intervals; the optimality gap is to a score of 100"
+        title = f"normalised score {over}, {scores.chosen}; the optimality gap is to a score of 100"
         tables = [Table([["setting", *STATISTICS], *lines], title, notes, labels=1)]
         if self.improvements:
             pairs = [[x, y, found.text(".2f")] for x, y, found in self.improvements]
