@@ -18,7 +18,7 @@ from cepdiff.runs.settings import Settings
 from cepdiff.runs.statistics import Samples
 from cepdiff.tables import Table, in_order, number
 
-NAMED = 5  # runs that a note names before it counts the rest
+NAMED = 5  # runs or keys that a note names before it counts the rest
 
 
 def score_metric(run: Results) -> str:
@@ -156,8 +156,9 @@ class Scores:
             notes.append(f"Where n is less than {self.expected}, seeds are missing, and the mean is over fewer.")
         if 1 in counts:
             notes.append("One seed has no standard error over seeds.")
-        if self.settings.between_tasks:
-            notes.append(f"These settings differ between tasks only: {', '.join(self.settings.between_tasks)}.")
+        if keys := self.settings.between_tasks:
+            more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+            notes.append(f"These settings differ between tasks only: {', '.join(keys[:NAMED])}{more}.")
         return notes
 
 
