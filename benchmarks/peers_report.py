@@ -18,7 +18,8 @@ from cepdiff.figures import new_panels, save_figure, shared_legend
 from cepdiff.files import write_json
 from cepdiff.problems.offline.report import policy_row
 from cepdiff.runs.comparison import Cell
-from cepdiff.runs.report import find_runs, refuse_twins
+from cepdiff.runs.report import refuse_twins
+from cepdiff.runs.search import find_runs
 from cepdiff.tables import Table, finite, in_order, number
 from peers import ALGORITHMS
 
@@ -55,7 +56,7 @@ def peer_points(output: Path) -> list[Point]:
 def our_points(label: str, folders: Sequence[Path], scales: Iterable[float]) -> list[Point]:
     """Runs of `cepdiff fit` at the offline choice, at each of `scales`, and at the best scale in hindsight."""
     points = []
-    runs = find_runs(folders)
+    runs = find_runs(folders).runs
     refuse_twins(runs, [f"{label}, {run.dataset}, seed {run.seed}" for run in runs])
     for run in runs:
         row = policy_row(run)

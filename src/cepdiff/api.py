@@ -122,7 +122,14 @@ def evaluate(run_dir: str | Path, **options: Any) -> Results:
 
 
 def report(
-    run_dirs: Sequence[str | Path], output: str | Path = "report", trust_sources: Sequence[str | Path] = ()
+    run_dirs: Sequence[str | Path],
+    output: str | Path = "report",
+    trust_sources: Sequence[str | Path] = (),
+    scale: float | str = reports.OFFLINE,
 ) -> list[reports.Section]:
-    """Compare finished runs, as `cepdiff report` does: `report.md`, `report.json` and figures in `output`."""
-    return reports.report([Path(name) for name in run_dirs], Path(output), trust_sources)
+    """Compare finished runs, as `cepdiff report` does: `report.md`, `report.json` and figures in `output`.
+
+    `scale` is the guidance scale at which offline RL is compared, "offline" (each run's choice) or "best" (in
+    hindsight).
+    """
+    return reports.report([Path(name) for name in run_dirs], Path(output), trust_sources, scale)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from cepdiff.cli import main
 from cepdiff.problems.density.samples import COLUMNS as DISTANCES
@@ -64,8 +65,9 @@ def write_policy(
     seed: int = 0,
     normalized: bool = True,
     episodes: int = 10,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A finished run of offline RL; returns are ten times the scores."""
+    """A finished run of offline RL; returns are ten times the scores. `config` is its configuration."""
     rows = []
     for scale, score in scores.items():
         if episodes:
@@ -86,6 +88,8 @@ def write_policy(
         about={"offline_choice": choice},
         seconds={"behavior": 10.0, "support": 1.0, "critic": 5.0, "guidance": 5.0},
     ).write(folder / "results.json")
+    if config is not None:
+        (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "run_dir": str(folder), **config}))
     return folder
 
 

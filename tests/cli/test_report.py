@@ -224,13 +224,16 @@ def test_both_kinds_and_what_a_glob_brings(
     twice = policies[0].parent / "x" / ".." / policies[0].name
     (tmp_path / "x").mkdir()
     assert report(output, *densities, *policies, *foreign, unfinished, elsewhere, twice) == 0
-    assert {path.name for path in output.iterdir()} == {"report.json", "report.md", "densities-beta3.png", "scores.png"}
+    figures = {"densities-beta3.png", "scores.png", "statistics.png", "profiles.png"}
+    assert {path.name for path in output.iterdir()} == {"report.json", "report.md", *figures}
     problems = [run["problem"].rpartition(".")[2] for run in read(output)["runs"]]
     assert (problems.count("PointDensity"), problems.count("OfflineRL")) == (10, 4)
     assert len(section(output, "Offline RL")["rows"]) == 4
     cells_of_cep = section(output, "Densities, beta 3")["tables"][0]["cells"]["CEP"]
     assert "5" not in cells_of_cep["rings"]["values"]  # not compared at scale 1
-    assert [found["title"] for found in read(output)["sections"]] == ["Densities, beta 3", "Offline RL"]
+    titles = [found["title"] for found in read(output)["sections"]]
+    assert titles == ["Densities, beta 3", "Offline RL", "Scores over seeds, offline choice", "Not finished"]
+    assert section(output, "Not finished")["runs"] == {str(unfinished): "not finished"}
     first, second, third = capsys.readouterr().err.splitlines()
     assert first.startswith("note: no run folders, skipped: ")
     assert first.endswith(" and 1 more")

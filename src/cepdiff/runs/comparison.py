@@ -40,6 +40,11 @@ class Cell:
         values = list(self.values.values())
         return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the mean; None for one seed."""
+        return None if self.std is None else self.std / math.sqrt(len(self.values))
+
     def __str__(self) -> str:
         return number(self.mean, self.form, self.std)
 

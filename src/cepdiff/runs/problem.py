@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from cepdiff.components import class_record
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.runs.comparison import compare_runs
-from cepdiff.runs.report import Section
+from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Stage
@@ -70,6 +70,9 @@ class Problem(ABC):
         return Results.read(self.run.folder.results)
 
     @classmethod
-    def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
-        """Tables and figures that compare finished runs; figures are written to `output`."""
+    def report(cls, runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) -> list[Section]:
+        """Tables and figures that compare finished runs; figures are written to `output`.
+
+        `scale` is the guidance scale of scores over seeds, or how it is chosen: "offline" or "best" (in hindsight).
+        """
         return compare_runs(runs, output)

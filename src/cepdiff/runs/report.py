@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,14 @@ from typing import Any
 
 from cepdiff import __version__
 from cepdiff.components import import_class
-from cepdiff.errors import RunError
+from cepdiff.errors import ConfigError, RunError
 from cepdiff.files import check_output, write_json, write_text
-from cepdiff.runs.folder import EARLIER, LOCK, RunFolder
 from cepdiff.runs.results import Results
+from cepdiff.runs.search import find_runs
 from cepdiff.tables import Table
 from cepdiff.trust import admit
 
-NAMED = 5  # folders that a line names before it counts the rest
+OFFLINE, BEST = "offline", "best"  # ways to choose the guidance scale of a score, besides a fixed one
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class Section:
     facts: Mapping[str, Any] = field(default_factory=dict)
     closing: str = ""
 
-    def text(self) -> str:
-        """The section for a terminal."""
-        return "\n\n".join([*(table.text() for table in self.tables), *filter(None, [self.closing])])
+    def text(self, form: str = "text") -> str:
+        """The tables and the last line in one of the forms of `Table.shown`, for a terminal or a file."""
+        comment = {"csv": "# ", "latex": "% "}.get(form, "")
+        closing = [f"{comment}{self.closing}"] if self.closing else []
+        return "\n\n".join([*(table.shown(form) for table in self.tables), *closing])
 
     def markdown(self) -> str:
         """The section for a page."""
@@ -49,21 +52,25 @@ class Section:
         return "\n\n".join([f"## {self.title}", *figures, *tables, *filter(None, [self.closing])])
 
 
-def report(folders: Sequence[Path], output: Path, trust_sources: Sequence[str | Path] = ()) -> list[Section]:
-    """Compare the finished runs among `folders`: `report.md`, `report.json` and figures in `output`.
+def report(
+    folders: Sequence[Path], output: Path, trust_sources: Sequence[str | Path] = (), scale: float | str = OFFLINE
+) -> list[Section]:
+    """Compare the finished runs in and below `folders`: `report.md`, `report.json` and figures in `output`.
 
     Each problem compares its own runs, see `Problem.report`; your own problems are imported only from the folders
-    `trust_sources`.
+    `trust_sources`. A last section names the runs that are not finished.
 
     Raises:
         OutputError: nothing can be written to `output`.
-        ConfigError: a problem is not trusted.
+        ConfigError: a problem is not trusted, or `scale` is neither a guidance scale nor "offline" or "best".
         RunError: no folder is a finished run, one is missing or damaged, or two hold the same run.
     """
     from cepdiff.runs.problem import Problem  # imported here, as it imports this module
 
     base: Any = Problem
-    runs = find_runs(folders)
+    scale = chosen_scale(scale)
+    found = find_runs(folders)
+    runs = found.runs
     if not runs:
         raise RunError("there is no finished run among these folders; `cepdiff fit` leaves results.json at its end")
     page = output / "report.md"
@@ -75,7 +82,9 @@ def report(folders: Sequence[Path], output: Path, trust_sources: Sequence[str | 
         groups.setdefault(problem.report.__func__, (problem, []))[1].append(run)  # also subclasses with the same report
     sections: list[Section] = []
     for problem, here in groups.values():
-        sections += problem.report(here, output)
+        sections += problem.report(here, output, scale)
+    if found.unfinished:
+        sections.append(unfinished_section(found.unfinished))
     facts = {
         "cepdiff": __version__,
         "sections": [{"title": section.title, **section.facts} for section in sections],
@@ -87,38 +96,23 @@ def report(folders: Sequence[Path], output: Path, trust_sources: Sequence[str | 
     return sections
 
 
-def find_runs(folders: Iterable[Path]) -> list[Results]:
-    """The finished runs among `folders`, each once; a line on stderr for each kind of folder that is left out.
-
-    Raises:
-        RunError: a folder that is missing, or damaged results.
-    """
-    found: list[Results] = []
-    skipped: dict[str, list[Path]] = {}
-    for folder in {folder.resolve(): folder for folder in folders}.values():
-        run = RunFolder(folder)
-        if not folder.exists():
-            raise RunError(f"there is no run folder {folder}")
-        if run.results.is_file():
-            found.append(results := Results.read(run.results))
-            results.check_folder()
-            continue
-        if any((folder / name).is_file() for name in EARLIER):
-            why = "made by an earlier version of cepdiff, skipped (run `cepdiff fit` with another --run_dir)"
-        elif run.config.is_file() or (folder / LOCK).is_file():
-            why = "not finished, skipped (run the same `cepdiff fit` again)"
-        else:
-            why = "no run folders, skipped"
-        skipped.setdefault(why, []).append(folder)
-    for why, left_out in skipped.items():
-        warn(why, left_out)
-    return found
+def chosen_scale(scale: float | str) -> float | str:
+    """A guidance scale of 0 or more, or one of the ways to choose it. Raises ConfigError for anything else."""
+    if scale in (OFFLINE, BEST):
+        return scale
+    try:
+        if 0.0 <= (value := float(scale)) < math.inf:
+            return value
+    except ValueError:
+        pass
+    raise ConfigError(f"--scale is {scale}; expected a guidance scale of 0 or more, '{OFFLINE}' or '{BEST}'")
 
 
-def warn(what: str, folders: Sequence[Path]) -> None:
-    """Print a line on stderr about these folders."""
-    more = f" and {len(folders) - NAMED} more" if len(folders) > NAMED else ""
-    print(f"note: {what}: {', '.join(map(str, folders[:NAMED]))}{more}", file=sys.stderr)
+def unfinished_section(runs: Mapping[Path, str]) -> Section:
+    """The runs that are not finished, none of which is in a table above."""
+    rows = [[str(path), status] for path, status in runs.items()]
+    table = Table([["run", "status"], *rows], "runs without results, in none of the other tables", labels=2)
+    return Section("Not finished", [], [table], {"runs": {str(path): status for path, status in runs.items()}})
 
 
 def warn_of_sizes(counts: Iterable[int]) -> None:

@@ -36,7 +36,7 @@ from cepdiff.problems.density.samples import GUIDED, write_samples
 from cepdiff.problems.guided import OBJECTIVE
 from cepdiff.ranges import AtLeastTwo, Count, NonNegative, Range, Whole
 from cepdiff.runs.logs import log_result
-from cepdiff.runs.report import Section
+from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
@@ -207,7 +207,7 @@ class ImageDensity(DensityProblem):
         return self.run.processes.on_main(lambda: self._judge(samples))
 
     @classmethod
-    def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
+    def report(cls, runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) -> list[Section]:
         return image_sections(runs, output)
 
     def callbacks(self, section: str) -> list[Callback]:

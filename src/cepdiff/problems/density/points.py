@@ -27,7 +27,7 @@ from cepdiff.problems.density.samples import (
 )
 from cepdiff.randomness import generator
 from cepdiff.ranges import AtLeastTwo, NonNegative
-from cepdiff.runs.report import Section
+from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
@@ -94,7 +94,7 @@ class PointDensity(DensityProblem):
         return self.run.processes.on_main(lambda: self._compare(samples))
 
     @classmethod
-    def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
+    def report(cls, runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) -> list[Section]:
         return point_sections(runs, output)
 
     def _sample(self, scale: float) -> Tensor:

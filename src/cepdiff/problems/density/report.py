@@ -18,8 +18,9 @@ from cepdiff.problems.density.gallery import plot_grids, shown_heads
 from cepdiff.problems.density.samples import COLUMNS, EXACT, GUIDED, Samples, read_samples, scatter
 from cepdiff.runs.comparison import METHODS, OURS, PRIOR, Cell, Comparison, file_name, spread_of, starred
 from cepdiff.runs.folder import RunFolder
-from cepdiff.runs.report import Section, refuse_twins, total, warn, warn_of_sizes
+from cepdiff.runs.report import Section, refuse_twins, total, warn_of_sizes
 from cepdiff.runs.results import Results
+from cepdiff.runs.search import warn
 from cepdiff.tables import Table, finite, in_order
 
 SCALE = 1.0  # the guidance scale at which densities are compared: the exact one

@@ -42,7 +42,7 @@ from cepdiff.problems.offline.judge import COLUMNS, draw, marks, offline_rows, r
 from cepdiff.problems.offline.report import report
 from cepdiff.problems.offline.support_stage import SupportSettings, SupportStage, support_energies
 from cepdiff.rollout.scores import ScoreRow, summarize
-from cepdiff.runs.report import Section
+from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage, StageSettings
@@ -281,8 +281,8 @@ class OfflineRL(GuidedProblem):
         return {**found, **self.unit_record(), **settings}
 
     @classmethod
-    def report(cls, runs: Sequence[Results], output: Path) -> list[Section]:
-        return report(runs, output)
+    def report(cls, runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) -> list[Section]:
+        return report(runs, output, scale)
 
     def recipe(self) -> Recipe:
         found = replace(

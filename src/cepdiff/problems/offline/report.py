@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.figures import new_panels, save_figure, shared_legend
-from cepdiff.runs.report import Section, refuse_twins
+from cepdiff.problems.offline.score_report import score_section
+from cepdiff.problems.offline.scores import UNITS, score_metric
+from cepdiff.runs.comparison import Cell
+from cepdiff.runs.report import OFFLINE, Section, refuse_twins
 from cepdiff.runs.results import Results
+from cepdiff.runs.settings import Settings, settings_of
 from cepdiff.tables import Table, in_order, number
 
 CLOSE = 5.0  # points of normalised score below the best scale that still count as close to it
-UNITS = {"normalized_score": "points", "success_rate": "success rate, %", "mean_return": "return"}
+TASK_KEYS = ("data.dataset", "data.dataset_dir")  # settings that only name the task
 REGRETS = ("regret", "behavior_regret", "exact_regret")
 
 
-def score_metric(run: Results) -> str:
-    """The normalised score, else the success rate, else the mean return; the first if there was no rollout."""
-    return next((metric for metric in UNITS if run.values(metric)), "normalized_score")
-
-
-def policy_row(run: Results) -> dict[str, Any]:
+def policy_row(run: Results, setting: str = "") -> dict[str, Any]:
     """Scores of a run at scale 0 (`behavior`), scale 1 (`exact`), the `best` scale and the offline `choice`.
 
     None if there was no rollout or no choice. A regret is how far a score is below the best: `regret` is that of the
@@ -41,6 +40,7 @@ def policy_row(run: Results) -> dict[str, Any]:
     return {
         "task": run.dataset,
         "seed": run.seed,
+        "setting": setting,
         "unit": UNITS[score_metric(run)],
         **row,
         "best_scale": best,
@@ -68,13 +68,28 @@ def choice_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None) -> Table:
     """The rows as text, with the summary below."""
     measured = in_order({name for row in rows for name in row["ranking"]}, ())
-    lines = [["task", "seed", "scale 0", "scale 1", "best scale", "score", "offline choice", "score", "regret"]]
+    several = len({row["setting"] for row in rows}) > 1
+    lines = [
+        [
+            "task",
+            *(["setting"] if several else []),
+            "seed",
+            "scale 0",
+            "scale 1",
+            "best scale",
+            "score",
+            "offline choice",
+            "score",
+            "regret",
+        ]
+    ]
     lines[0] += [name.replace("_", " ") for name in measured]
     for row in rows:
         task = row["task"] if row["unit"] == "points" else f"{row['task']} ({row['unit']})"
         forms = {"behavior": ".1f", "exact": ".1f", "best_scale": "g", "best": ".1f", "choice_scale": "g",
                  "choice": ".1f", "regret": ".1f"}  # fmt: skip
-        lines.append([task, str(row["seed"]), *(number(row[name], form) for name, form in forms.items())])
+        names = [task, *([row["setting"]] if several else []), str(row["seed"])]
+        lines.append([*names, *(number(row[name], form) for name, form in forms.items())])
         found = (row["ranking"].get(name, {}) for name in measured)
         lines[-1] += [number(test.get("value"), ".3f", test.get("error")) for test in found]
     notes = []
@@ -92,36 +107,67 @@ def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None)
             f"{summary['behavior_regret']:.1f}, always scale 1: {summary['exact_regret']:.1f})."
             + (f" Not counted: {left_out} {why}." if left_out else "")
         )
-    return Table(lines, "normalised score by guidance scale (scale 0 is the behavior policy)", notes, labels=2)
+    return Table(
+        lines, "normalised score by guidance scale (scale 0 is the behavior policy)", notes, labels=2 + several
+    )
 
 
-def report(runs: Sequence[Results], output: Path) -> list[Section]:
-    """One section over all tasks, with a figure if anything was rolled out."""
-    refuse_twins(runs, [f"{run.dataset}, seed {run.seed}" for run in runs])
+def report(runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) -> list[Section]:
+    """A section of single runs with a figure if anything was rolled out, and one over seeds if there are several."""
+    settings = settings_of(runs, TASK_KEYS)
     tasks = in_order((run.dataset for run in runs), TASKS)
-    rows = [policy_row(run) for run in sorted(runs, key=lambda run: (tasks.index(run.dataset), run.seed))]
+    several = len(settings.order) > 1
+    known = list(zip(runs, settings.labels, strict=True))
+    names = [[run.dataset, *([label] if several else []), f"seed {run.seed}"] for run, label in known]
+    refuse_twins(runs, [", ".join(name) for name in names])
+    known.sort(key=lambda pair: (tasks.index(pair[0].dataset), settings.order.index(pair[1]), pair[0].seed))
+    rows = [policy_row(run, label if several else "") for run, label in known]
     figures = []
     if any(run.values(score_metric(run)) for run in runs):
         figures.append("scores.png")
-        plot_scores(runs, output / figures[0])
+        plot_scores(runs, output / figures[0], settings)
     summary = choice_summary(rows)
-    return [Section("Offline RL", figures, [policy_table(rows, summary)], {"rows": rows, "summary": summary})]
+    policies = Section("Offline RL", figures, [policy_table(rows, summary)], {"rows": rows, "summary": summary})
+    return [policies, *(score_section(runs, settings, scale, output) if len(runs) > 1 else [])]
 
 
-def plot_scores(runs: Sequence[Results], path: Path) -> None:
-    """A panel per task: score against guidance scale, with the offline choices.
+def plot_scores(runs: Sequence[Results], path: Path, settings: Settings | None = None) -> None:
+    """A panel per task: score against guidance scale.
 
-    One run has its standard errors; of several seeds each curve is drawn, and their mean at shared scales.
+    One run has its standard errors and its offline choice; of several seeds each curve is drawn, and their mean at
+    shared scales. Of several settings only the means over the seeds are drawn.
     """
-    runs = [run for run in runs if run.values(score_metric(run))]
-    tasks = in_order((run.dataset for run in runs), TASKS)
+    order = [""] if settings is None else settings.order
+    groups: dict[str, dict[str, list[Results]]] = {}  # task -> setting -> runs
+    for run, label in zip(runs, [""] * len(runs) if settings is None else settings.labels, strict=True):
+        if run.values(score_metric(run)):
+            groups.setdefault(run.dataset, {}).setdefault(label, []).append(run)
+    tasks = in_order(groups, TASKS)
     alone = len(tasks) == 1
     figure, panels = new_panels(len(tasks), 3, *((5.5, 3.3) if alone else (3.6, 2.8)))
     for axes, task in zip(panels, tasks, strict=True):
-        plot_task(axes, [run for run in runs if run.dataset == task])
+        if len(order) == 1:
+            plot_task(axes, groups[task][order[0]])
+        else:
+            plot_settings(axes, groups[task], order)
+        metrics = {score_metric(run) for here in groups[task].values() for run in here}
+        axes.set(xlabel="guidance scale", ylabel=" or ".join(sorted(metrics)).replace("_", " "))
         axes.set_title(runs[0].title if len(runs) == 1 else task, fontsize=10)
+        axes.grid(alpha=0.3)
     shared_legend(figure, panels, 2 if alone else 4)
     save_figure(figure, path)
+
+
+def plot_settings(axes: Any, groups: Mapping[str, Sequence[Results]], order: Sequence[str]) -> None:
+    """The mean curve of each setting on one task, with standard errors over the seeds."""
+    for place, label in enumerate(order):
+        curves = [run.values(score_metric(run)) for run in groups.get(label, [])]
+        shared = sorted(set.intersection(*map(set, curves))) if curves else []
+        cells = [Cell(dict(enumerate(curve[scale] for curve in curves))) for scale in shared]
+        axes.errorbar(
+            shared, [cell.mean for cell in cells], [cell.standard_error or 0.0 for cell in cells],
+            color=f"C{place % 10}", marker="o", markersize=4, capsize=3, label=label,
+        )  # fmt: skip
 
 
 def plot_task(axes: Any, runs: Sequence[Results]) -> None:
@@ -149,6 +195,3 @@ def plot_task(axes: Any, runs: Sequence[Results]) -> None:
             *zip(*chosen, strict=True), color="tab:orange", linestyle="none",
             marker="*", markersize=11, markeredgecolor="white", zorder=3, label="offline choice",
         )  # fmt: skip
-    metrics = {score_metric(run) for run in runs}
-    axes.set(xlabel="guidance scale", ylabel=" or ".join(sorted(metrics)).replace("_", " "))
-    axes.grid(alpha=0.3)
