@@ -29,6 +29,7 @@ FLOORS = (
     ("callbacks", "collect"),
     ("runs",),
     ("problems",),
+    ("sweeps",),
     ("api",),
     ("cli",),
     ("__main__",),
@@ -47,6 +48,8 @@ RIM = {
     "h5py": ("data",),
     "datasets": ("data",),
     "diffusers": ("networks/images",),
+    "ray": ("sweeps",),
+    "submitit": ("sweeps",),
     "PIL": ("data", "policy", "problems", "callbacks"),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "gym": "gymnasium"}
@@ -184,5 +187,5 @@ def test_help_is_quick_and_names_every_command() -> None:
     assert min(seconds) < 1.0
     assert all(
         f"\n    {command} " in done.stdout
-        for command in ("fit", "evaluate", "sample", "export", "report", "data", "collect")
+        for command in ("fit", "sweep", "evaluate", "sample", "export", "report", "data", "collect")
     )

@@ -286,7 +286,8 @@ def commands() -> list[str]:
                 for line in block.text.replace("\\\n", " ").splitlines():
                     line = line.split(" #")[0]
                     found += re.findall(
-                        r"(?:\bcepdiff|-m cepdiff) ((?:fit|evaluate|sample|export|report|data|collect)\b[^&|;]*)", line
+                        r"(?:\bcepdiff|-m cepdiff) ((?:fit|sweep|evaluate|sample|export|report|data|collect)\b[^&|;]*)",
+                        line,
                     )
     return sorted(set(found))
 

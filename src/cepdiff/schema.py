@@ -6,7 +6,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cepdiff.errors import shortened
 
@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 def typed(kind: type[T], value: Any, where: str = "") -> T:
-    """Return `value` as a `kind`: a dataclass, a list or mapping of some type, a union, or a plain type.
+    """Return `value` as a `kind`: a dataclass, a list or mapping of some type, a union, one of some words, or a
+    plain type.
 
     Numbers must be finite, and whole where `kind` is int; keys must be text, as JSON has them. Raises ValueError, which
     names the key.
@@ -29,6 +30,10 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _one_of(parts, value, where)
+    if origin is Literal:
+        if isinstance(value, str) and value in parts:
+            return value
+        raise _unexpected(" or ".join(parts), value, where)
     if is_dataclass(kind):
         return _fields(kind, value, where)
     if origin in (list, Sequence) and isinstance(value, (list, tuple)):

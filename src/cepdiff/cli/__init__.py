@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cepdiff.cli import collect, data, evaluate, export, fit, report, sample
+from cepdiff.cli import collect, data, evaluate, export, fit, report, sample, sweep
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"cepdiff: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        advice = "; run the same command to go on" if parsed.command == "fit" else ""
+        advice = "; run the same command to go on" if parsed.command in ("fit", "sweep") else ""
         print(f"cepdiff: interrupted{advice}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -74,6 +74,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (fit, evaluate, sample, export, report, data, collect):
+    for command in (fit, sweep, evaluate, sample, export, report, data, collect):
         command.add_parser(commands)
     return parser

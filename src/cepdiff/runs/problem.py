@@ -34,6 +34,9 @@ class Problem(ABC):
     """Arguments of the data module that change nothing, or that its hash covers."""
     from_data: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Section -> arguments from `network_arguments`."""
+    used_from: ClassVar[Mapping[str, str]] = {}
+    """Key -> the first stage that depends on it, by which a sweep plans what runs take from each other; in the order of
+    the stages, the first and the last included. The first stage is taken to depend on all other keys."""
 
     def __init__(self, run: Run, data: StageDataModule) -> None:
         self.run = run

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cepdiff.problems.guided import GuidedProblem
 from cepdiff.runs.logs import log_result
@@ -24,6 +25,12 @@ class DensityProblem(GuidedProblem):
         evaluation: settings, with at least `scales`, `inverse_temperatures` and `seed`.
         sections: those of `GuidedProblem`.
     """
+
+    used_from: ClassVar[Mapping[str, str]] = {
+        "behavior": "behavior",
+        **dict.fromkeys(("guidance", "data.energy", "stages.guidance"), "guidance"),
+        **dict.fromkeys(("solver", "sampler", "evaluation"), "evaluation"),
+    }
 
     def __init__(self, run: Run, data: Any, *, stages: Any, evaluation: Any, **sections: Any) -> None:
         super().__init__(run, data, **sections)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
@@ -81,6 +81,14 @@ class OfflineRL(GuidedProblem):
         "dataset", "dataset_dir", "env_id", "env_kwargs", "action_low", "action_high", "block_size", "reward_rule",
         "action_steps", "critic_rows", "margin",
     })  # fmt: skip
+    used_from: ClassVar[Mapping[str, str]] = {
+        "behavior": "behavior",
+        **dict.fromkeys(("solver", "stages.support"), "support"),
+        **dict.fromkeys(("critic", "data.reward_rule", "stages.critic"), "critic"),
+        **dict.fromkeys(("guidance", "critic.energy_unit", "stages.guidance"), "guidance"),
+        **dict.fromkeys(("distillation", "sampler", "stages.distillation"), "distillation"),
+        "evaluation": "evaluation",
+    }
     data: OfflineDataModule
 
     def __init__(
