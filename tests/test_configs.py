@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 
 from cepdiff.cli import main
+from cepdiff.cli.fit import parse_overrides
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.modules.tempered import TemperedGuidance
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.runs.config import load_config
+from cepdiff.sweeps.plan import Source, comparable, make_plan, share
+from cepdiff.sweeps.settings import read_sweep
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 OVERLAYS = ("cpu_hour", "cpu_quarter", "tempered")
+SWEEPS = CONFIGS[0].parent / "sweeps"
 RECIPES = [path for path in CONFIGS if path.stem not in OVERLAYS]
 PAPER = [path for path in RECIPES if path.stem != "maze2d" and not path.stem.startswith("ogbench")]
 # Sizes (S, A) and environment of each task.
@@ -125,6 +129,34 @@ def test_the_tempered_overlay_fits_the_recipes() -> None:
         ours, others = component.spec["init_args"], plain.components["guidance"].spec["init_args"]
         assert {name: value for name, value in ours.items() if name in others} == others
         assert component(3, 2).net.highest_scale >= max(config.settings["evaluation"].scales)
+
+
+def test_the_quickstart_sweep_trains(tmp_path: Path) -> None:
+    path = SWEEPS / "quickstart.yaml"
+    plan = make_plan(read_sweep(path), path.parent, parse_overrides(FEW_STEPS))
+    assert len(plan.runs) == 6
+    first, second = plan.runs[:2]
+    assert share(plan.runs, {})[second.label] == Source(first.label, "critic", 3)
+    assert main(["fit", *first.arguments, "--run_dir", str(tmp_path / "first")]) == 0
+    reuse = ["--reuse", str(tmp_path / "first")]
+    assert main(["fit", *second.arguments, *reuse, "--run_dir", str(tmp_path / "second")]) == 0
+    for stage, taken in (("behavior", True), ("critic", True), ("guidance", False)):
+        here, there = (tmp_path / run / stage / "final.ckpt" for run in ("first", "second"))
+        assert here.samefile(there) == taken
+
+
+def test_the_locomotion_sweep_is_that_of_the_paper() -> None:
+    path = SWEEPS / "d4rl_locomotion.yaml"
+    plan = make_plan(read_sweep(path), path.parent)
+    runs = {(run.values["data.dataset"], run.values["seed"]) for run in plan.runs}
+    tasks = [name for name, task in TASKS.items() if task.family == "locomotion" and name.endswith("-v2")]
+    kinds = ("-medium", "-medium-replay", "-medium-expert")
+    expected = [task for task in tasks if task.removesuffix("-v2").endswith(kinds) and not task.startswith("ant")]
+    assert runs == {(task, seed) for task in expected for seed in range(5)}
+    for robot in ("walker2d", "halfcheetah"):  # the recipe of one is that of all
+        recipe = load_config([path.parent.parent / f"{robot}.yaml", path.parent.parent / "cpu_hour.yaml"])
+        values = next(run.values for run in plan.runs if run.label == f"dataset={robot}-medium-expert-v2,seed=0")
+        assert comparable(recipe.values, ()) == values
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from cepdiff.networks.score import MLPScore
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.problems.density.samples import DISTANCES
 from cepdiff.runs.config import load_config
+from cepdiff.sweeps.settings import SweepSettings, products, read_sweep
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
@@ -297,8 +298,29 @@ def test_commands_parse(command: str, here: Path) -> None:
     parsed, rest = build_parser().parse_known_args(shlex.split(command))
     if parsed.command == "fit":
         load_config(parsed.config, parse_overrides(rest))
+    elif parsed.command == "sweep":
+        assert products(read_sweep(Path(parsed.file)).axes)
+        parse_overrides(rest)
     else:
         assert not rest
+
+
+SWEEPS = ROOT / "docs/sweeps.md"
+
+
+@pytest.mark.parametrize("text", [block.text for block in blocks(SWEEPS) if block.language == "yaml"])
+def test_the_files_of_sweeps_can_be_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert products(read_sweep(tmp_path / "sweep.yaml").axes)
+
+
+def test_every_key_of_a_sweep_is_explained() -> None:
+    page = SWEEPS.read_text()
+    names = list(SweepSettings.__dataclass_fields__)
+    for group in ("resources", "local", "ray", "slurm"):
+        names.remove(group)
+        names += [f"{group}.{name}" for name in vars(getattr(SweepSettings({}), group))]
+    assert [name for name in names if f"| `{name}` |" not in page] == []
 
 
 # --- configuration and glossary ---------------------------------------------------------------------------------------

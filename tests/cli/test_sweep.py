@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +91,14 @@ SHARED = "seed=1,learning_rate=0.01"  # takes behavior, support and critic from 
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The folder of four runs on two processes, one of which is killed once and one of which fails; the exit code."""
     folder = tmp_path_factory.mktemp("swept")
     absent = f"{{data.dataset: [{folder}/absent.hdf5]}}"
     axes = f"[{{seed: [0..1]}}, {{seed: [1], guidance.learning_rate: [0.01]}}, {absent}]"
     more = "local: {slots: 2}\nslurm: {cluster: local}"
     path = write_sweep(folder, axes, {"Killer": {"mark": str(folder / "killed")}}, more)
-    yield folder, main(["sweep", str(path)])
+    return folder, main(["sweep", str(path)])
 
 
 @pytest.mark.slow
@@ -141,7 +140,6 @@ def test_the_same_command_goes_on_with_another_engine(
     pytest.importorskip("submitit")
     folder = tmp_path / "swept"
     shutil.copytree(swept[0], folder)
-    (folder / "sweep.yaml").write_text((folder / "sweep.yaml").read_text())
     write_buffer(swept[0] / "absent.hdf5")
     before = {log.name: log.read_text() for log in (folder / "sweep" / "logs").iterdir()}
     command = ["sweep", str(swept[0] / "sweep.yaml"), "--folder", str(folder / "sweep"), "--engine", "slurm"]
@@ -234,11 +232,11 @@ def test_a_cluster_that_cannot_be_reached_gets_one_line(tmp_path: Path) -> None:
 def test_a_machine_without_slurm_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))  # no sbatch there
-    with pytest.raises(ConfigError, match="slurm: .*srun"):
+    with pytest.raises(ConfigError, match=r"slurm: .*srun"):
         SlurmEngine(Resources(), SlurmSettings(), tmp_path)
     with pytest.raises(ConfigError, match="SLURM needs a whole number"):
         SlurmEngine(Resources(gpus=0.5), SlurmSettings("local"), tmp_path)
-    with pytest.raises(ConfigError, match="slurm: .*no_such_option"):
+    with pytest.raises(ConfigError, match=r"slurm: .*no_such_option"):
         SlurmEngine(Resources(), SlurmSettings("local", parameters={"no_such_option": 1}), tmp_path)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 GRACE = 60.0  # seconds that a run has to write its checkpoint: a block of slow steps can take long
 TAKEN_ALONG = ("CEPDIFF_", "D4RL_", "MUJOCO_", "PYTHONPATH")  # starts of environment variables for other machines
 CLUSTER = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")  # of a job's own environment, in which Lightning would see ranks
-KILLED = 128 + signal.SIGKILL
+KILLED = 128 + 9  # exit code of a process that SIGKILL ended, as shells give it
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ def end_groups(processes: Sequence[subprocess.Popen[bytes]], seconds: float = GR
     left = [process for process in processes if process.poll() is None]
     try:
         for process in left:
-            _signal(process, signal.SIGTERM)
+            _end(process)
         until = time.monotonic() + seconds
         for process in left:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, until - time.monotonic()))
     finally:
         for process in left:
-            _signal(process, signal.SIGKILL)  # also what outlived the leader of its group
+            _end(process, kill=True)  # also what outlived the leader of its group
             process.wait()
 
 
@@ -112,9 +112,12 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(TAKEN_ALONG)}
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+def _end(process: subprocess.Popen[bytes], kill: bool = False) -> None:
+    if sys.platform == "win32":
+        process.kill() if kill else process.terminate()
+        return
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
 
 
 def _end_with_parent() -> Callable[[], None] | None:
