@@ -50,6 +50,7 @@ RIM = {
     "diffusers": ("networks/images",),
     "ray": ("sweeps",),
     "submitit": ("sweeps",),
+    "optuna": ("sweeps",),
     "PIL": ("data", "policy", "problems", "callbacks"),
 }
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning", "gym": "gymnasium"}

@@ -34,7 +34,16 @@ from cepdiff.networks.score import MLPScore
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.problems.density.samples import DISTANCES
 from cepdiff.runs.config import load_config
-from cepdiff.sweeps.settings import SweepSettings, products, read_sweep
+from cepdiff.sweeps.settings import (
+    LocalSettings,
+    RaySettings,
+    Resources,
+    SearchSettings,
+    SlurmSettings,
+    SweepSettings,
+    products,
+    read_sweep,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
@@ -311,15 +320,19 @@ SWEEPS = ROOT / "docs/sweeps.md"
 @pytest.mark.parametrize("text", [block.text for block in blocks(SWEEPS) if block.language == "yaml"])
 def test_the_files_of_sweeps_can_be_read(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(text)
-    assert products(read_sweep(tmp_path / "sweep.yaml").axes)
+    sweep = read_sweep(tmp_path / "sweep.yaml")
+    assert sweep.search is not None or products(sweep.axes)
 
 
 def test_every_key_of_a_sweep_is_explained() -> None:
     page = SWEEPS.read_text()
     names = list(SweepSettings.__dataclass_fields__)
-    for group in ("resources", "local", "ray", "slurm"):
+    for group, kind in (
+        ("resources", Resources), ("local", LocalSettings), ("ray", RaySettings), ("slurm", SlurmSettings),
+        ("search", SearchSettings),
+    ):  # fmt: skip
         names.remove(group)
-        names += [f"{group}.{name}" for name in vars(getattr(SweepSettings({}), group))]
+        names += [f"{group}.{name}" for name in kind.__dataclass_fields__]
     assert [name for name in names if f"| `{name}` |" not in page] == []
 
 

@@ -45,9 +45,19 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.file)
     settings = read_sweep(path)
     settings = replace(settings, engine=args.engine or settings.engine)
-    plan = make_plan(settings, path.parent, parse_overrides(args.overrides))
+    overrides = parse_overrides(args.overrides)
     folder = SweepFolder(Path(args.folder or settings.folder or Path("sweeps") / path.stem))
-    sweep = Sweep(settings, plan, folder)
+    if settings.search is not None:
+        from cepdiff.sweeps.search import Search, table
+
+        search = Search(settings, path.parent, overrides, folder)
+        if args.dry_run:
+            print(Sweep(settings, search.plan(search.known()), folder).table().text())
+            return 0
+        tried = search.carry_out(lambda: make_engine(settings, folder.jobs))
+        print(table(tried, settings.search).text())
+        return int(any(trial.value is None for trial in tried))
+    sweep = Sweep(settings, make_plan(settings, path.parent, overrides), folder)
     if args.dry_run:
         print(sweep.table().text())
         return 0

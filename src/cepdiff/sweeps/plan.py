@@ -75,13 +75,21 @@ class Plan:
     runs: Sequence[PlannedRun]
 
 
-def make_plan(sweep: SweepSettings, folder: Path, overrides: Sequence[str] = ()) -> Plan:
+def make_plan(
+    sweep: SweepSettings,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    chosen: Sequence[Mapping[str, Any]] | None = None,
+    checked: dict[str, Checked] | None = None,
+) -> Plan:
     """Check the configuration of every run.
 
     Args:
         sweep: the content of SWEEP.yaml.
         folder: where its paths start from.
         overrides: "key=value", for all runs.
+        chosen: settings of each run, in place of all combinations of the axes.
+        checked: configurations that were checked before, to which new ones are added.
 
     Raises:
         ConfigError: a configuration that `cepdiff fit` would refuse, two axes of one key, two runs that are the same.
@@ -89,21 +97,22 @@ def make_plan(sweep: SweepSettings, folder: Path, overrides: Sequence[str] = ())
     files = [(folder / name).absolute() for name in sweep.configs]
     layers = [*map(read_layer, files), *map(dotted, overrides)]
     recipe: Any = OmegaConf.to_container(OmegaConf.merge({}, *layers), resolve=False)
-    parts = products(sweep.axes)
+    if chosen is None:
+        chosen = [found for part in products(sweep.axes) for found in combinations(part)]
     axes: Axes = {}
-    for part in parts:
-        for key, values in part.items():
-            known = axes.setdefault(key, [])
-            known += [value for value in values if value not in known]
+    for settings in chosen:
+        for key, value in settings.items():
+            if value not in (values := axes.setdefault(key, [])):
+                values.append(value)
     for text in overrides:
         if (key := spelled(text.partition("=")[0])) in axes:
             raise ConfigError(f"--{key} is an axis of the sweep; change its values there")
     names = short_names(list(axes))
     own_seed = "${" not in json.dumps([recipe, axes], default=str)  # no other key may follow from it
-    checked: dict[str, Checked] = {}  # all but the seed -> outcome
+    checked = {} if checked is None else checked  # by all settings but the seed
     runs: dict[str, PlannedRun] = {}
     same: dict[str, str] = {}
-    for settings in (found for part in parts for found in combinations(part)):
+    for settings in chosen:
         label, seed = label_of(settings, names), settings.get("seed")
         known = content_hash({**settings, "seed": None if own_seed and type(seed) is int else [seed]})
         if known not in checked:

@@ -38,7 +38,7 @@ class RayEngine(Engine):
         connect(ray, settings.address)
         self._check(resources)
         options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}  # the sweep tries again
-        self._function = ray.remote(**options)(carry_out)
+        self._function = self._ray.remote(**options)(carry_out)
         self._tasks: dict[Any, str] = {}
 
     @property
@@ -86,6 +86,7 @@ def connect(ray: Any, address: str | None) -> None:
     """Connect to the cluster at `address`, or start one on this machine. Raises ConfigError if that is impossible."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no traffic that nobody asked for
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster started here: by default its workers give way
     where = address or "a cluster on this machine"
     try:
         if address is None:

@@ -78,6 +78,27 @@ class SlurmSettings:
 
 
 @dataclass(frozen=True)
+class SearchSettings:
+    """Search by Optuna (a tree-structured Parzen estimator), in place of all combinations.
+
+    Args:
+        trials: settings to try.
+        metric: of a run's results: "offline_value", "normalized_score", ...; its mean over the runs of a trial counts.
+        direction: whether more of it is better, or less.
+        scale: "best" takes the best guidance scale, in hindsight; "offline_choice" the one chosen without rollouts.
+        at_a_time: trials that are chosen together, before the outcome of any of them is known.
+        seed: of the choices.
+    """
+
+    trials: Count
+    metric: str = "offline_value"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    scale: Literal["best", "offline_choice"] = "best"
+    at_a_time: Count = 4
+    seed: Whole = 0
+
+
+@dataclass(frozen=True)
 class SweepSettings:
     """The content of SWEEP.yaml.
 
@@ -92,6 +113,7 @@ class SweepSettings:
         local: options of the engine.
         ray: options of the engine.
         slurm: options of the engine.
+        search: search the axes that are a range or choices.
     """
 
     axes: Any
@@ -103,6 +125,7 @@ class SweepSettings:
     local: LocalSettings = field(default_factory=LocalSettings)
     ray: RaySettings = field(default_factory=RaySettings)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    search: SearchSettings | None = None
 
 
 def read_sweep(path: Path) -> SweepSettings:
@@ -114,7 +137,7 @@ def read_sweep(path: Path) -> SweepSettings:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}{_nearest_key(str(error))}") from error
     check_arguments(SweepSettings, vars(settings))
-    for name in ("resources", *ENGINES):
+    for name in ("resources", "search", *ENGINES):
         check_settings(getattr(settings, name), name)
     if settings.resources.gpus > 1 and settings.resources.gpus % 1:
         raise ConfigError(
@@ -198,7 +221,7 @@ def _nearest_key(message: str) -> str:
         return ""
     known = [
         name
-        for kind in (SweepSettings, Resources, LocalSettings, RaySettings, SlurmSettings)
+        for kind in (SweepSettings, Resources, LocalSettings, RaySettings, SlurmSettings, SearchSettings)
         for name in kind.__dataclass_fields__
     ]
     return "." + nearest(message.removesuffix(" is unknown").rpartition(".")[2], known).rstrip()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -61,6 +62,14 @@ class SweepFolder:
         planned = {run.label for run in plan.runs}
         if missing := [label for label in before if label not in planned]:
             raise RunError(f"{self.path} is of another sweep: it has a run {missing[0]}, and the axes do not; {advice}")
+
+    def known_settings(self) -> list[dict[str, Any]]:
+        """The settings of all runs in the folder; `check` says whether they are of this sweep."""
+        if not self.record.is_file():
+            return []
+        with suppress(ValueError, KeyError, TypeError):  # `check` complains
+            return [dict(run["settings"]) for run in json.loads(self.record.read_text(encoding="utf-8"))["runs"]]
+        return []
 
     @contextmanager
     def locked(self) -> Iterator[None]:

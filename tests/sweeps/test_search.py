@@ -1,0 +1,123 @@
+"""A search by Optuna, with runs that only write their results: the best is found, and nothing is tried twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cepdiff.errors import ConfigError
+from cepdiff.files import write_text
+from cepdiff.runs.results import Results, Row
+from cepdiff.sweeps.engine import Engine, Job
+from cepdiff.sweeps.search import Search, table
+from cepdiff.sweeps.settings import SweepSettings, read_sweep
+from cepdiff.sweeps.state import SweepFolder
+
+pytest.importorskip("optuna")
+
+SWEEP = """
+configs: [recipe.yaml]
+axes:
+  seed: [0, 1]
+  critic.discount: {low: 0.9, high: 0.99}
+  critic.net.hidden: {choices: [[8], [16, 16]]}
+search: {trials: 4, metric: normalized_score, at_a_time: 3}
+"""
+
+
+class ResultsOnly(Engine):
+    """Writes what a run would leave: a score that is best at a discount of 0.95, at scale 1; seed 1 adds one."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.started: list[str] = []
+        self.ended: list[tuple[str, int]] = []
+
+    @property
+    def free(self) -> int:
+        return 100
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        runs = {run.label: run for run in self.search.plan(self.search.known()).runs}
+        for job in jobs:
+            self.started.append(job.label)
+            folder, values = Path(job.arguments[-1]), runs[job.label].values
+            score = 100 - 1000 * abs(values["critic.discount"] - 0.95) + values["seed"]
+            rows = [Row(0.0, "normalized_score", 5.0), Row(1.0, "normalized_score", score)]
+            write_text(folder / "config.yaml", yaml.safe_dump(values))
+            results = Results("p", "d", values["seed"], "t", rows, {}, about={"offline_choice": 0.0})
+            results.write(folder / "results.json")
+            self.ended.append((job.label, 0))
+
+    def poll(self, seconds: float) -> list[tuple[str, int]]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def close(self) -> None:
+        assert not self.ended
+
+
+def search_in(folder: Path, text: str = SWEEP) -> Search:
+    (folder / "recipe.yaml").write_text("data: {dataset: reacher-replay}")
+    (folder / "sweep.yaml").write_text(text)
+    return Search(read_sweep(folder / "sweep.yaml"), folder, (), SweepFolder(folder / "sweep"))
+
+
+def test_the_best_settings_come_first_and_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    search = search_in(tmp_path)
+    engine = ResultsOnly(search)
+    tried = search.carry_out(lambda: engine)
+    assert len(tried) == 4
+    assert len(engine.started) == len(set(engine.started)) == 8
+    for trial in tried:  # the mean over the seeds
+        assert trial.value == pytest.approx(100.5 - 1000 * abs(trial.settings["critic.discount"] - 0.95))
+        assert trial.settings["critic.net.hidden"] in ([8], [16, 16])
+    values = [trial.value for trial in tried]
+    assert values == sorted(values, reverse=True)
+    assert table(tried, search.search).text().splitlines()[0].split() == [
+        "critic.discount", "critic.net.hidden", "normalized_score"
+    ]  # fmt: skip
+    assert search_in(tmp_path).carry_out(lambda: engine) == tried
+    engine.search = search_in(tmp_path, SWEEP.replace("trials: 4", "trials: 5"))
+    more = engine.search.carry_out(lambda: engine)
+    assert len(more) == 5
+    assert all(trial in more for trial in tried)
+    assert len(engine.started) == len(set(engine.started)) == 10
+
+
+def test_the_scale_that_counts(tmp_path: Path) -> None:
+    text = SWEEP.replace("trials: 4, ", "trials: 1, scale: offline_choice, ")
+    search = search_in(tmp_path, text)
+    (trial,) = search.carry_out(lambda: ResultsOnly(search))
+    assert trial.value == 5.0
+
+
+def test_a_trial_without_results_has_failed(tmp_path: Path) -> None:
+    text = SWEEP.replace("trials: 4, metric: normalized_score", "trials: 2, metric: no_such_metric")
+    search = search_in(tmp_path, text)
+    assert [trial.value for trial in search.carry_out(lambda: ResultsOnly(search))] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        ("{seed: [0]}", "no axis has a range"),
+        ("{critic.tau: {low: 1, hihg: 2}}", "expected {low"),
+        ("{critic.tau: {low: 2.0, high: 1.0}}", r"axis critic\.tau: "),
+        ("{critic.tau: {choices: []}}", "expected {low"),
+        ("[{seed: [0]}]", "a single mapping of axes"),
+        ("{critic.dicount: {low: 0.1, high: 0.2}}", "Did you mean discount"),
+    ],
+)
+def test_axes_that_cannot_be_searched_are_refused(tmp_path: Path, axes: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        search_in(tmp_path, f"configs: [recipe.yaml]\naxes: {axes}\nsearch: {{trials: 1}}").carry_out(pytest.fail)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_without_a_search_a_range_is_no_axis(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="search: expected"):
+        Search(SweepSettings({"seed": [0]}), tmp_path, (), SweepFolder(tmp_path / "sweep"))
