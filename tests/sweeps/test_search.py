@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cepdiff.cli import main
 from cepdiff.errors import ConfigError
 from cepdiff.files import write_text
 from cepdiff.runs.results import Results, Row
@@ -86,6 +87,14 @@ def test_the_best_settings_come_first_and_a_search_goes_on_where_it_stopped(tmp_
     assert len(more) == 5
     assert all(trial in more for trial in tried)
     assert len(engine.started) == len(set(engine.started)) == 10
+
+
+def test_a_search_says_what_it_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search_in(tmp_path)
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--folder", str(tmp_path / "sweep"), "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("4 trials of 2 runs over critic.discount (FloatDistribution(high=0.99")
+    assert "0 runs, 0 to do" in shown
 
 
 def test_the_scale_that_counts(tmp_path: Path) -> None:

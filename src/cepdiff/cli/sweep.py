@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
         search = Search(settings, path.parent, overrides, folder)
         if args.dry_run:
+            print(search)
             print(Sweep(settings, search.plan(search.known()), folder).table().text())
             return 0
         tried = search.carry_out(lambda: make_engine(settings, folder.jobs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 
 from cepdiff.sweeps.plan import Source
@@ -26,6 +26,7 @@ class Schedule:
     ) -> None:
         done = set(finished)
         self.status = {label: FINISHED if label in done else WAITING for label in labels}
+        self.counts = Counter(self.status.values())
         self.retries = retries
         self.source_of: dict[str, str] = {}  # of the runs that can start
         self._ready: deque[str] = deque()
@@ -60,7 +61,7 @@ class Schedule:
         """Up to `most` runs to start now."""
         taken = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
         for label in taken:
-            self.status[label] = RUNNING
+            self._set(label, RUNNING)
             self._attempts[label] = self._attempts.get(label, 0) + 1
         self._running.update(dict.fromkeys(taken))
         return taken
@@ -69,15 +70,15 @@ class Schedule:
         """Note that a run ended with an exit code; True if that was its last attempt."""
         del self._running[label]
         if code == 0:
-            self.status[label] = FINISHED
+            self._set(label, FINISHED)
             for runs in self._waiting.pop(label, {}).values():
                 self._release(runs, label)
             return True
         if was_killed(code) and self._attempts[label] <= self.retries:
-            self.status[label] = WAITING
+            self._set(label, WAITING)
             self._ready.append(label)
             return False
-        self.status[label] = FAILED
+        self._set(label, FAILED)
         self._hand_on(label)
         return True
 
@@ -89,6 +90,11 @@ class Schedule:
                 self._release(stages.pop(place), label)
             if not stages:
                 del self._waiting[label]
+
+    def _set(self, label: str, status: str) -> None:
+        self.counts[self.status[label]] -= 1
+        self.counts[status] += 1
+        self.status[label] = status
 
     def _hand_on(self, failed: str) -> None:
         """Of the runs that wait for one that failed, one makes the stages itself, and the others wait for that one.

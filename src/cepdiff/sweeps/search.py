@@ -69,6 +69,10 @@ class Search:
         settings = {json.dumps(found): found for trial in trials for each in self.every if (found := {**each, **trial})}
         return make_plan(self.settings, self.base, self.overrides, list(settings.values()), self._checked)
 
+    def __str__(self) -> str:
+        ranges = ", ".join(f"{key} ({kind})" for key, kind in self.space.items())
+        return f"{self.search.trials} trials of {len(self.every)} runs over {ranges}"
+
     def known(self) -> list[dict[str, Any]]:
         """Settings that earlier commands tried in this folder, in their order."""
         tried = [{key: run[key] for key in self.space if key in run} for run in self.folder.known_settings()]

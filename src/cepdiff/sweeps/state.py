@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,7 +132,7 @@ class SweepFolder:
         return next((line for line in reversed(lines) if line.startswith("cepdiff: ")), "").removeprefix("cepdiff: ")
 
 
-def count_status(status: Mapping[str, str]) -> dict[str, int]:
-    """Number of runs by status, for those that there are."""
-    counts = Counter(status.values())
-    return {name: counts[name] for name in (FINISHED, FAILED, STOPPED, RUNNING, WAITING) if counts[name]}
+def in_numbers(counts: Mapping[str, int]) -> str:
+    """Number of runs by status in words, for those that there are."""
+    names = (FINISHED, FAILED, STOPPED, RUNNING, WAITING)
+    return ", ".join(f"{counts[name]} {name}" for name in names if counts.get(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cepdiff.sweeps.engine import Engine, Job, environment
 from cepdiff.sweeps.plan import Plan, PlannedRun, Source, share
 from cepdiff.sweeps.schedule import Schedule, was_killed
 from cepdiff.sweeps.settings import SweepSettings
-from cepdiff.sweeps.state import FAILED, FINISHED, RUNNING, STOPPED, SweepFolder, count_status
+from cepdiff.sweeps.state import FAILED, FINISHED, RUNNING, STOPPED, SweepFolder, in_numbers
 from cepdiff.tables import Table
 
 PATIENCE = 1.0  # seconds between looks at runs that others wait for
@@ -98,13 +99,13 @@ class Sweep:
                 labels = schedule.take(engine.free)
                 if labels:
                     engine.start([self.job(self.runs[label], schedule.source_of.get(label)) for label in labels])
-                    bar.set_postfix_str(_counts(schedule.status), refresh=True)
+                    bar.set_postfix_str(in_numbers(schedule.counts), refresh=True)
                 ended = engine.poll(PATIENCE)
                 for label, code in ended:
                     last = schedule.ended(label, code)
                     tqdm.write(f"{label}: {self._outcome(label, code, last)}", file=sys.stderr)
                     bar.update(int(last))
-                bar.set_postfix_str(_counts(schedule.status), refresh=bool(ended))
+                bar.set_postfix_str(in_numbers(schedule.counts), refresh=bool(ended))
                 now = time.monotonic()
                 if now - looked > PATIENCE:
                     schedule.look(lambda label, stage: self.folder.has(self.folder.run(label), stage))
@@ -127,8 +128,4 @@ def outcome(folder: SweepFolder, runs: Sequence[str], status: dict[str, str]) ->
         failed = status[label] == FAILED
         reason = shortened(folder.reason(label) or "killed, or see the log", 100) if failed else ""
         lines.append([label, status[label], reason, str(folder.log(label)) if failed else ""])
-    return Table(lines, notes=[_counts(status), f"runs {folder.path / 'runs'}"], labels=4)
-
-
-def _counts(status: dict[str, str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in count_status(status).items())
+    return Table(lines, notes=[in_numbers(Counter(status.values())), f"runs {folder.path / 'runs'}"], labels=4)
