@@ -81,12 +81,17 @@ def launch(job: Job, more: Mapping[str, str] | None = None) -> subprocess.Popen[
 
 
 def carry_out(job: Job) -> int:
-    """Start a run, wait for its end and return its exit code; for engines that call a function on some machine."""
+    """Start a run, wait for its end and return its exit code; for engines that call a function on some machine.
+
+    An exception out of a signal's handler (submitit's at the time limit) stops the run, and counts as killed.
+    """
     process = launch(job)
     try:
         while True:  # in short steps, so that an interrupt gets through
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(0.5)
+    except Exception:
+        return KILLED
     finally:
         end_groups([process])
 
