@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cepdiff.cli import main
-from cepdiff.errors import ConfigError
+from cepdiff.errors import ConfigError, RunError
 from cepdiff.files import write_text
 from cepdiff.runs.results import Results, Row
 from cepdiff.sweeps.engine import Engine, Job
@@ -32,7 +32,8 @@ search: {trials: 4, metric: normalized_score, at_a_time: 3}
 class ResultsOnly(Engine):
     """Writes what a run would leave: a score that is best at a discount of 0.95, at scale 1; seed 1 adds one."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, broken: int = 0) -> None:
+        self.broken = broken  # number of the start that fails
         self.search = search
         self.started: list[str] = []
         self.ended: list[tuple[str, int]] = []
@@ -45,13 +46,15 @@ class ResultsOnly(Engine):
         runs = {run.label: run for run in self.search.plan(self.search.known()).runs}
         for job in jobs:
             self.started.append(job.label)
+            self.ended.append((job.label, int(len(self.started) == self.broken)))
+            if len(self.started) == self.broken:
+                continue
             folder, values = Path(job.arguments[-1]), runs[job.label].values
             score = 100 - 1000 * abs(values["critic.discount"] - 0.95) + values["seed"]
             rows = [Row(0.0, "normalized_score", 5.0), Row(1.0, "normalized_score", score)]
             write_text(folder / "config.yaml", yaml.safe_dump(values))
             results = Results("p", "d", values["seed"], "t", rows, {}, about={"offline_choice": 0.0})
             results.write(folder / "results.json")
-            self.ended.append((job.label, 0))
 
     def poll(self, seconds: float) -> list[tuple[str, int]]:
         ended, self.ended = self.ended, []
@@ -87,6 +90,27 @@ def test_the_best_settings_come_first_and_a_search_goes_on_where_it_stopped(tmp_
     assert len(more) == 5
     assert all(trial in more for trial in tried)
     assert len(engine.started) == len(set(engine.started)) == 10
+
+
+def test_a_failed_trial_is_not_tried_again_until_the_next_command(tmp_path: Path) -> None:
+    search = search_in(tmp_path, SWEEP.replace("at_a_time: 3", "at_a_time: 1"))
+    engine = ResultsOnly(search, broken=1)
+    tried = search.carry_out(lambda: engine)
+    assert [trial.value is None for trial in tried] == [False, False, False, True]
+    assert len(engine.started) == len(set(engine.started)) == 8
+    narrower = SWEEP.replace("low: 0.9,", "low: 0.97,")
+    engine.search = search_in(tmp_path, narrower)
+    assert all(trial.value is not None for trial in engine.search.carry_out(lambda: engine))
+    assert engine.started[8:] == engine.started[:1]
+
+
+def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
+    text = SWEEP.replace("trials: 4", "trials: 1")
+    search = search_in(tmp_path, text)
+    search.carry_out(lambda: ResultsOnly(search))
+    other = search_in(tmp_path, text.replace("critic.net.hidden", "guidance.net.hidden"))
+    with pytest.raises(RunError, match=r"its runs have no guidance\.net\.hidden"):
+        other.carry_out(pytest.fail)
 
 
 def test_a_search_says_what_it_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,13 +19,19 @@ class Schedule:
         sources: label -> the run from which it takes stages.
         finished: labels that need nothing more.
         retries: how often a run whose process was killed starts again.
+        failed: labels of runs that are not tried again.
     """
 
     def __init__(
-        self, labels: Iterable[str], sources: Mapping[str, Source], finished: Iterable[str] = (), retries: int = 1
+        self,
+        labels: Iterable[str],
+        sources: Mapping[str, Source],
+        finished: Iterable[str] = (),
+        retries: int = 1,
+        failed: Iterable[str] = (),
     ) -> None:
-        done = set(finished)
-        self.status = {label: FINISHED if label in done else WAITING for label in labels}
+        done = {**dict.fromkeys(failed, FAILED), **dict.fromkeys(finished, FINISHED)}
+        self.status = {label: done.get(label, WAITING) for label in labels}
         self.counts = Counter(self.status.values())
         self.retries = retries
         self.source_of: dict[str, str] = {}  # of the runs that can start
@@ -35,7 +41,7 @@ class Schedule:
         self._attempts: dict[str, int] = {}
         self._running: dict[str, None] = {}  # in the order of their starts
         for label, status in self.status.items():
-            if status == FINISHED:
+            if status != WAITING:
                 continue
             source = sources.get(label)
             if source is None:

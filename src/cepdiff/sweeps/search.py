@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cepdiff.errors import ConfigError, MissingExtraError
+from cepdiff.errors import ConfigError, MissingExtraError, RunError
 from cepdiff.randomness import stream_seed
 from cepdiff.runs.results import Results
 from cepdiff.sweeps.engine import Engine
 from cepdiff.sweeps.plan import Checked, Plan, make_plan
 from cepdiff.sweeps.settings import SearchSettings, SweepSettings, combinations, products, spelled
-from cepdiff.sweeps.state import SweepFolder
+from cepdiff.sweeps.state import FINISHED, SweepFolder
 from cepdiff.sweeps.sweep import Sweep
 from cepdiff.tables import Table, number
 
@@ -63,6 +64,7 @@ class Search:
         every = {key: value for key, value in settings.axes.items() if key not in searched}
         self.every = list(combinations(products(every)[0])) if every else [{}]
         self._checked: dict[str, Checked] = {}
+        self._failed: set[str] = set()  # runs that this command does not try again
 
     def plan(self, trials: Sequence[Mapping[str, Any]]) -> Plan:
         """All runs of these settings of the searched axes."""
@@ -74,8 +76,13 @@ class Search:
         return f"{self.search.trials} trials of {len(self.every)} runs over {ranges}"
 
     def known(self) -> list[dict[str, Any]]:
-        """Settings that earlier commands tried in this folder, in their order."""
-        tried = [{key: run[key] for key in self.space if key in run} for run in self.folder.known_settings()]
+        """Settings that earlier commands tried in this folder, in their order. Raises RunError for another sweep's."""
+        runs = self.folder.known_settings()
+        if other := [key for run in runs for key in self.space if key not in run]:
+            raise RunError(
+                f"{self.folder.path} is of another sweep: its runs have no {other[0]}; choose another --folder"
+            )
+        tried = [{key: run[key] for key in self.space} for run in runs]
         return [json.loads(text) for text in dict.fromkeys(map(json.dumps, tried))]
 
     def carry_out(self, engine: Callable[[], Engine]) -> list[Tried]:
@@ -115,16 +122,17 @@ class Search:
 
     def _run(self, trials: Sequence[Mapping[str, Any]], engine: Callable[[], Engine]) -> None:
         sweep = Sweep(self.settings, self.plan(trials), self.folder)
-        if len(sweep.finished) < len(sweep.runs):
-            sweep.carry_out(engine())
+        if len(sweep.finished | self._failed) < len(sweep.runs):
+            status = sweep.carry_out(engine(), self._failed)
+            self._failed = {label for label, found in status.items() if found != FINISHED}
 
     def _tell(self, study: Any, trial: Mapping[str, Any], asked: Any) -> None:
         value, state = self.value(trial), self._optuna.trial.TrialState
         outcome = {"state": state.FAIL} if value is None else {"value": value}
         if asked is None:
             params = {key: text_of(trial[key]) if is_choice(self.space[key]) else trial[key] for key in self.space}
-            made = self._optuna.trial.create_trial(params=params, distributions=self.space, **outcome)
-            study.add_trial(made)
+            with suppress(ValueError):  # it is outside of a range that is narrower now
+                study.add_trial(self._optuna.trial.create_trial(params=params, distributions=self.space, **outcome))
         else:
             study.tell(asked, outcome.get("value"), state=outcome.get("state"))
 

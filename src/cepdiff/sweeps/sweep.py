@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -62,12 +62,12 @@ class Sweep:
         notes = [f"{len(self.runs)} runs, {left} to do; {where}", f"folder {self.folder.path}"]
         return Table(lines, notes=notes, labels=3)
 
-    def carry_out(self, engine: Engine) -> dict[str, str]:
-        """Carry out what is left; return the status of each run.
+    def carry_out(self, engine: Engine, failed: Collection[str] = ()) -> dict[str, str]:
+        """Carry out what is left, but for runs that `failed` before; return the status of each run.
 
         A failed run does not end the others. Raises StoppedError on a signal, when all runs have stopped.
         """
-        schedule = Schedule(self.runs, self.sources, self.finished, self.settings.retries)
+        schedule = Schedule(self.runs, self.sources, self.finished, self.settings.retries, failed)
         signals = StopSignals()
         with self.folder.locked():
             self.folder.write(self.plan, schedule.status)
