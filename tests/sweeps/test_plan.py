@@ -9,7 +9,18 @@ import pytest
 
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, RunError
-from cepdiff.sweeps.plan import Plan, PlannedRun, Source, in_words, label_of, make_plan, share, short_names
+from cepdiff.problems.offline.problem import OfflineRL
+from cepdiff.sweeps.plan import (
+    Plan,
+    PlannedRun,
+    Source,
+    in_words,
+    label_of,
+    make_plan,
+    share,
+    short_names,
+    stage_hashes,
+)
 from cepdiff.sweeps.presets import PRESETS
 from cepdiff.sweeps.settings import SweepSettings, products, read_sweep
 from cepdiff.sweeps.state import WAITING, SweepFolder
@@ -61,28 +72,30 @@ def shared(plan: Plan, **finished: int) -> dict[str, tuple[str, str]]:
     return {label: (found.label, found.stage) for label, found in share(plan.runs, finished).items()}
 
 
-FIRST_DIFFERENCE = {  # an axis of one value -> the last stage that such a run has in common with the recipe's own
-    "critic.tau: [0.005]": "",  # the recipe's own
-    "evaluation.episodes: [3]": "guidance",
-    "guidance.learning_rate: [0.1]": "critic",
-    "critic.energy_unit: [spread]": "critic",
-    "critic.discount: [0.9]": "support",
-    "data.reward_rule: [none]": "support",
-    "solver.num_steps: [5]": "behavior",
-    "behavior.batch_size: [1]": None,
-    "trainer.precision: [bf16-mixed]": None,
-    "seed: [1]": None,
+FIRST_DIFFERENCE = {  # key -> the last stage that two runs have in common that differ in it
+    "evaluation.episodes": "guidance",
+    "guidance.learning_rate": "critic",
+    "critic.energy_unit": "critic",
+    "critic.discount": "support",
+    "data.reward_rule": "support",
+    "solver.num_steps": "behavior",
+    "behavior.batch_size": None,
+    "trainer.precision": None,
+    "data.dataset": None,
+    "seed": None,
 }
 
 
 def test_runs_have_the_stages_before_their_first_difference_in_common(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, "axes:\n" + "".join(f"- {{{axis}}}\n" for axis in FIRST_DIFFERENCE))
-    first, *others = plan.runs
-    found = {run.label: "" for run in plan.runs}
-    for run in others:
-        common = [stage for stage, digest in run.stages.items() if first.stages[stage] == digest]
-        found[run.label] = common[-1] if common else None
-    assert list(found.values()) == list(FIRST_DIFFERENCE.values())
+    (run,) = plan_of(tmp_path, "axes: {seed: [0]}").runs
+    assert set(FIRST_DIFFERENCE) <= set(run.values)
+    found = {}
+    for key in FIRST_DIFFERENCE:
+        other = stage_hashes({**run.values, key: "another"}, OfflineRL)
+        common = [stage for stage, digest in run.stages.items() if digest == other[stage]]
+        found[key] = common[-1] if common else None
+    assert found == FIRST_DIFFERENCE
+    assert list(run.stages) == ["behavior", "support", "critic", "guidance"]  # there is no distillation by default
 
 
 def test_the_deepest_common_stages_come_from_the_first_run_that_has_them(tmp_path: Path) -> None:
