@@ -78,6 +78,7 @@ FIRST_DIFFERENCE = {  # key -> the last stage that two runs have in common that 
     "critic.energy_unit": "critic",
     "critic.discount": "support",
     "data.reward_rule": "support",
+    "data.critic_rows": "support",
     "solver.num_steps": "behavior",
     "behavior.batch_size": None,
     "trainer.precision": None,

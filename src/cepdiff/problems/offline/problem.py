@@ -84,7 +84,7 @@ class OfflineRL(GuidedProblem):
     used_from: ClassVar[Mapping[str, str]] = {
         "behavior": "behavior",
         **dict.fromkeys(("solver", "stages.support"), "support"),
-        **dict.fromkeys(("critic", "data.reward_rule", "stages.critic"), "critic"),
+        **dict.fromkeys(("critic", "data.reward_rule", "data.critic_rows", "stages.critic"), "critic"),
         **dict.fromkeys(("guidance", "critic.energy_unit", "stages.guidance"), "guidance"),
         **dict.fromkeys(("distillation", "sampler", "stages.distillation"), "distillation"),
         "evaluation": "evaluation",
