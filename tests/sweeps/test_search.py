@@ -128,10 +128,13 @@ def test_the_scale_that_counts(tmp_path: Path) -> None:
     assert trial.value == 5.0
 
 
-def test_a_trial_without_results_has_failed(tmp_path: Path) -> None:
-    text = SWEEP.replace("trials: 4, metric: normalized_score", "trials: 2, metric: no_such_metric")
-    search = search_in(tmp_path, text)
-    assert [trial.value for trial in search.carry_out(lambda: ResultsOnly(search))] == [None, None]
+def test_an_unknown_metric_is_refused_and_the_runs_stay(tmp_path: Path) -> None:
+    search = search_in(tmp_path, SWEEP.replace("trials: 4, metric: normalized_score", "trials: 1, metric: score"))
+    engine = ResultsOnly(search)
+    with pytest.raises(ConfigError, match=r"search\.metric is 'score'; the results of seed=0.* have normalized_score"):
+        search.carry_out(lambda: engine)
+    right = search_in(tmp_path, SWEEP.replace("trials: 4", "trials: 1"))
+    assert len(right.carry_out(pytest.fail)) == 1
 
 
 @pytest.mark.parametrize(

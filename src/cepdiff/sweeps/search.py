@@ -88,7 +88,8 @@ class Search:
     def carry_out(self, engine: Callable[[], Engine]) -> list[Tried]:
         """Carry out all trials, `at_a_time` in parallel; return them from the best to the worst.
 
-        Trials of earlier commands count, and tell the sampler as much as those of this one.
+        Trials of earlier commands count, and tell the sampler as much as those of this one. Raises ConfigError if the
+        results have no such metric; the runs stay.
         """
         trials = self.known()
         seed = stream_seed(self.search.seed, "search", len(trials)) % 2**32  # or it would ask for the same again
@@ -116,7 +117,7 @@ class Search:
         return sorted(found, key=lambda tried: math.inf if tried.value is None else sign * tried.value)
 
     def value(self, trial: Mapping[str, Any]) -> float | None:
-        """Mean of the metric over the trial's runs; None if one has not finished or did not measure it."""
+        """Mean of the metric over the trial's runs; None if one has not finished or measured nothing."""
         values = [self._metric(run.label) for run in self.plan([trial]).runs]
         return None if None in values else fmean(value for value in values if value is not None)
 
@@ -141,6 +142,10 @@ class Search:
         if not folder.results.is_file():
             return None
         results = Results.read(folder.results)
+        if self.search.metric not in (known := sorted({row.metric for row in results.rows})):
+            raise ConfigError(
+                f"search.metric is '{self.search.metric}'; the results of {label} have {', '.join(known)}"
+            )
         values = results.values(self.search.metric)
         if self.search.scale == "offline_choice":
             choice = results.about.get("offline_choice")
