@@ -74,6 +74,7 @@ def time_limit() -> Iterator[None]:
 def test_a_time_limit_stops_the_run_and_counts_as_killed(job: Job, time_limit: None) -> None:
     def limit() -> None:
         noted(job)
+        time.sleep(0.5)  # the run may print before the call that starts it returns
         os.kill(os.getpid(), signal.SIGUSR2)
 
     threading.Thread(target=limit, daemon=True).start()
