@@ -15,9 +15,9 @@ from cepdiff.errors import CepdiffError, RunError
 from cepdiff.files import write_json
 from cepdiff.runs.folder import LOCK, RunFolder, differences
 from cepdiff.runs.results import Results
+from cepdiff.runs.search import SWEEP_FORMAT
 from cepdiff.sweeps.plan import Plan, PlannedRun, comparable
 
-FORMAT = 1
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
 REASON = 4096  # bytes at the end of a log in which its error is looked for
 
@@ -51,7 +51,7 @@ class SweepFolder:
         try:
             known = json.loads(self.record.read_text(encoding="utf-8"))
             before = {run["label"]: run["settings"] for run in known["runs"]}
-            if known["format"] != FORMAT:
+            if known["format"] != SWEEP_FORMAT:
                 raise RunError(f"{self.record} was written by another version of cepdiff; choose another --folder")
             changes = differences(known["recipe"], plan.recipe)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -92,7 +92,7 @@ class SweepFolder:
             {"label": run.label, "folder": f"runs/{run.label}", "settings": run.settings, "status": status[run.label]}
             for run in plan.runs
         ]
-        write_json(self.record, {"format": FORMAT, "recipe": plan.recipe, "axes": plan.axes, "runs": runs})
+        write_json(self.record, {"format": SWEEP_FORMAT, "recipe": plan.recipe, "axes": plan.axes, "runs": runs})
 
     def finished(self, run: PlannedRun) -> bool:
         """True if the run has results of just this configuration; if in doubt, `cepdiff fit` finds out."""
