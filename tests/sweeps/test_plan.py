@@ -10,6 +10,7 @@ import pytest
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.problems.offline.problem import OfflineRL
+from cepdiff.runs.folder import held
 from cepdiff.sweeps.plan import (
     Plan,
     PlannedRun,
@@ -221,9 +222,9 @@ def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
 def test_two_commands_never_work_in_one_folder(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     with (
-        folder.locked(),
+        held(folder.path),
         pytest.raises(RunError, match="another command is working"),
-        SweepFolder(folder.path).locked(),
+        held(tmp_path / "sweep"),
     ):
         pass
 

@@ -231,19 +231,9 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Make the folder and hold it for this process, so that two commands never write to one run."""
         self.check()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK, timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise RunError(f"another command is working in {self.path}; wait for it or choose another") from error
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written to ({error.strerror or error})") from error
-        try:
+        with held(self.path):
             self._clean()
             yield
-        finally:
-            lock.release()
 
     def _clean(self) -> None:
         """Remove what killed commands left; commands other than `fit` may be writing to the folder right now."""
@@ -253,6 +243,23 @@ class RunFolder:
                 if path.name.startswith(".") and path.name.endswith(ADOPTED):
                     shutil.rmtree(path, ignore_errors=True)
                 remove_leftovers(path, lambda target, age: True)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Make the folder `path` and hold it for this process. Raises RunError if another command holds it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(f"another command is working in {path}; wait for it or choose another") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be written to ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def made_by_another_version(path: Path) -> str:

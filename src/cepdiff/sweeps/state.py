@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from cepdiff.errors import CepdiffError, RunError
 from cepdiff.files import write_json
@@ -69,22 +68,6 @@ class SweepFolder:
         with suppress(ValueError, KeyError, TypeError):  # `check` complains
             return [dict(run["settings"]) for run in json.loads(self.record.read_text(encoding="utf-8"))["runs"]]
         return []
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder, and hold it for this process."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK, timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise RunError(f"another command is working in {self.path}; wait for it or choose another") from error
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written to ({error.strerror or error})") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def write(self, plan: Plan, status: Mapping[str, str]) -> None:
         """Write `sweep.json`."""

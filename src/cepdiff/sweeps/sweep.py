@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cepdiff.callbacks.progress import progress
 from cepdiff.callbacks.stopping import Interrupted, StopSignals
 from cepdiff.errors import shortened
+from cepdiff.runs.folder import held
 from cepdiff.runs.stage import StoppedError
 from cepdiff.sweeps.engine import Engine, Job, environment
 from cepdiff.sweeps.plan import Plan, PlannedRun, Source, share
@@ -69,7 +70,7 @@ class Sweep:
         """
         schedule = Schedule(self.runs, self.sources, self.finished, self.settings.retries, failed)
         signals = StopSignals()
-        with self.folder.locked():
+        with held(self.folder.path):
             self.folder.write(self.plan, schedule.status)
             try:
                 with signals.handled(), engine:
