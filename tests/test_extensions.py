@@ -404,6 +404,6 @@ def test_a_subclass_is_compared_with_its_base(here: Path, capsys: pytest.Capture
     said = capsys.readouterr().err
     assert "guidance: not taken over from one: guidance.learning_rate was 0.0003, now 0.1" in said
     assert main(["report", "one", "two", "--output", "report"]) == 0
-    (section,) = json.loads(Path("report/report.json").read_text())["sections"]
+    section = json.loads(Path("report/report.json").read_text())["sections"][0]
     assert [row["seed"] for row in section["rows"]] == [0, 1]
     assert Results.read(Path("one/results.json")).made_from["support_checkpoint"]

@@ -151,7 +151,8 @@ def _quiet_mujoco() -> None:
     """Log MuJoCo's warnings; without a handler it prints them and writes MUJOCO_LOG.TXT to the working folder."""
     with suppress(Exception):  # an environment that needs MuJoCo reports it itself
         mujoco = importlib.import_module("mujoco")
-        if mujoco.get_mju_user_warning() is None:
+        known = mujoco.get_mju_user_warning()
+        if known is None or type(known).__module__ == "ctypes":  # dm_control's, which repeats every warning
             mujoco.set_mju_user_warning(_log_once)
 
 
