@@ -98,3 +98,13 @@ def test_the_alarm_knows_that_a_sum_is_no_reward() -> None:
     batch |= {"rewards": (1.0 - discounts) / 0.01, "discounts": discounts}
     module.loss(batch, RandomStream(0, torch.device("cpu")))
     assert float(module.max_abs_reward) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_values_with_layer_norm_do_not_depend_on_the_scale_of_the_first_layer() -> None:
+    for layer_norm in (True, False):
+        critic, observations = expectile_critic(value_layer_norm=layer_norm), torch.randn(5, S)
+        before = critic.value(observations)
+        with torch.no_grad():
+            critic.value_net.joint.weight.mul_(10.0)
+            critic.value_net.joint.bias.mul_(10.0)
+        assert torch.allclose(critic.value(observations), before, atol=1e-3) == layer_norm

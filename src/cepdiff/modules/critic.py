@@ -169,6 +169,7 @@ class ExpectileQCritic(SoftmaxQCritic):
         action_size: A.
         expectile: in (0, 1); 0.5 gives the behavior policy's value, towards 1 that of the best action in the data.
         value_hidden: widths of V's hidden layers.
+        value_layer_norm: a LayerNorm before each activation of V, as in `QEnsemble`.
         options: those of `SoftmaxQCritic` except `independent_targets` and `bellman_inverse_temperature`.
     """
 
@@ -181,6 +182,7 @@ class ExpectileQCritic(SoftmaxQCritic):
         action_size: int,
         expectile: OpenUnit = 0.7,
         value_hidden: Sequence[Width] = (256, 256),
+        value_layer_norm: bool = False,
         **options: Any,
     ) -> None:
         check_arguments(ExpectileQCritic, locals(), self.stage)
@@ -190,7 +192,7 @@ class ExpectileQCritic(SoftmaxQCritic):
                 "critic.bellman_inverse_temperature: an expectile critic has no such softmax; leave it out"
             )
         self.expectile = expectile
-        self.value_net = JointMLP([observation_size], value_hidden, 1)
+        self.value_net = JointMLP([observation_size], value_hidden, 1, layer_norm=value_layer_norm)
 
     def value(self, observations: Tensor) -> Tensor:
         """V(s): (..., S) -> (...)."""
