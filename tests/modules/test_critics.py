@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from small_modules import critic, expectile_critic, minibatch
+from small_modules import S, critic, expectile_critic, minibatch
 from torch import Tensor
 
 from cepdiff.energy.bellman import softmax_value
