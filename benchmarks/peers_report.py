@@ -17,6 +17,7 @@ from cepdiff.data.rl.tasks import TASKS
 from cepdiff.figures import new_panels, save_figure, shared_legend
 from cepdiff.files import write_json
 from cepdiff.problems.offline.report import policy_row
+from cepdiff.runs import statistics
 from cepdiff.runs.comparison import Cell
 from cepdiff.runs.report import refuse_twins
 from cepdiff.runs.search import find_runs
@@ -72,9 +73,7 @@ def our_points(label: str, folders: Sequence[Path], scales: Iterable[float]) -> 
 
 def interquartile_mean(values: Sequence[float]) -> float:
     """Mean without the lowest and highest quarter, each rounded down to whole values (Agarwal et al. 2021)."""
-    ordered = sorted(values)
-    cut = len(ordered) // 4
-    return fmean(ordered[cut : len(ordered) - cut])
+    return float(statistics.interquartile_mean([np.asarray(values)]))
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -82,9 +81,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     if len(values) < 2:
         return math.nan, math.nan
     drawn = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
-    cut = len(values) // 4
-    means = np.sort(drawn, axis=1)[:, cut : len(values) - cut].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(statistics.interquartile_mean([drawn]), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from density_runs import complaint, fit, said
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -50,26 +51,6 @@ FEW = [
 SKIPPED = "finished earlier, skipped"
 DARK = ["--data.energy", "image_energies_of_a_user.darkness"]
 ANALYTIC = ["--guidance.objective", "DPS", "--stages.guidance.max_steps", "0"]
-
-
-def fit(config: Path, run_dir: Path, *arguments: object) -> int:
-    """The command in this process."""
-    return main(["fit", "--config", str(config), "--run_dir", str(run_dir), *map(str, arguments)])
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Runs a command that must end with code 2; returns its one line on stderr."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cepdiff:")]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """Stage -> the last command's message about it."""
-    lines = (line.partition(": ") for line in capsys.readouterr().err.splitlines())
-    return {stage: text.partition(",")[0] if "running" in text else text for stage, _, text in lines}
 
 
 def results(run_dir: Path) -> dict[str, Any]:

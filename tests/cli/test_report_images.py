@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.image import imread
+from report_runs import read, report
 
-from cepdiff.cli import main
 from cepdiff.problems.density.samples import GUIDED, write_samples
 from cepdiff.runs.results import Results, Row
 from cepdiff.seals import content_hash
@@ -67,17 +67,6 @@ def write_run(
     images = torch.full((min(heads, 20), 3, *shape), level, dtype=torch.uint8)
     write_samples(folder / "samples.npz", {GUIDED.format(scale): images for scale in scales})
     return folder
-
-
-def report(output: Path, *folders: Path) -> int:
-    """The command in this process."""
-    return main(["report", *map(str, folders), "--output", str(output)])
-
-
-def read(output: Path) -> dict[str, Any]:
-    """The report as plain Python objects."""
-    content: dict[str, Any] = json.loads((output / "report.json").read_text())
-    return content
 
 
 def markdown_rows(output: Path, title: str) -> list[list[str]]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
-from types import FrameType
-from typing import Any
 
 import pytest
+from line_count import executed_lines
 
 from cepdiff.sweeps import schedule as module
 from cepdiff.sweeps.plan import Source
@@ -99,31 +97,13 @@ def test_common_stages_are_made_once_also_if_runs_fail() -> None:
     assert set(machines.made.values()) == {1}
 
 
-def executed_lines(groups: int, each: int, failures: float) -> int:
-    """Lines of the schedule's file that a simulation executes."""
-    count = 0
-
-    def local(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return local
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        return local if frame.f_code.co_filename == module.__file__ else None
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        simulate(groups, each, failures)
-    finally:
-        sys.settrace(before)
-    return count
-
-
 @pytest.mark.parametrize("failures", [0.03, 0.5])
 @pytest.mark.parametrize("one_group", [False, True])
 def test_the_bookkeeping_is_linear(failures: float, one_group: bool) -> None:
-    small, large = (executed_lines(*((1, n) if one_group else (n // 10, 10)), failures) for n in (250, 1000))
+    small, large = (
+        executed_lines([module.__file__], lambda n=n: simulate(*((1, n) if one_group else (n // 10, 10)), failures))
+        for n in (250, 1000)
+    )
     assert 3.5 < large / small < 4.5
 
 

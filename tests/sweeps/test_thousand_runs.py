@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 import yaml
+from line_count import executed_lines
 
 from cepdiff.runs.results import Results
 from cepdiff.sweeps import schedule, state, sweep
@@ -109,27 +107,10 @@ def test_nothing_is_lost_or_done_twice(tmp_path: Path, results: str) -> None:
     assert set(last.starts) == {label for label, now in status.items() if now == FAILED}
 
 
-def executed_lines(count: int, folder: Path, results: str) -> int:
-    """Lines of the schedule, the state and the sweep that a sweep executes."""
-    lines = 0
-
-    def local(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal lines
-        lines += event == "line"
-        return local
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        return local if frame.f_code.co_filename in COUNTED else None
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        sweep_of(count, folder).carry_out(Simulated(results, 0))
-    finally:
-        sys.settrace(before)
-    return lines
-
-
 def test_the_bookkeeping_is_linear(tmp_path: Path, results: str) -> None:
-    small, large = (executed_lines(count, tmp_path / f"{count}", results) for count in (100, 400))
+    def cost(count: int) -> int:
+        folder = tmp_path / f"{count}"
+        return executed_lines(COUNTED, lambda: sweep_of(count, folder).carry_out(Simulated(results, 0)))
+
+    small, large = cost(100), cost(400)
     assert 3.5 < large / small < 4.5

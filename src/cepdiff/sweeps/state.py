@@ -14,7 +14,7 @@ from cepdiff.errors import CepdiffError, RunError
 from cepdiff.files import write_json
 from cepdiff.runs.folder import LOCK, RunFolder, differences
 from cepdiff.runs.results import Results
-from cepdiff.runs.search import SWEEP_FORMAT
+from cepdiff.runs.search import SWEEP, SWEEP_FORMAT
 from cepdiff.sweeps.plan import Plan, PlannedRun, comparable
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
@@ -26,7 +26,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self.record = self.path / "sweep.json"
+        self.record = self.path / SWEEP
         self.jobs = self.path / "jobs"
 
     def run(self, label: str) -> RunFolder:
