@@ -26,7 +26,9 @@ _CHOSEN: dict[str, tuple[Cell, ...]] = {
     "eval-medium": ((1, 6), (5, 1), (6, 5)),
     "eval-large": ((1, 4), (1, 9), (3, 6), (5, 1), (7, 4), (7, 6), (7, 10)),
 }
-ACTION_NOISE = 0.2
+# Of all of D4RL's files.
+ANT_NOISE = 0.2
+ANT_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def walk_to_goals(
     trips: Trips,
     horizon: int,
     seed: int,
-    action_noise: float = ACTION_NOISE,
+    action_noise: float = ANT_NOISE,
     states: bool = False,
     on_progress: Report = lambda rows: None,
 ) -> Arrays:
