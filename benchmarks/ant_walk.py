@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,13 @@ def measure(walker: Walker, trips: int, seed: int) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the .npz file to write")
     parser.add_argument("--steps", type=int, default=60_000, help="of 0.1 s (%(default)s)")
     parser.add_argument("--trips", type=int, default=20, help="of the measurement (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     started = time.process_time()
     weights = train(args.steps, args.seed)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import ant_walk
 from cepdiff.cli import main
 from cepdiff.collect.ant_navigation import trips_of, walk_to_goals
 from cepdiff.collect.gait import Walker, body_action, walking_features
@@ -82,11 +83,6 @@ def test_the_ant_walks_in_any_direction(angle: float) -> None:
 
 
 def test_starts_and_goals_are_d4rls() -> None:
-    def ends(name: str) -> tuple[int, int]:
-        size = name.split("-")[1]
-        trips = trips_of(f"cepdiff/antmaze-{name}-v2".replace("-eval", ""), ANTMAZE_LAYOUTS[size])
-        return len(trips.starts), len(trips.goals)
-
     assert trips_of("cepdiff/antmaze-umaze-v2", ANTMAZE_LAYOUTS["umaze"]).goals == [(3, 1)]
     assert trips_of("cepdiff/antmaze-medium-play-v2", ANTMAZE_LAYOUTS["medium"]).goals == ((2, 6), (5, 1), (6, 5))
     for size in ("medium", "large", "eval-medium", "eval-large"):
@@ -114,8 +110,6 @@ def test_an_episode_goes_on_at_its_goal_and_rewards_are_for_one_goal_of_the_file
     assert len(np.unique(walks, axis=0)) == 3
     assert ((walks >= [0, 8]) & (walks <= [1.5, 9.5])).all()
     np.testing.assert_array_equal(found["rewards"], found["terminals"])
-    # The observation after a step decides, and the same goal in all episodes.
-    env.unwrapped.reset()
     assert np.abs(found["actions"]).max() < 1.0
     assert np.std(found["actions"]) == pytest.approx(0.2, rel=0.2)
     np.testing.assert_allclose(found["observations"][10, :2], [0, 0], atol=0.11)  # the origin, as in umaze
@@ -132,3 +126,14 @@ def test_a_buffer_is_one_command(tmp_path: Path) -> None:
     moved = np.linalg.norm(np.diff(raw.observations[:, :2], axis=0), axis=1)
     assert moved.sum() > 4.0  # it walks
     assert file.with_suffix(".png").exists()
+
+
+def test_the_script_that_trained_the_walker_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("stable_baselines3")
+    file = tmp_path / "walk.npz"
+    ant_walk.main([str(file), "--steps", "60", "--trips", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("1 trips of 1000 steps: 0% arrive")  # it has not learnt to walk
+    with np.load(file) as arrays:
+        walker = Walker([(arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(3)])
+    assert walker(np.eye(31)[3] + np.eye(31)[29]).shape == (8,)
