@@ -22,7 +22,7 @@ from cepdiff.sweeps.plan import Source, comparable, make_plan, share
 from cepdiff.sweeps.settings import read_sweep
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-OVERLAYS = ("cpu_hour", "cpu_quarter", "tempered")
+OVERLAYS = ("cpu_antmaze", "cpu_hour", "cpu_quarter", "tempered")
 SWEEPS = CONFIGS[0].parent / "sweeps"
 RECIPES = [path for path in CONFIGS if path.stem not in OVERLAYS]
 PAPER = [path for path in RECIPES if path.stem != "maze2d" and not path.stem.startswith("ogbench")]
@@ -117,6 +117,18 @@ def test_the_quarter_overlay_trains(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert any(f"{10 * near} rows in {near} episodes" in finding["message"] for finding in found)
     sampler = GuidedPolicy.from_run(tmp_path / "run").sampler
     assert (type(sampler).__name__, sampler.noise_size) == ("Resampled", 8 * 3)
+
+
+def test_the_antmaze_overlay_trains_on_a_collected_buffer(tmp_path: Path) -> None:
+    antmaze, overlay = (next(path for path in CONFIGS if path.stem == name) for name in ("antmaze", "cpu_antmaze"))
+    data, run = tmp_path / "ant.hdf5", tmp_path / "run"
+    assert main(["collect", "antmaze-umaze-v2", "--steps", "80", "--output", str(data)]) == 0
+    arguments = ["fit", "--config", str(antmaze), "--config", str(overlay), "--run_dir", str(run)]
+    assert main([*arguments, *FEW_STEPS, "--data.dataset", str(data)]) == 0
+    assert (run / "paths.png").exists()
+    policy = GuidedPolicy.from_run(run)
+    assert type(policy.sampler).__name__ == "BestOfN"
+    assert policy.spec.action_steps == 5
 
 
 def test_the_tempered_overlay_fits_the_recipes() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cepdiff.data.rl.ogbench import OGBenchName
     from cepdiff.rollout.envs import EnvSpec
 
+# Tasks with a controller in this package.
+_MAZES = ("maze2d-", "antmaze-")
 _EPILOG = """kinds, as D4RL defines them (Fu et al. 2020); all requested kinds share one SAC training:
 {kinds}
 
@@ -27,7 +29,7 @@ examples:
   cepdiff collect Hopper-v4 --kind medium,medium-replay,expert --train_steps 1000000 --output buffers
   cepdiff collect Reacher-v5 --policy my_module:my_policy --steps 20000 --output mine.hdf5
   cepdiff collect maze2d-umaze-v1
-  cepdiff collect antmaze-umaze-v2 --kind navigate --policy my_module:my_walk --steps 100000
+  cepdiff collect antmaze-umaze-v2 --steps 300000
   cepdiff collect cube-single-play-v0 --steps 100000    in OGBench's layout, as a .npz file
 """
 
@@ -51,9 +53,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     policy = "record this policy instead of SAC; with navigate, the walking policy"
     add("--policy", metavar="FILE.zip|MODULE:FUNCTION", help=policy)
     add("--trust_policy", action="store_true", help="load a .zip policy, which can run arbitrary code")
-    rows = "rows per buffer (default: --train_steps; for Maze2D, as in D4RL's file)"
+    rows = "rows per buffer (default: --train_steps; in mazes, as in D4RL's file)"
     add("--steps", type=positive, metavar="N", help=rows)
-    add("--action_noise", type=float, default=0.0, metavar="SIGMA", help="action noise of navigate in Maze2D (0)")
+    noise = "action noise of navigate (Maze2D: 0, AntMaze: 0.2)"
+    add("--action_noise", type=float, metavar="SIGMA", help=noise)
     add("--train_steps", type=positive, default=1_000_000, metavar="N", help="SAC's environment steps (%(default)s)")
     medium = "position of medium between random (0) and expert (1) (default: 1/3)"
     add("--medium_fraction", type=_fraction, default=1 / 3, metavar="F", help=medium)
@@ -114,7 +117,7 @@ def _run_ogbench(args: argparse.Namespace, name: OGBenchName) -> int:
     from cepdiff.collect.ogbench import recipe_of, record_ogbench, write_ogbench
 
     for option in ("kind", "policy", "action_noise", "states", "env_module"):
-        if getattr(args, option):
+        if getattr(args, option) not in (None, False):
             raise ConfigError(f"--{option} does not apply to {name.stem}, which is recorded as OGBench does: remove it")
     total = args.steps or recipe_of(name).rows
     path = _checked(args.output if args.output.suffix == ".npz" else args.output / f"{name.stem}.npz", args.overwrite)
@@ -126,9 +129,9 @@ def _run_ogbench(args: argparse.Namespace, name: OGBenchName) -> int:
 
 
 def _kinds(args: argparse.Namespace) -> list[str]:
-    """Return the kinds to collect; Maze2D defaults to navigate."""
+    """Return the kinds to collect; D4RL's mazes default to navigate."""
     kinds = [kind for text in args.kind or [] for kind in text.split(",")]
-    if not kinds and args.policy is None and args.env_id.removeprefix("cepdiff/").startswith("maze2d-"):
+    if not kinds and args.policy is None and args.env_id.removeprefix("cepdiff/").startswith(_MAZES):
         return ["navigate"]
     if bool(kinds) == bool(args.policy) and not (args.policy and kinds == ["navigate"]):
         raise ConfigError("expected either --kind or --policy; only --kind navigate takes both")

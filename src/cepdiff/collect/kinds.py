@@ -9,6 +9,6 @@ KINDS = {
     "expert": "rollouts of the fully trained SAC policy",
     "medium-replay": "all transitions of the SAC training up to the medium policy",
     "medium-expert": "the medium buffer followed by the expert buffer, with the same number of rows",
-    "navigate": "only mazes: from goal to goal, Maze2D by D4RL's planner and controller, AntMaze by --policy",
+    "navigate": "only mazes: from goal to goal, Maze2D by D4RL's controller, AntMaze by a trained ant (or --policy)",
     "replay": "the first --steps transitions of the SAC training (default: all, D4RL's full-replay)",
 }

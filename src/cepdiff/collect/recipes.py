@@ -12,24 +12,21 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-
+from cepdiff.collect.ant_navigation import ANT_NOISE, ANT_ROWS, trips_of, walk_to_goals
+from cepdiff.collect.gait import Walker
 from cepdiff.collect.kinds import KINDS
 from cepdiff.collect.navigation import POINT_OBSERVATIONS, full_size, maze_of, navigate
 from cepdiff.collect.policies import load_policy, uniform
 from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record, state_of
 from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
-from cepdiff.collect.waypoints import WaypointPolicy
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.tasks import references_for_env
 from cepdiff.envs.layouts import Layout
 from cepdiff.errors import ConfigError, MissingExtraError, SimulationError, nearest
-from cepdiff.randomness import generator, stream_seed
+from cepdiff.randomness import generator
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_checked_env
 
 _PACKAGES = ("cepdiff", "gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
-
-_NOISE_IS_OF_MAZE2D = "--action_noise only applies to --kind navigate in Maze2D; remove it"
 
 # (current activity, steps done, total steps, remark)
 Progress = Callable[[str, int, int, str], None]
@@ -42,7 +39,7 @@ class Plan:
     `steps`: rows per rollout, and rows of `replay` (default: `train_steps`). `train_steps`: environment steps of SAC.
     `medium_fraction`: where the medium policy is between the random (0) and the expert return (1).
     `reference_episodes`: episodes per reference return. `states`: also store MuJoCo's qpos and qvel. `action_noise`:
-    standard deviation of normal noise on the actions of `navigate`.
+    standard deviation of normal noise on the actions of `navigate` (None: 0 in Maze2D, D4RL's 0.2 in AntMaze).
     """
 
     env: EnvSpec
@@ -52,7 +49,7 @@ class Plan:
     seed: int = 0
     reference_episodes: int = 100
     states: bool = False
-    action_noise: float = 0.0
+    action_noise: float | None = None
 
     def check(self, kinds: Sequence[str]) -> None:
         """Raise `ConfigError` for unknown kinds, more `replay` rows than training steps, or action noise that is
@@ -60,10 +57,11 @@ class Plan:
         for kind in kinds:
             if kind not in KINDS:
                 raise ConfigError(f"unknown kind '{kind}'; expected {', '.join(KINDS)}.{nearest(kind, KINDS)}")
-        if not (math.isfinite(self.action_noise) and self.action_noise >= 0):
-            raise ConfigError(f"--action_noise is {self.action_noise}; expected 0 or a positive number")
-        if self.action_noise and "navigate" not in kinds:
-            raise ConfigError(_NOISE_IS_OF_MAZE2D)
+        noise = self.action_noise
+        if noise is not None and not (math.isfinite(noise) and noise >= 0):
+            raise ConfigError(f"--action_noise is {noise}; expected 0 or a positive number")
+        if noise is not None and "navigate" not in kinds:
+            raise ConfigError("--action_noise only applies to --kind navigate; remove it")
         if "replay" in kinds and self.steps is not None and self.steps > self.train_steps:
             raise ConfigError(f"--steps is {self.steps}, but replay has {self.train_steps} rows; raise --train_steps")
 
@@ -121,33 +119,43 @@ class Collector:
         return raw
 
     def make_navigation(self, policy: str | None = None, *, trust: bool = False) -> RawArrays:
-        """Record a walk from goal to goal in a maze: Maze2D by D4RL's planner and controller, AntMaze by a policy that
-        walks in a given direction, see `WaypointPolicy`.
+        """Record walks from goal to goal in a maze: Maze2D by D4RL's planner and controller, AntMaze by D4RL's recipe
+        with a policy that walks in a given direction, see `WaypointPolicy`; by default the package's own.
 
-        Raises `SimulationError` if the environment has no maze, `ConfigError` for AntMaze without a policy or with
-        `action_noise`, or Maze2D with a policy.
+        Raises `SimulationError` if the environment has no maze, `ConfigError` for Maze2D with a policy.
         """
         plan, env = self.plan, self._env()
         layout, ball = self._maze(policy)
-        if policy is None:
-            rows, horizon, noise = plan.steps or full_size(layout), self._facts.horizon, plan.action_noise
-            assert horizon is not None
+        rows, horizon = plan.steps or (full_size(layout) if ball else ANT_ROWS), self._facts.horizon
+        noise = plan.action_noise if plan.action_noise is not None else 0.0 if ball else ANT_NOISE
+        assert horizon is not None
 
-            def report(done: int) -> None:
-                self._progress("navigating", done, rows, "")
+        def report(done: int) -> None:
+            self._progress("navigating", done, rows, "")
 
-            with closing(env):
+        with closing(env):
+            if ball:
                 arrays = navigate(env, rows, seed=plan.seed, horizon=horizon, action_noise=noise, on_progress=report)
-        else:
-            walk = load_policy(policy, box_spaces(env)[1], trust=trust)
-            numbers = np.random.default_rng(stream_seed(plan.seed, "navigate"))
-            arrays = self._record(env, WaypointPolicy(layout, walk, numbers), "navigate")
+            else:
+                walk = Walker.shipped() if policy is None else load_policy(policy, box_spaces(env)[1], trust=trust)
+                arrays = walk_to_goals(
+                    env,
+                    walk,
+                    rows,
+                    trips=trips_of(plan.env.env_id, layout),
+                    horizon=horizon,
+                    seed=plan.seed,
+                    action_noise=noise,
+                    states=plan.states,
+                    on_progress=report,
+                )
         raw = self._raw(arrays, "navigate", KINDS["navigate"])
         references = references_for_env(plan.env.env_id)
         if references is not None:
             raw.metadata["reference_min"], raw.metadata["reference_max"] = references
-        if ball:
-            raw.metadata["action_noise"] = plan.action_noise
+        raw.metadata["action_noise"] = noise
+        if not ball:
+            raw.metadata["policy"] = policy or "the package's own"
         return raw
 
     @cached_property
@@ -221,15 +229,8 @@ class Collector:
         with closing(self._env()) as env:
             layout = maze_of(env)
         ball = self._facts.observation_size == POINT_OBSERVATIONS
-        if ball is (policy is not None):
-            raise ConfigError(
-                "Maze2D uses D4RL's own controller: remove --policy"
-                if ball
-                else "AntMaze needs a walking policy: --policy FILE.zip or MODULE:FUNCTION, with 31 inputs (the 29 "
-                "observations and a direction (2,) of length 10)"
-            )
-        if self.plan.action_noise and not ball:
-            raise ConfigError(_NOISE_IS_OF_MAZE2D)
+        if ball and policy is not None:
+            raise ConfigError("Maze2D uses D4RL's own controller: remove --policy")
         return layout, ball
 
     def _reference(self, env: Env, act: Act, label: str) -> float:

@@ -19,7 +19,6 @@ Point = NDArray[np.float64]
 _REACHED = 0.1  # distance, in cells, at which a Maze2D waypoint is reached
 _PROPORTIONAL, _DERIVATIVE = 10.0, -1.0
 _WAYPOINT_NOISE = 0.2
-_ANT_REACHED = 0.5
 # D4RL's walking policies were trained on goals at about this distance, in metres.
 _ANT_REACH = 10.0
 
@@ -90,37 +89,31 @@ class PointController:
 
 
 class WaypointPolicy:
-    """Walks the ant to one random goal after the other, using a policy that walks in a given direction.
+    """Walks the ant to a goal, and stays around it, using a policy that walks in a given direction.
 
     `walk` maps 31 inputs to an action (8,): the 29 observations and a direction (2,) of length 10, as in the training
-    of D4RL's policies. Like in D4RL, each step draws a new waypoint in the next cell of the route.
+    of D4RL's policies. Like in D4RL, each step draws a new waypoint in the next cell of the route. The ant is in the
+    cell whose centre is nearest; D4RL rounds down instead, which lets it run into corners.
 
     Args:
         layout: the maze.
         walk: the policy.
-        numbers: random numbers for goals and waypoints.
+        numbers: random numbers for waypoints.
     """
 
     def __init__(
         self, layout: Layout, walk: Callable[[NDArray[np.float64]], NDArray[np.floating]], numbers: np.random.Generator
     ) -> None:
         self._layout, self._walk, self._numbers = layout, walk, numbers
-        self._goal = self._draw_goal()
 
-    def __call__(self, observation: NDArray[np.float64]) -> NDArray[np.floating]:
-        """Return the action (8,) for an observation (29,)."""
+    def act(self, observation: NDArray[np.float64], goal: Point) -> NDArray[np.floating]:
+        """Return the action (8,) for an observation (29,) on the way to a goal (2,)."""
         position = np.asarray(observation[:2], np.float64)
-        if _distance(position, self._goal) <= _ANT_REACHED:
-            self._goal = self._draw_goal()
-        goal_cell = self._layout.cell(self._goal)
+        goal_cell = self._nearest_free(goal)
         ahead = route(self._layout, self._nearest_free(position), goal_cell)[0]
-        way = (self._goal if ahead == goal_cell else self._within(ahead)) - position
+        way = (goal if ahead == goal_cell else self._within(ahead)) - position
         length = float(np.linalg.norm(way))
         return self._walk(np.concatenate([observation, way * (_ANT_REACH / max(length, 1e-6))]))
-
-    def _draw_goal(self) -> Point:
-        cells = self._layout.cells(".GS")
-        return self._within(cells[self._numbers.integers(len(cells))])
 
     def _within(self, cell: Cell) -> Point:
         return self._layout.xy(cell) + self._numbers.uniform(0.0, self._layout.cell_size / 4, 2)
