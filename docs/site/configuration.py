@@ -11,7 +11,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ PARTS = {
     "## Images": ["data.class_path=cepdiff.ImageDataModule", "data.dataset=digits", "data.energy=labels"],
     "## Data with energies": ["data.class_path=cepdiff.EnergyDataModule", "data.dataset=moons"],
 }
-REQUIRED = ("data.dataset", "data.energy")
+GIVEN = ("data.dataset", "data.energy")  # have the values of PARTS, not their defaults
+# Classes besides the default ones that rows name.
+CLASSES = ("ResidualUNet", "ResidualMLPScore", "MLPScore", "ResidualEnergy", "EnergyMLP")
 HEADER = "| key | default | type and range | meaning |"
 TEMPERED = "cepdiff.modules.tempered.TemperedGuidance"
 NAMES = {bool: "true, false", int: "integer", float: "number", str: "text", Any: "any"}
@@ -42,24 +44,23 @@ def kind(hint: Any) -> str:
         return ", ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in arguments)
     if origin is typing.Annotated:
         allowed = next((part for part in arguments[1:] if isinstance(part, Range)), None)
-        return kind(arguments[0]) + (f" {interval(allowed)}" if allowed else "")
+        return kind(arguments[0]) + (interval(allowed) if allowed else "")
     if hint in NAMES:
         return NAMES[hint]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "mapping"
-    if (isinstance(origin, type) and issubclass(origin, (list, tuple))) or getattr(
-        origin, "__name__", ""
-    ) == "Sequence":
-        return f"list of {kind(arguments[0])}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        item, space, limits = kind(arguments[0]).partition(" ")
+        return f"list of {item}s{space}{limits}"
     return "class"
 
 
 def interval(allowed: Range) -> str:
-    """The range as inequalities or an interval, e.g. `>= 1` or `(0, 1]`."""
+    """The range as an inequality or an interval, e.g. ` >= 1` or ` in (0, 1]`."""
     even = ", even" if allowed.step else ""
     if allowed.high == float("inf"):
-        return f"{'>' if allowed.ends[0] == '(' else '>='} {allowed.low:g}{even}"
-    return f"{allowed.ends[0]}{allowed.low:,.10g}, {allowed.high:,.10g}{allowed.ends[1]}{even}"
+        return f" {'>' if allowed.ends[0] == '(' else '>='} {allowed.low:g}{even}"
+    return f" in {allowed.ends[0]}{allowed.low:,.10g}, {allowed.high:,.10g}{allowed.ends[1]}{even}"
 
 
 def value(found: Any) -> str:
@@ -76,7 +77,12 @@ def row(config: Config, key: str, meaning: str) -> tuple[str, str]:
     settings["trainer"] = TrainerSettings
     tree: Any = config.values.get(section)
     if not names:
-        return value(tree), {"seed": "integer", "run_dir": "text or null"}.get(section, "class")
+        plain = {
+            "problem": (f"`{tree}`", "class"),
+            "seed": (value(tree), "integer"),
+            "run_dir": ("null", "text or null"),
+        }
+        return plain.get(section) or (value(tree), "class")
     if names == ["class_path"]:
         return f"`{tree['class_path']}`", "class"
     if section in settings:
@@ -84,20 +90,23 @@ def row(config: Config, key: str, meaning: str) -> tuple[str, str]:
         for name in names:
             hint, tree = argument_hints(hint)[name], tree[name]
         return value(tree), kind(hint)
-    other = next((word for word in re.findall(r"\((\w+)\)", meaning) if word[0].isupper()), None)
+    other = next((word for word in re.findall(r"\((\w+)\)", meaning) if word in CLASSES), None)
     for name in names[:-1]:
         tree = tree["init_args"][name]
     cls = import_class(tree["class_path"], object, key)
     name = names[-1]
-    if name in tree["init_args"] and other in (None, cls.__name__):
+    if other is not None:
+        cls = getattr(importlib.import_module(cls.__module__), other)
+    if name in tree["init_args"] and cls is import_class(tree["class_path"], object, key) and key not in GIVEN:
         found = tree["init_args"][name]
     else:
-        if other is not None:
-            cls = getattr(importlib.import_module(cls.__module__), other)
         found = inspect.signature(cls).parameters[name].default
-    hint = argument_hints(cls)[name]
-    default = value(list(found) if isinstance(found, tuple) else found)
-    return ("(required)" if key in REQUIRED else default), kind(hint)
+    if found is inspect.Parameter.empty:
+        return "(required)", kind(argument_hints(cls)[name])
+    words = kind(argument_hints(cls)[name])
+    if found is not None:  # null is how the signature says that the default is made from something else
+        words = words.removesuffix(" or null")
+    return value(list(found) if isinstance(found, tuple) else found), words
 
 
 def filled_in(page: str) -> str:
