@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import runpy
 import shlex
 from pathlib import Path
@@ -59,7 +60,8 @@ def test_own_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("use_policy")
     action = float(capsys.readouterr().out.strip().strip("[]"))
     assert -2.0 <= action <= 2.0
-    assert not (folder / "runs/offline/scores.png").exists()
+    rows = json.loads((folder / "runs/offline/results.json").read_text())["rows"]
+    assert {row["metric"] for row in rows} & {"mean_return", "offline_value"} == {"offline_value"}
 
 
 def test_own_environment(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
