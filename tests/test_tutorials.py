@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_own_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     follow("own_data", folder, capsys)
     importlib.import_module("use_policy")
-    action = float(capsys.readouterr().out.strip().strip("[]"))
+    action = float(capsys.readouterr().out.splitlines()[-1].strip("[]"))
     assert -2.0 <= action <= 2.0
     rows = json.loads((folder / "runs/offline/results.json").read_text())["rows"]
     assert {row["metric"] for row in rows} & {"mean_return", "offline_value"} == {"offline_value"}
