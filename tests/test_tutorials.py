@@ -23,7 +23,8 @@ stages:
   support: {max_rows: 400, num_actions: 2}
   critic: {max_steps: 2}
   guidance: {max_steps: 2}
-evaluation: {episodes: 1, scales: [0, 1]}
+solver: {num_steps: 3}
+evaluation: {episodes: 1, scales: [0, 1], max_episode_steps: 20}
 trainer: {accelerator: cpu, progress_bar: false}
 """
 
@@ -43,7 +44,10 @@ def follow(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             if word == "python":
                 runpy.run_path(arguments[0])
             elif word == "cepdiff":
-                fast = {"fit": ["--config", "tiny.yaml"], "evaluate": ["--episodes", "1"]}.get(arguments[0], [])
+                fast = {
+                    "fit": ["--config", "tiny.yaml"],
+                    "evaluate": ["--episodes", "1", "--max_episode_steps", "20"],
+                }.get(arguments[0], [])
                 assert main([*arguments, *fast]) == 0, line
             if arguments[:2] == ["data", "check"]:
                 assert capsys.readouterr().out.strip() == after.text.strip()
