@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+import cepdiff
 from cepdiff.cli import build_parser
 from cepdiff.cli.fit import parse_overrides
 from cepdiff.runs.config import load_config
@@ -123,6 +124,11 @@ def test_every_page_is_in_the_site() -> None:
     listed = re.findall(r"([\w/.]+\.md)$", site[site.index("\nnav:") :], re.MULTILINE)
     shown = [str(page.relative_to(ROOT)) for page in PAGES if page.parent.name != "images"]
     assert sorted(listed) == shown
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    shown = re.findall(r"^::: cepdiff\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(set(cepdiff.__all__) - set(shown)) == []
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------
