@@ -1,4 +1,4 @@
-"""The five extensions of docs/extending.md, each one file next to a YAML: they work in every command, unpatched."""
+"""The extensions of docs/extending.md and of the tutorial of a critic, each one file next to a YAML, work unpatched."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from cepdiff.cli import main
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import read_recipe
 from cepdiff.runs.results import Results
+from docs_pages import EXTENDING, OWN_CRITIC, titled
 
-PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 RECIPE = """
 data: {dataset: reacher-replay, normalize_observations: true, block_size: 5}
 behavior: {batch_size: 8, net: {class_path: cepdiff.networks.score.MLPScore, init_args: {hidden: [8]}}}
@@ -44,7 +44,7 @@ TRUST = ("--trust_sources", ".")
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder with every example of the page and a small recipe; forgets the examples' modules afterwards."""
-    for title, text in re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', PAGE.read_text(), re.MULTILINE | re.DOTALL):
+    for title, text in titled(EXTENDING, OWN_CRITIC).items():
         (tmp_path / title).write_text(text)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
