@@ -29,10 +29,12 @@ from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.distances import noise_floor, sliced_wasserstein
 from cepdiff.energy.objectives import CEP, MSE, EnergyObjective, ExponentialMSE
+from cepdiff.figures import new_panels, save_figure, shared_legend, styled
 from cepdiff.files import write_json
 from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.randomness import generator
+from cepdiff.runs.comparison import TITLES
 from cepdiff.runs.stage import quieten
 from cepdiff.types import Batch, DataSpec, EnergyLogits
 from closed_form import ClosedForm, exact_draws, problem
@@ -189,39 +191,32 @@ def solver(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {**record, "multiples": multiples}
 
 
+@styled()
 def plot(records: Sequence[dict[str, Any]], path: Path, kind: str) -> None:
     """Draw one panel per dimension (and beta): error over t, or over NFE."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     keys = list(dict.fromkeys((r["size"], r.get("beta")) for r in records))
-    columns = min(4, len(keys))
-    rows = -(-len(keys) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (size, beta) in zip(figure.subplots(rows, columns, squeeze=False).flat, keys, strict=False):
+    figure, panels = new_panels(len(keys), 2, 4.0, 2.6)
+    for axes, (size, beta) in zip(panels, keys, strict=True):
         for record in records:
             if (record["size"], record.get("beta")) != (size, beta):
                 continue
             if kind == "guidance":
-                axes.plot(
-                    record["gradient_error"]["times"], record["gradient_error"]["relative"], label=record["method"]
-                )
+                label = TITLES.get(record["method"], record["method"])
+                axes.plot(record["gradient_error"]["times"], record["gradient_error"]["relative"], label=label)
             else:
                 style = "-" if record["method"] == "multistep" else "--"
                 label = f"{record['method']}, order {record['order']}"
                 axes.plot(record["nfe"], record["error"], style, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_title(f"{size}-D" + (f", beta {beta:g}" if beta is not None else ""), fontsize=9)
-        axes.set_xlabel("t" if kind == "guidance" else "network evaluations", fontsize=8)
-        axes.grid(alpha=0.3)
+        axes.set_title(f"{size}-D" + (f", beta {beta:g}" if beta is not None else ""))
+        axes.set_xlabel("diffusion time t" if kind == "guidance" else "network evaluations")
+        axes.grid()
         if kind == "guidance":
             axes.set_ylim(5e-3, 20)
-    figure.supylabel("relative error of the gradient" if kind == "guidance" else "error of a sample", fontsize=9)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=130)
+    figure.supylabel("relative error of the gradient" if kind == "guidance" else "error of a sample", fontsize=10)
+    shared_legend(figure, panels, 4 if kind == "guidance" else 3)
+    save_figure(figure, path)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

@@ -29,6 +29,7 @@ import torch
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.figures import legend_above, new_panels, save_figure, styled
 from cepdiff.files import write_json
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
@@ -193,31 +194,25 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Record]]] = {
 }
 
 
+@styled()
 def plot(found: dict[str, list[Record]], path: Path) -> None:
     """Draw one panel per measured cost."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = [panel for panel in PANELS if panel[0] in found]
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.8 * columns, 3 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (part, keys, title) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
+    shown = [panel for panel in PANELS if panel[0] in found]
+    figure, panels = new_panels(len(shown), 3, 3.8, 2.6)
+    for axes, (part, keys, title) in zip(panels, shown, strict=True):
         for key in keys:
             values = [record[key] for record in found[part]]
             axes.plot([record[part] for record in found[part]], values, "o-", label=key.replace("_", " "))
         axes.set_xscale("log")
         ticks = [record[part] for record in found[part]]
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick // 1000:,}k" if tick >= 1000 else str(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_ylim(bottom=0)
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel(LABELS[part], fontsize=8)
-        axes.grid(alpha=0.3)
+        axes.set(xlabel=LABELS[part], ylabel=title)
+        axes.grid()
         if len(keys) > 1:
-            axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+            legend_above(axes)
+    save_figure(figure, path)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

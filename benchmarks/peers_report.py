@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cepdiff.data.rl.tasks import TASKS
-from cepdiff.figures import new_panels, save_figure, shared_legend
+from cepdiff.figures import new_panels, save_figure, shared_legend, styled
 from cepdiff.files import write_json
 from cepdiff.problems.offline.report import policy_row
 from cepdiff.runs import statistics
@@ -193,6 +193,7 @@ class Peers:
         title = f"interquartile mean [95% bootstrap interval] over buffers and seeds, within {self.budget:g} minutes"
         return Table(lines, title, notes, labels=1)
 
+    @styled()
     def plot(self, path: Path) -> None:
         """A panel per buffer: the mean of each peer over its seeds, each seed as a thin line; cepdiff as points."""
         figure, panels = new_panels(len(self.datasets), 3, 3.6, 2.8)
@@ -206,15 +207,15 @@ class Peers:
                     ends = [curve[-1] for curve in curves]
                     axes.errorbar(
                         [p.minutes for p in ends], [p.score for p in ends], [p.error for p in ends],
-                        color=f"C{index}", marker="*", markersize=9, linestyle="", capsize=3, label=method,
+                        color=f"C{index}", marker="*", markersize=9, linestyle="", label=method,
                     )  # fmt: skip
             axes.axvline(self.budget, color="0.7", linewidth=0.8, zorder=0)
-            axes.set_title(dataset, fontsize=10)
+            axes.set_title(dataset)
             axes.set_xlabel("minutes of one core")
             axes.set_ylabel("normalised score")
             axes.set_xlim(left=0.0)
-            axes.grid(alpha=0.3)
-        figure.suptitle("CPU time for the peers, wall clock for cepdiff", fontsize=10)
+            axes.grid()
+        figure.suptitle("CPU time for the peers, wall clock for cepdiff")
         shared_legend(figure, panels)
         save_figure(figure, path)
 
@@ -233,7 +234,7 @@ def draw_curves(axes: Any, curves: Sequence[Sequence[Point]], label: str, color:
             axes.plot(list(found), list(found.values()), color=color, alpha=0.4, linewidth=0.8)
     errors = [p.error for p in curves[0]] if len(curves) == 1 else None
     means = [fmean(found[time] for found in scores) for time in times]
-    axes.errorbar(times, means, errors, color=color, marker="o", markersize=3.5, capsize=2, label=label)
+    axes.errorbar(times, means, errors, color=color, marker="o", label=label)
 
 
 def cell(points: dict[int, Point]) -> str:

@@ -13,7 +13,7 @@ from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
 from cepdiff.envs.layouts import Layout
-from cepdiff.figures import new_panels, save_figure
+from cepdiff.figures import new_panels, save_figure, shared_legend, styled
 from cepdiff.rollout.envs import Env, EnvSpec, make_env
 from cepdiff.rollout.rollout import Episode, rollout
 from cepdiff.types import Policy
@@ -66,22 +66,27 @@ def episode_paths(
     return found, goals[:episodes]
 
 
+@styled()
 def draw_paths(
     layout: Layout, paths: Mapping[float, Sequence[Path2D]], goals: Sequence[NDArray[np.float64]], path: Path
 ) -> None:
-    """Draw a panel per guidance scale; dots are starts, crosses goals, and each episode keeps its colour."""
+    """Draw a panel per guidance scale; each episode keeps its colour."""
     figure, panels = new_panels(len(paths), 4, 3.5, 3.7)
     for axes, (scale, episodes) in zip(panels, paths.items(), strict=True):
         draw_maze(axes, layout)
-        axes.set_title(f"guidance scale {scale:g}", fontsize=9)
+        axes.set_title(f"guidance scale {scale:g}")
         for index, (way, goal) in enumerate(zip(episodes, goals, strict=True)):
             colour = f"C{index % 10}"
             axes.plot(way[:, 0], way[:, 1], color=colour, linewidth=0.8, alpha=0.8)
             axes.plot(*way[0], "o", color=colour, markersize=4)
-            axes.plot(*goal, "x", color=colour, markersize=6)
+            axes.plot(*goal, "x", color=colour, markersize=7)
+    for label, style in (("path of an episode", "-"), ("start", "o"), ("goal", "x")):
+        panels[0].plot([], [], style, color="0.2", label=label)
+    shared_legend(figure, panels)
     save_figure(figure, path)
 
 
+@styled()
 def draw_visits(layout: Layout, positions: NDArray[np.floating], path: Path, title: str = "") -> None:
     """Draw how often `positions` (N, 2) visit each part of a maze, on a logarithmic scale."""
     from matplotlib.colors import LogNorm
@@ -92,8 +97,8 @@ def draw_visits(layout: Layout, positions: NDArray[np.floating], path: Path, tit
     counts, x, y = np.histogram2d(positions[:, 0], positions[:, 1], bins, range=list(zip(low, high, strict=True)))
     mesh = axes.pcolormesh(x, y, np.ma.masked_equal(counts.T, 0), norm=LogNorm(), cmap="viridis")
     draw_maze(axes, layout)
-    axes.set_title(title, fontsize=9)
-    figure.colorbar(mesh, label="visits", shrink=0.8)
+    axes.set_title(title)
+    figure.colorbar(mesh, label="visits of a square", shrink=0.8)
     save_figure(figure, path)
 
 
@@ -107,5 +112,4 @@ def draw_maze(axes: Axes, layout: Layout) -> None:
     low, high = layout.bounds()
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
-    axes.set_aspect("equal")
-    axes.tick_params(labelsize=7)
+    axes.set(aspect="equal", xlabel="x", ylabel="y")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cepdiff.figures import new_figure, save_figure
+from cepdiff.figures import new_figure, save_figure, shared_legend, styled
 from cepdiff.tables import Table
 
 VERDICTS = ("matches", "close", "differs")
@@ -155,6 +155,7 @@ def _assumptions(report: ReplayReport) -> list[str]:
     return [*lines, report.remark] if report.remark else lines
 
 
+@styled()
 def plot_replay(report: ReplayReport, path: Path) -> None:
     """Write a PNG: sorted deviations of each group in units of its scale, with the verdicts' limits marked."""
     smallest = 1e-9  # because 0 has no place on a logarithmic axis
@@ -164,8 +165,10 @@ def plot_replay(report: ReplayReport, path: Path) -> None:
         shares = np.arange(1, len(values) + 1) / len(values)
         axes.plot(100 * shares, np.maximum(np.sort(values), smallest), label=name)
     for verdict, (median, p99, _) in LIMITS.items():
-        axes.plot([50, 99], [median, p99], "k_", markersize=12)
+        label = "limits at 50% and 99% of the rows" if verdict == VERDICTS[0] else None
+        axes.plot([50, 99], [median, p99], "k_", markersize=12, label=label)
         axes.annotate(verdict, (50, median), (0, 4), textcoords="offset points", ha="center", fontsize="small")
-    axes.set(xlabel="rows (%)", ylabel="deviation / scale", yscale="log", title=f"{report.dataset} in {report.env_id}")
-    axes.legend(fontsize="small")
+    axes.set(xlabel="rows, by deviation (%)", ylabel="deviation / scale", yscale="log")
+    axes.set_title(f"{report.dataset} in {report.env_id}")
+    shared_legend(figure, [axes])
     save_figure(figure, path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from cepdiff.figures import new_panels, save_figure, shared_legend
+from cepdiff.figures import GUIDE, new_panels, save_figure, shared_legend, styled
 from cepdiff.runs.report import Section, refuse_twins, total
 from cepdiff.runs.results import Results
 from cepdiff.tables import Table, finite, in_order, number
@@ -20,6 +20,10 @@ OURS = "CEP"
 # The order of rows; other objectives follow by name.
 METHODS = (OURS, "CEP (tempered)", "NoisyClassifier", "ExponentialMSE", "MSE", "DPSClassifier", "DPS", "DPS (analytic)")
 PRIOR = "prior"
+TITLES = {
+    "ExponentialMSE": "E-MSE",
+    "NoisyClassifier": "noisy classifier",
+}  # as the paper and the pages call them
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class Comparison:
         lines = [["scale", "method", *(f"{title}  " for title, _ in columns.values())]]
         for (scale, method), cells in rows.items():
             texts = [starred(cells.get(metric), method in self.best(scale, metric)) for metric in columns]
-            lines.append([f"{scale:g}", method, *texts])
+            lines.append([f"{scale:g}", TITLES.get(method, method), *texts])
         if real:
             lines.append(["", "real data", *(starred(real.get(metric), False) for metric in columns)])
         spread = spread_of(cell for cells in rows.values() for cell in cells.values())
@@ -161,6 +165,7 @@ class Comparison:
             },
         }
 
+    @styled()
     def plot(self, path: Path) -> None:
         """A panel per metric: mean over the seeds against guidance scale, one line per method, from the prior on.
 
@@ -169,25 +174,23 @@ class Comparison:
         names = [name for name in self.columns if not name.endswith("_exact")]
         figure, panels = new_panels(len(names), 3, 3.4, 2.6)
         rows, real = self.rows, self.real
-        style: dict[str, Any] = {"color": "0.4", "linestyle": "--", "linewidth": 1.0, "zorder": 1}
         for axes, name in zip(panels, names, strict=True):
             for method in self.methods:
                 here = [(s, c[name].mean) for (s, m), c in rows.items() if m in (PRIOR, method) and name in c]
                 here = [(scale, mean) for scale, mean in here if math.isfinite(mean)]
-                axes.plot([s for s, _ in here], [v for _, v in here], marker="o", markersize=3.5, label=method)
+                axes.plot([s for s, _ in here], [v for _, v in here], marker="o", label=TITLES.get(method, method))
             exact = {s: c[f"{name}_exact"].mean for (s, _), c in rows.items() if f"{name}_exact" in c}
             if name in self.floors:
-                axes.axhline(1.0, label="noise floor", **style)
+                axes.axhline(1.0, label="noise floor", **GUIDE)
                 log_scale(axes)
             elif name in real:
-                axes.axhline(real[name].mean, label="real data", **style)
+                axes.axhline(real[name].mean, label="real data", **GUIDE)
             elif exact:
-                axes.plot(list(exact), list(exact.values()), label="reweighted data", **style)
-            axes.set_xlabel("guidance scale")
-            axes.set_title(self.columns[name][0], fontsize=10)
-            axes.grid(alpha=0.3)
+                axes.plot(list(exact), list(exact.values()), label="reweighted data", **GUIDE)
+            axes.set(xlabel="guidance scale", ylabel=self.columns[name][0])
+            axes.grid()
         shared_legend(figure, panels)
-        figure.suptitle(self.name, fontsize=11)
+        figure.suptitle(self.name)
         save_figure(figure, path)
 
 

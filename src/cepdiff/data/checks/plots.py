@@ -12,7 +12,7 @@ from cepdiff.data.rl.arrays import FloatArray, RawArrays, blocks
 from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.data.rl.settings import horizon_of, references_of
 from cepdiff.data.rl.tasks import Task
-from cepdiff.figures import new_figure, save_figure
+from cepdiff.figures import legend_above, new_figure, save_figure, styled
 
 BINS = 50
 
@@ -27,9 +27,10 @@ def action_histogram(actions: FloatArray) -> tuple[npt.NDArray[np.float64], npt.
     return counts / len(actions), edges
 
 
+@styled()
 def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
     """Write a PNG to `path`: histograms of returns and episode lengths, and a heat map with one row per action."""
-    figure = new_figure(11, 3.4)
+    figure = new_figure(8.5, 3.0)
     left, middle, right = figure.subplots(1, 3)
     episodes, horizon = episodes_of(raw), horizon_of(None, task, raw.metadata)
     references = dict(zip(("score 0", "score 100"), references_of(None, task, raw.metadata) or (), strict=False))
@@ -40,7 +41,7 @@ def plot_data(raw: RawArrays, path: Path, task: Task | None = None) -> None:
     drawn = right.pcolormesh(edges, dimensions, shares, cmap="viridis", vmin=0)
     figure.colorbar(drawn, ax=right, label="fraction of rows")
     right.set_xlabel("action")
-    right.set_ylabel("dimension")
+    right.set_ylabel("dimension of the action")
     right.yaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{Path(raw.source).name}: {len(raw):,} rows, {len(episodes.lengths):,} episodes")
     save_figure(figure, path)
@@ -51,6 +52,6 @@ def _histogram(axes: Any, values: npt.NDArray[Any], label: str, lines: dict[str,
     for (name, value), style in zip(lines.items(), (":", "--"), strict=False):
         axes.axvline(value, color="black", linestyle=style, label=name)
     if lines:
-        axes.legend()
+        legend_above(axes)
     axes.set_xlabel(label)
     axes.set_ylabel("episodes")

@@ -11,39 +11,48 @@ from torch import Tensor
 
 from cepdiff.data.images.energies import from_bytes
 from cepdiff.energy.sample_metrics import image_hues
-from cepdiff.figures import new_figure, save_figure
+from cepdiff.figures import PAGE, new_figure, new_panels, save_figure, shared_legend, styled
 from cepdiff.policy.images import tiled
 from cepdiff.problems.density.judges import EnergyJudge
 
 SHOWN_HEADS = 20
+SHOWN_HUES = 6  # heads side by side
 BINS = 36
+ABREAST = 3  # grids side by side
 
 
-def shown_heads(count: int) -> list[int]:
-    """The heads that figures show: all, or some evenly spaced."""
-    shown = min(count, SHOWN_HEADS)
+def shown_heads(count: int, most: int = SHOWN_HEADS) -> list[int]:
+    """The heads that figures show: all, or `most` evenly spaced."""
+    shown = min(count, most)
     return [index * count // shown for index in range(shown)]
 
 
+@styled()
 def plot_grids(
     grids: Sequence[tuple[str, Tensor, Sequence[str]]], path: Path, title: str, inches: float = 0.35
 ) -> None:
-    """Grids side by side: each a title, images (H, M, C, H, W) uint8 of `inches`, and names of their rows or none."""
-    widths = [images.shape[1] for _, images, _ in grids]
+    """Up to three grids side by side: each a title, images (H, M, C, H, W) uint8, and names of their rows or none.
+
+    An image has `inches`, or less if the page is full. Rows are named at the left, and where their names change.
+    """
+    columns = min(len(grids), ABREAST)
+    width = max(images.shape[1] for _, images, _ in grids)
     height = max(len(images) for _, images, _ in grids)
-    figure = new_figure(inches * sum(widths) + 0.3 * len(grids) + 0.7, inches * height + 0.9)
-    panels = figure.subplots(1, len(grids), squeeze=False, width_ratios=widths)[0]
-    for axes, (name, images, rows) in zip(panels, grids, strict=True):
+    inches = min(inches, (PAGE - 0.7 - 0.3 * columns) / (columns * width))
+    figure, panels = new_panels(len(grids), ABREAST, inches * width + 0.3, inches * height + 0.35)
+    for index, (axes, (name, images, rows)) in enumerate(zip(panels, grids, strict=True)):
         axes.imshow(tiled(images).permute(1, 2, 0).numpy(), interpolation="nearest")
         size = images.shape[-2] + 1
-        axes.set_yticks([size * row + size / 2 for row in range(len(rows))], rows, fontsize=7)
+        named = rows if index % columns == 0 or rows != grids[index - 1][2] else [""] * len(rows)
+        axes.set_yticks([size * row + size / 2 for row in range(len(rows))], named)
         axes.tick_params(length=0)
         axes.set_xticks([])
-        axes.set_title(name, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+        axes.set_title(name)
+    figure.suptitle(title)
     save_figure(figure, path)
 
 
+@styled()
 def plot_hues(
     samples: Mapping[float, Tensor],
     heads: Sequence[int],
@@ -57,25 +66,28 @@ def plot_hues(
     One row per guidance scale, one column per head of `heads`.
     """
     assert judge.hues is not None
-    figure = new_figure(2.0 * len(heads) + 1.0, 1.3 * len(samples) + 1.0)
+    figure = new_figure(2.0 * len(heads) + 1.0, 1.2 * len(samples) + 1.0)
     panels = figure.subplots(len(samples), len(heads), squeeze=False, sharex=True)
     for row, (scale, images) in zip(panels, samples.items(), strict=True):
         for axes, head in zip(row, heads, strict=True):
             ones = torch.ones_like(judge.hues)
-            for hues, weights, style in (
-                (image_hues(from_bytes(images[head])), None, {"color": "tab:blue", "fill": True, "label": "samples"}),
-                (judge.hues, judge.weights(head, scale), {"color": "black", "label": "reweighted data"}),
-                (judge.hues, ones, {"color": "tab:gray", "linestyle": ":", "label": "data"}),
+            for label, hues, weights, style in (
+                ("guided samples", image_hues(from_bytes(images[head])), None, {"color": "tab:blue", "fill": True}),
+                ("reweighted data", judge.hues, judge.weights(head, scale), {"color": "black", "linewidth": 1.0}),
+                ("data", judge.hues, ones, {"color": "tab:gray", "linestyle": ":"}),
             ):
-                axes.stairs(histogram(hues, weights), [index / BINS for index in range(BINS + 1)], **style)
+                edges = [index / BINS for index in range(BINS + 1)]
+                axes.stairs(histogram(hues, weights), edges, label=label, **style)
             axes.set_yticks([])
-        row[0].set_ylabel(f"scale {scale:g}", fontsize=8)
+        row[0].set_ylabel(f"scale {scale:g}")
     for axes, head in zip(panels[0], heads, strict=True):
-        axes.set_title(f"head {names[head]}", fontsize=9)
-    panels[-1][0].set_xlabel("hue", fontsize=8)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+        axes.set_title(f"hue {names[head]}")
+    for axes in panels[-1]:
+        axes.set_xticks([0.0, 0.5, 1.0], ["0", "½", "1"])
+    figure.supxlabel("hue of an image, in turns", fontsize=10)
+    figure.supylabel("share of images", fontsize=10)
+    shared_legend(figure, [panels[0][0]])
+    figure.suptitle(title)
     save_figure(figure, path)
 
 

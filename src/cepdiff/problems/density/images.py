@@ -28,7 +28,7 @@ from cepdiff.policy.images import ImageSampler
 from cepdiff.policy.recipe import Recipe
 from cepdiff.policy.sampler import SamplerParts
 from cepdiff.problems.density.classifier import ClassJudge, check_class_sizes, kept_classifier
-from cepdiff.problems.density.gallery import plot_grids, plot_hues, shown_heads
+from cepdiff.problems.density.gallery import SHOWN_HUES, plot_grids, plot_hues, shown_heads
 from cepdiff.problems.density.judges import EnergyJudge, Judge, is_hue, judge_samples
 from cepdiff.problems.density.problem import DensityProblem
 from cepdiff.problems.density.report import image_sections
@@ -267,7 +267,7 @@ class ImageDensity(DensityProblem):
         plot_grids(grids, self.grids, self.title)
         self.log(results, self.grids)
         if isinstance(judge, EnergyJudge) and judge.hues is not None:
-            plot_hues(samples, shown, judge, data.head_names, self.hues, self.title)
+            plot_hues(samples, shown_heads(data.num_heads, SHOWN_HUES), judge, data.head_names, self.hues, self.title)
             log_result(self.run.folder.logs / "evaluation", {}, self.hues, self.lengths.guidance.max_steps)
         return results
 

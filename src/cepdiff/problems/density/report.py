@@ -13,10 +13,19 @@ from torch import Tensor
 
 from cepdiff.data.densities.densities import DENSITIES
 from cepdiff.errors import RunError
-from cepdiff.figures import new_figure, save_figure
+from cepdiff.figures import PAGE, new_figure, save_figure, styled
 from cepdiff.problems.density.gallery import plot_grids, shown_heads
-from cepdiff.problems.density.samples import COLUMNS, EXACT, GUIDED, Samples, read_samples, scatter
-from cepdiff.runs.comparison import METHODS, OURS, PRIOR, Cell, Comparison, file_name, spread_of, starred
+from cepdiff.problems.density.samples import (
+    COLUMNS,
+    EXACT,
+    EXACT_SAMPLES,
+    GUIDED,
+    Samples,
+    bounds,
+    read_samples,
+    scatter,
+)
+from cepdiff.runs.comparison import METHODS, OURS, PRIOR, TITLES, Cell, Comparison, file_name, spread_of, starred
 from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.report import Section, refuse_twins, total, warn_of_sizes
 from cepdiff.runs.results import Results
@@ -24,7 +33,6 @@ from cepdiff.runs.search import warn
 from cepdiff.tables import Table, finite, in_order
 
 SCALE = 1.0  # the guidance scale at which densities are compared: the exact one
-MARGIN = 0.04  # around the data, as a share of their range
 INCHES = 0.3  # of an image in a grid
 
 
@@ -96,7 +104,7 @@ def compare_distances(runs: Sequence[Results], distance: str, title: str) -> tup
         part = "" if method in complete else f" ({len(row)} of {len(names)})"
         mark = " *" if method in best["median"] else "  "
         texts = [starred(row.get(name), method in best[name]) for name in names]
-        lines.append([method, *texts, f"{medians[method]:.2f}{part}{mark}"])
+        lines.append([TITLES.get(method, method), *texts, f"{medians[method]:.2f}{part}{mark}"])
     share = f"{OURS} is at least as good as every baseline on {sum(wins)} of {len(wins)} densities"
     notes = [f"{share} ({sum(wins) / len(wins):.0%})."] if wins else []
     spread = spread_of(cell for row in cells.values() for cell in row.values())
@@ -124,6 +132,7 @@ def samples_of(run: Results) -> Samples:
     return found
 
 
+@styled()
 def plot_densities(runs: Sequence[tuple[Results, Samples]], path: Path) -> None:
     """Runs of one beta: a column per density, a row per method, below the data and exact samples of p.
 
@@ -132,24 +141,24 @@ def plot_densities(runs: Sequence[tuple[Results, Samples]], path: Path) -> None:
     cells = {(run.method, run.dataset): samples for run, samples in reversed(runs)}  # the lowest seed last: it stays
     densities = in_order((run.dataset for run, _ in runs), DENSITIES)
     methods = in_order((run.method for run, _ in runs), METHODS)
-    figure = new_figure(1.75 * len(densities) + 0.9, 1.75 * (len(methods) + 2) + 0.4)
+    side = min(1.75, (PAGE - 0.9) / len(densities))
+    figure = new_figure(side * len(densities) + 0.9, side * (len(methods) + 2) + 0.6)
     grid = figure.subplots(len(methods) + 2, len(densities), squeeze=False)
     coloured: Any = None
     for column, density in enumerate(densities):
         first = next(cells[method, density] for method in methods if (method, density) in cells)
-        data = first["data"]
-        room = MARGIN * (data.max(0) - data.min(0))
-        low, high = data.min(0) - room, data.max(0) + room
-        coloured = scatter(grid[0, column], data, low, high, first["energies"])
+        low, high = bounds(first["data"])
+        coloured = scatter(grid[0, column], first["data"], low, high, first["energies"])
         scatter(grid[1, column], first[EXACT.format(SCALE)], low, high)
         for axes, method in zip(grid[2:, column], methods, strict=True):
             if (method, density) in cells:
                 scatter(axes, cells[method, density][GUIDED.format(SCALE)], low, high)
             else:
                 axes.set(xticks=[], yticks=[], box_aspect=1, facecolor="0.97")
-        grid[0, column].set_title(density_title(density), fontsize=11)
-    for axes, name in zip(grid[:, 0], ("data by energy", "ground truth", *methods), strict=True):
-        axes.set_ylabel(name, fontsize=11)
+        grid[0, column].set_title(density_title(density))
+    titles = (TITLES.get(method, method) for method in methods)
+    for axes, name in zip(grid[:, 0], ("data by energy", EXACT_SAMPLES, *titles), strict=True):
+        axes.set_ylabel(name)
     for axes in grid.flat:
         for spine in axes.spines.values():
             spine.set_color("0.8")
@@ -157,8 +166,8 @@ def plot_densities(runs: Sequence[tuple[Results, Samples]], path: Path) -> None:
     bar.solids.set_alpha(1)
     bar.set_ticks([coloured.norm.vmin, coloured.norm.vmax], labels=["low E", "high E"])
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=8)
-    figure.suptitle(f"β = {runs[0][0].inverse_temperature:g}", fontsize=12)
+    bar.ax.tick_params(length=0)
+    figure.suptitle(f"β = {runs[0][0].inverse_temperature:g}")
     save_figure(figure, path)
 
 
@@ -223,5 +232,6 @@ def plot_methods(comparison: Comparison, pictures: Mapping[Path, Mapping[float, 
         runs = [run for run in comparison.runs if method in (PRIOR, run.method) and scale in pictures[run.folder]]
         if runs:
             heads = runs[0].about["heads"]
-            grids.append((method, pictures[runs[0].folder][scale], [heads[head] for head in shown_heads(len(heads))]))
+            rows = [heads[head] for head in shown_heads(len(heads))]
+            grids.append((TITLES.get(method, method), pictures[runs[0].folder][scale], rows))
     plot_grids(grids, path, f"{comparison.name}, guidance scale {SCALE:g}", INCHES)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cepdiff.energy.distances import energy_distance, noise_floor, sliced_wasserstein
 from cepdiff.errors import RunError
-from cepdiff.figures import new_panels, save_figure
+from cepdiff.figures import PAGE, new_figure, save_figure, styled
 from cepdiff.files import written_aside
 from cepdiff.runs.results import Row
 
@@ -22,9 +22,11 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 COLUMNS = {"sliced_wasserstein": ("sliced W2", ".4f"), "energy_distance": ("energy distance", ".4f")}
 SHOWN_POINTS = 4000
+MARGIN = 0.04  # around the data, as a share of their range
 # Names in the file of samples, formatted with a guidance scale.
 EXACT = "exact, scale {:g}"
 GUIDED = "guided, scale {:g}"
+EXACT_SAMPLES = "exact samples"  # their name in figures
 
 Samples = Mapping[str, NDArray[np.float32]]
 
@@ -59,16 +61,32 @@ def read_samples(path: Path) -> dict[str, NDArray[np.float32]]:
         raise RunError(f"{path} cannot be read; run the same `cepdiff fit` again") from error
 
 
+@styled()
 def plot_samples(samples: Samples, path: Path, title: str) -> None:
-    """Data coloured by their energy, exact samples and guided ones side by side (the first two coordinates)."""
-    names = [name for name in samples if name != "energies"]
-    figure, panels = new_panels(len(names), len(names), 2.9, 2.6)
-    low, high = samples["data"].min(0), samples["data"].max(0)
-    for axes, name in zip(panels, names, strict=True):
-        scatter(axes, samples[name], low, high, samples["energies"] if name == "data" else None)
-        axes.set_title({"data": "data, by energy"}.get(name, name), fontsize=9)
+    """Data by energy; exact samples above guided ones, a column per scale (the first two coordinates)."""
+    scales = [name.rpartition(" ")[2] for name in samples if name not in ("data", "energies")][::2]
+    figure = new_figure(PAGE, 2 * min(2.6, PAGE / (1 + len(scales))) + 0.7)
+    grid = figure.subplots(2, 1 + len(scales), squeeze=False)
+    low, high = bounds(samples["data"])
+    coloured = scatter(grid[0, 0], samples["data"], low, high, samples["energies"])
+    grid[0, 0].set_title("data")
+    grid[1, 0].set_axis_off()
+    place = grid[1, 0].inset_axes((0.1, 0.9, 0.8, 0.06))
+    figure.colorbar(coloured, cax=place, orientation="horizontal", label="energy").solids.set_alpha(1)
+    for column, scale in zip(grid[:, 1:].T, scales, strict=True):
+        for axes, name in zip(column, (EXACT, GUIDED), strict=True):
+            scatter(axes, samples[name.format(float(scale))], low, high)
+        column[0].set_title(f"guidance scale {scale}")
+    for axes, name in zip(grid[:, 1], (EXACT_SAMPLES, "guided samples"), strict=True):
+        axes.set_ylabel(name)
     figure.suptitle(title)
     save_figure(figure, path)
+
+
+def bounds(data: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Lower and upper limits of a picture of the data, with a margin."""
+    room = MARGIN * (data.max(0) - data.min(0))
+    return data.min(0) - room, data.max(0) + room
 
 
 def scatter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from cepdiff.figures import new_panels, save_figure
+from cepdiff.figures import GUIDE, legend_above, new_panels, save_figure, styled
 from cepdiff.policy.diagnostics import PERCENTILES, Diagnostics
 from cepdiff.runs.logs import log_result
 
@@ -36,36 +36,38 @@ def log_diagnostics(folder: Path, diagnostics: Diagnostics, figure: Path, step: 
     log_result(folder, diagnostic_scalars(diagnostics), figure, step, curves)
 
 
+@styled()
 def plot_diagnostics(diagnostics: Diagnostics, path: Path, title: str = "") -> None:
     """Four panels: Q percentiles; guidance and score over t; value and inside share, and distance, against scale."""
     d = diagnostics
-    figure, (values, norms, choice, distances) = new_panels(4, 2, 4.75, 3.15)
+    figure, (values, norms, choice, distances) = new_panels(4, 2, 4.0, 3.0)
     figure.suptitle(title)
 
-    for label, found in (("dataset actions", d.q_data), ("support actions", d.q_support)):
+    for label, found in (("buffer's actions", d.q_data), ("support actions", d.q_support)):
         values.plot(PERCENTILES, [found[f"p{level}"] for level in PERCENTILES], marker="o", label=label)
-    values.set(xlabel="percentile", ylabel="Q")
+    values.set(xlabel="percentile", ylabel="Q (scaled reward)")
 
-    norms.loglog(d.norms.times, d.norms.score, marker="o", label="|score|")
-    norms.loglog(d.norms.times, d.norms.guidance, marker="o", label="|guidance| at scale 1")
-    norms.set(xlabel="diffusion time t", ylabel="mean norm")
+    norms.loglog(d.norms.times, d.norms.score, marker="o", label="behavior score")
+    norms.loglog(d.norms.times, d.norms.guidance, marker="o", label="guidance at scale 1")
+    norms.set(xlabel="diffusion time t", ylabel="mean norm of the gradient")
 
     scales = [e.guidance_scale for e in d.scales]
-    choice.plot(scales, [e.value for e in d.scales], marker="o", label="value of guided actions")
-    choice.plot(scales, [e.penalized_value for e in d.scales], marker=".", linestyle="--", label="penalized value")
+    choice.plot(scales, [e.value for e in d.scales], marker="o", label="Q of guided actions")
+    choice.plot(scales, [e.penalized_value for e in d.scales], marker=".", linestyle="--", label="offline value")
     choice.axvline(d.offline_choice, color="tab:green", linestyle=":", label="offline choice")
-    choice.set(xlabel="guidance scale", ylabel="Q")
+    choice.set(xlabel="guidance scale", ylabel="Q (scaled reward)")
     share = choice.twinx()
-    share.plot(scales, [e.inside_support for e in d.scales], color="0.5", marker="s", label="inside support (right)")
-    share.set(ylim=(0.0, 1.02))
+    share.plot(scales, [e.inside_support for e in d.scales], color="0.5", marker="s", label="inside (right axis)")
+    share.set(ylim=(0.0, 1.02), ylabel="share inside the support")
 
     distances.plot(scales, [e.distance for e in d.scales], marker="o", label="guided actions")
-    distances.axhline(d.data_distance, color="tab:orange", linestyle="--", label="dataset actions")
-    distances.axhline(d.support_distance, color="0.4", linestyle="--", label="support actions among themselves")
+    distances.axhline(d.data_distance, color="tab:orange", linestyle="--", label="buffer's actions")
+    distances.axhline(d.support_distance, **GUIDE, label="support actions")
     distances.set(xlabel="guidance scale", ylabel="distance to nearest support action", ylim=(0.0, None))
 
     for axes in (values, norms, choice, distances):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    choice.legend(handles=[*choice.get_lines(), *share.get_lines()])
+        axes.grid()
+    legend_above(choice, share)
+    for axes in (values, norms, distances):
+        legend_above(axes)
     save_figure(figure, path)

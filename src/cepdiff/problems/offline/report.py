@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from cepdiff.data.rl.tasks import TASKS
-from cepdiff.figures import new_panels, save_figure, shared_legend
+from cepdiff.figures import GUIDE, new_panels, save_figure, shared_legend, styled
 from cepdiff.problems.offline.score_report import score_section
 from cepdiff.problems.offline.scores import UNITS, score_metric
 from cepdiff.runs.comparison import Cell
@@ -19,6 +19,7 @@ from cepdiff.tables import Table, in_order, number
 
 CLOSE = 5.0  # points of normalised score below the best scale that still count as close to it
 TASK_KEYS = ("data.dataset", "data.dataset_dir")  # settings that only name the task
+AXES = {**UNITS, "normalized_score": "normalised score"}
 REGRETS = ("regret", "behavior_regret", "exact_regret")
 
 
@@ -131,6 +132,7 @@ def report(runs: Sequence[Results], output: Path, scale: float | str = OFFLINE) 
     return [policies, *(score_section(runs, settings, scale, output) if len(runs) > 1 else [])]
 
 
+@styled()
 def plot_scores(runs: Sequence[Results], path: Path, settings: Settings | None = None) -> None:
     """A panel per task: score against guidance scale.
 
@@ -144,17 +146,17 @@ def plot_scores(runs: Sequence[Results], path: Path, settings: Settings | None =
             groups.setdefault(run.dataset, {}).setdefault(label, []).append(run)
     tasks = in_order(groups, TASKS)
     alone = len(tasks) == 1
-    figure, panels = new_panels(len(tasks), 3, *((5.5, 3.3) if alone else (3.6, 2.8)))
+    figure, panels = new_panels(len(tasks), 3, *((7.5, 3.6) if alone else (3.6, 2.8)))
     for axes, task in zip(panels, tasks, strict=True):
         if len(order) == 1:
             plot_task(axes, groups[task][order[0]])
         else:
             plot_settings(axes, groups[task], order)
         metrics = {score_metric(run) for here in groups[task].values() for run in here}
-        axes.set(xlabel="guidance scale", ylabel=" or ".join(sorted(metrics)).replace("_", " "))
-        axes.set_title(runs[0].title if len(runs) == 1 else task, fontsize=10)
-        axes.grid(alpha=0.3)
-    shared_legend(figure, panels, 2 if alone else 4)
+        axes.set(xlabel="guidance scale", ylabel=" or ".join(AXES[metric] for metric in sorted(metrics)))
+        axes.set_title(runs[0].title if len(runs) == 1 else task)
+        axes.grid()
+    shared_legend(figure, panels, 3)
     save_figure(figure, path)
 
 
@@ -166,7 +168,7 @@ def plot_settings(axes: Any, groups: Mapping[str, Sequence[Results]], order: Seq
         cells = [Cell(dict(enumerate(curve[scale] for curve in curves))) for scale in shared]
         axes.errorbar(
             shared, [cell.mean for cell in cells], [cell.standard_error or 0.0 for cell in cells],
-            color=f"C{place % 10}", marker="o", markersize=4, capsize=3, label=label,
+            color=f"C{place % 10}", marker="o", label=label,
         )  # fmt: skip
 
 
@@ -178,16 +180,14 @@ def plot_task(axes: Any, runs: Sequence[Results]) -> None:
     found = [runs[0].row(scale, score_metric(runs[0])) for scale in shared] if len(runs) == 1 else []
     errors = [row.error or 0.0 if row else 0.0 for row in found] or None
     if 0.0 in shared:
-        axes.axhline(means[0], color="0.5", linestyle="--", linewidth=1, label="behavior policy (scale 0)")
+        axes.axhline(means[0], label="behavior policy (scale 0)", **GUIDE)
         if errors:
             axes.axhspan(means[0] - errors[0], means[0] + errors[0], color="0.4", alpha=0.15, linewidth=0)
     if len(curves) > 1:
         for curve in curves:
             axes.plot(list(curve), list(curve.values()), color="tab:blue", alpha=0.4, linewidth=0.8, label="a seed")
-    label = "mean over the seeds" if len(curves) > 1 else "guided policy"
-    axes.errorbar(
-        shared, means, errors, color="tab:blue", linewidth=2, marker="o", markersize=4, capsize=3, label=label
-    )
+    label = "mean over the seeds" if len(curves) > 1 else f"guided policy{' ± standard error' if errors else ''}"
+    axes.errorbar(shared, means, errors, color="tab:blue", linewidth=2, marker="o", label=label)
     choices = [(run.about.get("offline_choice"), curve) for run, curve in zip(runs, curves, strict=True)]
     chosen = [(scale, curve[scale]) for scale, curve in choices if scale in curve]
     if chosen:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cepdiff.figures import new_figure, new_panels, save_figure, shared_legend
+from cepdiff.figures import new_figure, new_panels, save_figure, shared_legend, styled
 from cepdiff.runs.statistics import CONFIDENCE, Array, Estimate
 
 
+@styled()
 def plot_statistics(found: Mapping[str, Mapping[str, Estimate]], chosen: str, path: Path) -> None:
     """A panel per statistic, with a point and its interval for each setting (none for one seed)."""
     settings = list(found)
@@ -25,13 +26,14 @@ def plot_statistics(found: Mapping[str, Mapping[str, Estimate]], chosen: str, pa
         axes.set_yticks(range(len(settings)), settings if axes is panels[0] else [""] * len(settings))
         axes.set_ylim(len(settings) - 0.5, -0.5)
         axes.set(xlabel="normalised score" if name != "optimality gap" else "points below 100")
-        axes.set_title(f"{name} {'↓' if name == 'optimality gap' else '↑'}", fontsize=10)
-        axes.grid(axis="x", alpha=0.3)
+        axes.set_title(f"{name} {'↓' if name == 'optimality gap' else '↑'}")
+        axes.grid(axis="x")
     intervals = intervals_of(here for estimates in found.values() for here in estimates.values())
-    figure.suptitle(f"{chosen}{intervals}", fontsize=10)
+    figure.suptitle(f"{chosen}{intervals}")
     save_figure(figure, path)
 
 
+@styled()
 def plot_profiles(thresholds: Array, found: Mapping[str, Sequence[Estimate]], chosen: str, path: Path) -> None:
     """The share of runs above each score, a line per setting, with pointwise intervals."""
     figure = new_figure(6.0, 4.2)
@@ -44,8 +46,8 @@ def plot_profiles(thresholds: Array, found: Mapping[str, Sequence[Estimate]], ch
             axes.fill_between(thresholds, *zip(*bounds, strict=True), color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel="normalised score τ", ylabel="share of runs with a score above τ", ylim=(-0.02, 1.02))
     intervals = intervals_of(here for curve in found.values() for here in curve)
-    axes.set_title(f"performance profiles, {chosen}{intervals}", fontsize=10)
-    axes.grid(alpha=0.3)
+    axes.set_title(f"performance profiles, {chosen}{intervals}")
+    axes.grid()
     shared_legend(figure, [axes], 2)
     save_figure(figure, path)
 
