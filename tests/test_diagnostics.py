@@ -26,6 +26,7 @@ from cepdiff.problems.offline.diagnostics_report import (
     plot_diagnostics,
 )
 from cepdiff.problems.offline.judge import offline_rows
+from cepdiff.runs.logs import Logs, values_table
 from gaussian_policy import (
     BETA,
     CRITIC,
@@ -243,15 +244,18 @@ def test_files_and_logs(found: Diagnostics, tmp_path: Path) -> None:
     plot_diagnostics(found, figure, "a title")
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
     assert figure.read_bytes().startswith(b"\x89PNG")
-    log_diagnostics(tmp_path / "logs", found, figure, step=500)
-    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    log_diagnostics(Logs(tmp_path / "logs"), found, figure, step=500)
+    events = EventAccumulator(str(tmp_path / "logs" / "diagnostics")).Reload()
     curves = {"diagnostics/guidance_norm", "diagnostics/score_norm"}
     scalars = diagnostic_scalars(found)
-    assert set(events.Tags()["scalars"]) == {*scalars, *curves}
+    assert set(events.Tags()["scalars"]) == curves
     assert events.Tags()["images"] == ["diagnostics"]
+    (event,) = events.Tensors("diagnostics/text_summary")
+    table = event.tensor_proto.string_val[0].decode()
+    assert (event.step, table) == (500, values_table(scalars))
     for name, value in scalars.items():
-        (event,) = events.Scalars(name)
-        assert (event.step, event.value) == (500, pytest.approx(value, rel=1e-5, abs=1e-6))
+        row = next(line for line in table.splitlines() if line.startswith(f"| {name.partition('/s=')[0]} |"))
+        assert f" {value:.4g} |" in row
     assert scalars["diagnostics/value/s=2.0"] == found.scales[3].value
     assert scalars["diagnostics/q_data_p95"] == found.q_data["p95"]
     assert found.ranking.return_agreement is not None

@@ -112,7 +112,7 @@ def test_a_run_leaves_stages_scores_logs_and_a_policy(
         events = EventAccumulator(str(run / "logs" / stage)).Reload()
         assert max(event.step for event in events.Scalars(f"{stage}/loss")) == 20
     scalars = EventAccumulator(str(run / "logs" / "evaluation")).Reload().Tags()["scalars"]
-    assert "eval/mean_return/s=1.0" in scalars
+    assert sorted(scalars) == ["eval/mean_return/s=0.0", "eval/mean_return/s=1.0"]
     policy = GuidedPolicy.from_run(run)
     action = policy.act(torch.zeros(4), guidance_scale=1.0, noise=torch.zeros(1, 1))
     assert action.shape == (1,)
@@ -197,6 +197,33 @@ def test_another_engine_gives_the_same_scores(config: Path, tmp_path: Path, caps
     assert fit(config, tmp_path / "other", "--evaluation.engine", "cuda_graph", "--trainer.accelerator", "cpu") == 2
     assert "the engine cuda_graph needs a GPU" in capsys.readouterr().err
     assert not (tmp_path / "other" / "behavior" / "final.ckpt").exists()  # refused before any training
+
+
+def test_another_logger_or_other_scales_keep_the_stages(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logging is no part of what weights are made from; results of earlier scales leave the logs."""
+    run = tmp_path / "run"
+    assert fit(config, run) == 0
+    capsys.readouterr()
+    assert fit(config, run, "--trainer.logger", "CSVLogger") == 0
+    assert capsys.readouterr().err.count("finished earlier, skipped") == 5
+    assert fit(config, run, "--evaluation.scales", "[0, 2]") == 0
+    said = capsys.readouterr().err
+    assert (said.count("finished earlier, skipped"), said.count("evaluation: running")) == (4, 1)
+    for folder, tags in (
+        ("evaluation", ["eval/mean_return/s=0.0", "eval/mean_return/s=2.0"]),
+        ("diagnostics", ["diagnostics/guidance_norm", "diagnostics/score_norm"]),
+    ):
+        events = EventAccumulator(str(run / "logs" / folder)).Reload()
+        assert sorted(events.Tags()["scalars"]) == tags
+        assert len(list((run / "logs" / folder).glob("events.*"))) == 1
+    new = tmp_path / "new"
+    assert fit(config, new, "--trainer.logger", "CSVLogger", "--trainer.logger.flush_logs_every_n_steps", "1") == 0
+    for name in (*STAGES, "diagnostics", "evaluation"):
+        assert (new / "logs" / name / "version_0" / "metrics.csv").is_file()
+    assert yaml.safe_load((new / "logs/critic/version_0/hparams.yaml").read_text())["critic.batch_size"] == 16
+    assert_equal_runs(run, new)
 
 
 def test_evaluation_during_training_is_logged(config: Path, tmp_path: Path) -> None:

@@ -100,10 +100,10 @@ def test_table_by_scale_and_method(classes: list[Path], tmp_path: Path, capsys: 
         # Two priors: the one of seed 0 counts once, however many runs share it.
         ["0", "prior", "0.550 ± 0.071", "8.00 ± 1.41"],
         ["1", "CEP", "0.938 ± 0.088 *", "1.50 ± 0.71 *"],
-        ["1", "NoisyClassifier", "0.900", "3.00"],
+        ["1", "noisy classifier", "0.900", "3.00"],
         ["1", "DPSClassifier", "0.938 *", "4.00"],
         ["2", "CEP", "0.850 ± 0.071", "2.00 ± 0.00"],
-        ["2", "NoisyClassifier", "0.950 *", "1.50 *"],
+        ["2", "noisy classifier", "0.950 *", "1.50 *"],
         ["", "real data", "0.980 ± 0.000", "1.00 ± 0.00"],
     ]
     shown = capsys.readouterr()

@@ -23,6 +23,7 @@ from cepdiff.data.blocks import StageDataModule
 from cepdiff.errors import CepdiffError, ConfigError, one_line
 from cepdiff.ranges import check_settings
 from cepdiff.runs.classes import class_arguments, component_class, parameters_of, refuse_other, supply
+from cepdiff.runs.logs import KEY, LabBook, logger_of
 from cepdiff.runs.merging import forget_replaced, lifted
 from cepdiff.runs.messages import (
     readable,
@@ -39,6 +40,7 @@ from cepdiff.runs.processes import TrainerSettings
 from cepdiff.trust import make_importable
 
 DEFAULT_DATA = "cepdiff.data.rl.datamodule.OfflineDataModule"
+LOGGER = KEY.rpartition(".")[2]  # of the trainer, but no argument of Lightning's Trainer: each stage has its own
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Config:
     components: dict[str, Component[Any]]
     settings: dict[str, Any]
     trainer: TrainerSettings
+    logger: Component[Any]
     callbacks: list[Callback]
     seed: int
     run_dir: str | None
@@ -107,9 +110,10 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
             raise ConfigError(f"{key} is ???; expected a value")
         problem = problem_of(OmegaConf.merge({}, *layers, *overrides))
         components, _ = sections_of(problem)
-        named = [lifted(layer, components, problem.nested) for layer in overrides]
+        sections, nested = [*components, "trainer"], {**problem.nested, "trainer": [LOGGER]}
+        overriding = [lifted(layer, sections, nested) for layer in overrides]
         merged: Any = OmegaConf.create()
-        for layer in (*(lifted(layer, components, problem.nested) for layer in layers), OmegaConf.merge({}, *named)):
+        for layer in (*(lifted(layer, sections, nested) for layer in layers), OmegaConf.merge({}, *overriding)):
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
         tree = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
@@ -196,6 +200,11 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     """
     problem = problem_of(OmegaConf.create({key: tree[key] for key in ("problem", "data") if key in tree}))
     components, parameters = sections_of(problem)
+    whole, trainer = tree, tree.get("trainer")
+    logger = logger_of({"class_path": class_path_of(LabBook)})
+    if isinstance(trainer, Mapping) and LOGGER in trainer:
+        logger = logger_of(trainer[LOGGER])
+        tree = {**tree, "trainer": {key: value for key, value in trainer.items() if key != LOGGER}}
     settings = {**{key: parameter.annotation for key, parameter in parameters.items()}, "trainer": TrainerSettings}
     refuse_unknown(tree, ["problem", "seed", "run_dir", *components, *settings, "callbacks"], "")
     classes = {key: component_class(key, tree.get(key), base, known.cls) for key, (base, known) in components.items()}
@@ -239,6 +248,7 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     except Exception as error:  # jsonargparse raises many kinds; all of them are about the user's values
         raise ConfigError(readable(error)) from error
     values = {"problem": class_path_of(problem), **plain(parsed)}
+    values["trainer"][LOGGER] = logger.spec
     for key, cls in classes.items():
         values[key] = {"class_path": class_path_of(cls), "init_args": values.get(key) or {}}
     for key, arguments in known.items():
@@ -257,12 +267,13 @@ def check_config(tree: dict[str, Any], supplied: Mapping[str, Mapping[str, Any]]
     problem.check(found)
     arguments_of = {key: dict(vars(built.get(key) or SimpleNamespace())) for key in components}
     return Config(
-        given=copy.deepcopy(tree),
+        given=copy.deepcopy(whole),
         values=values,
         problem=problem,
         components={key: Component(cls, arguments_of[key], values[key]) for key, cls in classes.items()},
         settings={key: value for key, value in found.items() if key != "trainer"},
         trainer=found["trainer"],
+        logger=logger,
         callbacks=list(built.callbacks),
         seed=built.seed,
         run_dir=built.run_dir,
@@ -307,6 +318,11 @@ def leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         key = f"{where}.{name}" if where else str(name)
         yield from leaves(value, key) if isinstance(value, Mapping) else [(key, value)]
+
+
+def named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """All values by dotted key, as on the command line: a class by its section, and its arguments below."""
+    return {key.replace(".init_args", "").removesuffix(".class_path"): value for key, value in leaves(values)}
 
 
 def plain(value: Any) -> Any:

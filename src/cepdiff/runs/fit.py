@@ -14,7 +14,7 @@ from typing import Any
 
 from cepdiff.callbacks.stopping import Interrupted, StopSignals
 from cepdiff.errors import ConfigError, OutputError, RunError
-from cepdiff.runs.config import Config
+from cepdiff.runs.config import Config, named
 from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import Processes
@@ -57,8 +57,10 @@ def fit(
         data.setup()
         config = config.supplied(config.problem.network_arguments(data, config.values))
         run = Run(
-            folder, processes, config.seed, config.components, config.callbacks, list(sources), other, kept, signals
-        )
+            folder, processes, config.seed, config.components, config.callbacks, list(sources), other, kept, signals,
+            config.logger, named(config.values),
+        )  # fmt: skip
+        run.logs("")  # a logger that cannot be made is an error now
         problem = config.problem(run, data, **config.sections)
         stages = problem.stages()
         names = [each.name for each in stages]

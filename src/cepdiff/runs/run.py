@@ -14,6 +14,7 @@ from cepdiff.components import Component
 from cepdiff.errors import ConfigError
 from cepdiff.randomness import stream_seed
 from cepdiff.runs.folder import FINAL, RunFolder
+from cepdiff.runs.logs import LabBook, Logs
 from cepdiff.runs.processes import Processes
 
 
@@ -31,6 +32,8 @@ class Run:
         reuse: another run, whose finished stages are taken over if they were made from the same.
         kept: False if the folder is deleted after the run.
         signals: the signals that ask the command to stop.
+        logger: class and options of the loggers.
+        options: the configuration to log, by dotted key.
     """
 
     folder: RunFolder
@@ -42,6 +45,13 @@ class Run:
     reuse: RunFolder | None = None
     kept: bool = True
     signals: StopSignals = field(default_factory=StopSignals)
+    logger: Component[Any] = Component(LabBook)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def logs(self) -> Logs:
+        """The loggers of the stages."""
+        return Logs(self.folder.logs, self.logger, self.options)
 
     def module(self, key: str, component: Component[Any], sizes: tuple[int, int], **supplied: Any) -> Any:
         """The module of section `key`; its first weights depend on (seed, key) only."""

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from cepdiff.errors import RunError, one_line
-from cepdiff.runs.config import leaves
+from cepdiff.runs.config import named
+from cepdiff.runs.logs import KEY
 from cepdiff.runs.results import Results
 from cepdiff.runs.search import planned_runs
 
@@ -109,11 +110,14 @@ def configuration(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = dict(leaves(yaml.load(path.read_text(encoding="utf-8"), LOADER)))
+        plain = named(yaml.load(path.read_text(encoding="utf-8"), LOADER))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise RunError(f"{path} is damaged ({one_line(error)}); run the same `cepdiff fit` again") from error
-    plain = {key.replace(".init_args", "").removesuffix(".class_path"): value for key, value in found.items()}
-    return {key: value for key, value in plain.items() if key.rpartition(".")[2] not in OF_THE_MACHINE}
+    return {
+        key: value
+        for key, value in plain.items()
+        if key.rpartition(".")[2] not in OF_THE_MACHINE and not key.startswith(KEY)
+    }
 
 
 def sweep_values(runs: Sequence[Results]) -> list[tuple[Values, int] | None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from cepdiff.callbacks.checkpoint import AtomicCheckpointIO, StageCheckpoint
 from cepdiff.callbacks.progress import StageProgress
@@ -161,7 +161,7 @@ class TrainedStage(Stage):
         )
         if step and processes.is_main:
             print(f"{self.name}: from step {step:,} of {self.settings.max_steps:,}", file=sys.stderr)
-        started, data, trainer = time.monotonic(), self.data(), self._trainer(checkpoint)
+        started, data, trainer = time.monotonic(), self.data(), self._trainer(checkpoint, self._logger(step))
         checkpoint.elapsed += time.monotonic() - started  # preparing the data can take long
         with self.context.signals.handled(deferred=True):  # the checkpoint callback responds to them
             try:
@@ -201,14 +201,23 @@ class TrainedStage(Stage):
         every = settings.checkpoint_every, settings.checkpoint_minutes
         return StageCheckpoint(self.folder.last, *every, made_from, self.context.signals)
 
-    def _trainer(self, checkpoint: StageCheckpoint) -> Trainer:
+    def _logger(self, step: int) -> Logger:
+        """The logger, with nothing of an earlier attempt after `step`, and with the configuration."""
+        logs, on_main = self.context.logs, self.context.processes.on_main
+        if not step:
+            on_main(lambda: logs.forget(self.name))
+        logger = logs(self.name, step)
+        on_main(lambda: logs.started(logger))
+        return logger
+
+    def _trainer(self, checkpoint: StageCheckpoint, logger: Logger) -> Trainer:
         run, shown = self.context, self.context.processes.settings.progress_bar
         quieten()
         arguments: dict[str, Any] = dict(
             **run.processes.trainer_arguments(),
             max_steps=self.settings.max_steps,
             max_epochs=-1,
-            logger=TensorBoardLogger(run.folder.path, name=run.folder.logs.name, version=self.name),
+            logger=logger,
             callbacks=[checkpoint, *([StageProgress(self.name)] if shown else []), *copy.deepcopy(self.callbacks)],
             plugins=[AtomicCheckpointIO(self.folder.record_file)],
             enable_progress_bar=shown,

@@ -35,7 +35,6 @@ from cepdiff.problems.density.report import image_sections
 from cepdiff.problems.density.samples import GUIDED, write_samples
 from cepdiff.problems.guided import OBJECTIVE
 from cepdiff.ranges import AtLeastTwo, Count, NonNegative, Range, Whole
-from cepdiff.runs.logs import log_result
 from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
@@ -265,10 +264,11 @@ class ImageDensity(DensityProblem):
         names = [data.head_names[head] for head in shown]
         grids = [(f"scale {scale:g}", images, names) for scale, images in pictures.items()]
         plot_grids(grids, self.grids, self.title)
-        self.log(results, self.grids)
+        figures = [self.grids]
         if isinstance(judge, EnergyJudge) and judge.hues is not None:
+            figures.append(self.hues)
             plot_hues(samples, shown_heads(data.num_heads, SHOWN_HUES), judge, data.head_names, self.hues, self.title)
-            log_result(self.run.folder.logs / "evaluation", {}, self.hues, self.lengths.guidance.max_steps)
+        self.log(results, *figures)
         return results
 
     def _new_judge(self) -> Judge:

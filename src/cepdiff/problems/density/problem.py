@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cepdiff.problems.guided import GuidedProblem
-from cepdiff.runs.logs import log_result
+from cepdiff.runs.logs import values_table
 from cepdiff.runs.results import Results
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Judgement, Stage
@@ -69,6 +69,10 @@ class DensityProblem(GuidedProblem):
         method, beta = self.method, self.objective.inverse_temperature
         return f"{self.data.dataset_name}, {method}, beta {beta:g}, seed {self.run.seed}"
 
-    def log(self, results: Results, figure: Path) -> None:
-        """Write results and a figure to TensorBoard."""
-        log_result(self.run.folder.logs / "evaluation", results.scalars(), figure, self.lengths.guidance.max_steps)
+    def log(self, results: Results, *figures: Path) -> None:
+        """Log results and figures; runs are compared by their distances from exact samples and their accuracy."""
+        values = results.scalars()
+        scores = {name: value for name, value in values.items() if "_multiple/" in name or "/accuracy/" in name}
+        texts = {"results": results.table().markdown(), "metrics": values_table(values)}
+        step = self.lengths.guidance.max_steps
+        self.run.logs.result("evaluation", scores, figures, step, texts=texts, others=values)

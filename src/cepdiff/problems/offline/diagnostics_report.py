@@ -7,11 +7,11 @@ from pathlib import Path
 
 from cepdiff.figures import GUIDE, legend_above, new_panels, save_figure, styled
 from cepdiff.policy.diagnostics import PERCENTILES, Diagnostics
-from cepdiff.runs.logs import log_result
+from cepdiff.runs.logs import Logs, values_table
 
 
 def diagnostic_scalars(diagnostics: Diagnostics) -> dict[str, float]:
-    """TensorBoard names and values, without the curves over diffusion time."""
+    """Names and values, without the curves over diffusion time."""
     of_run = asdict(diagnostics)
     values = {name: float(value) for name, value in of_run.items() if isinstance(value, float | int)}
     for of in ("q_data", "q_support"):
@@ -26,14 +26,15 @@ def diagnostic_scalars(diagnostics: Diagnostics) -> dict[str, float]:
     return {f"diagnostics/{name}": value for name, value in values.items()}
 
 
-def log_diagnostics(folder: Path, diagnostics: Diagnostics, figure: Path, step: int) -> None:
-    """Log scalars and the `figure` at `step`, and norms over diffusion time with 1000 t as the x axis."""
-    norms = diagnostics.norms
+def log_diagnostics(logs: Logs, diagnostics: Diagnostics, figure: Path, step: int) -> None:
+    """Log tables of all values and the `figure` at `step`, and norms over diffusion time with 1000 t as the x axis."""
+    norms, values = diagnostics.norms, diagnostic_scalars(diagnostics)
     curves = {
         name: [(round(1000 * t), value) for t, value in zip(norms.times, found, strict=True)]
         for name, found in (("diagnostics/guidance_norm", norms.guidance), ("diagnostics/score_norm", norms.score))
     }
-    log_result(folder, diagnostic_scalars(diagnostics), figure, step, curves)
+    texts = {"diagnostics": values_table(values)}
+    logs.result("diagnostics", {}, [figure], step, texts=texts, others=values, curves=curves)
 
 
 @styled()
@@ -63,7 +64,7 @@ def plot_diagnostics(diagnostics: Diagnostics, path: Path, title: str = "") -> N
     distances.plot(scales, [e.distance for e in d.scales], marker="o", label="guided actions")
     distances.axhline(d.data_distance, color="tab:orange", linestyle="--", label="buffer's actions")
     distances.axhline(d.support_distance, **GUIDE, label="support actions")
-    distances.set(xlabel="guidance scale", ylabel="distance to nearest support action", ylim=(0.0, None))
+    distances.set(xlabel="guidance scale", ylabel="distance to nearest action", ylim=(0.0, None))
 
     for axes in (values, norms, choice, distances):
         axes.grid()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cepdiff.callbacks.progress import progress
 from cepdiff.errors import RunError
@@ -11,12 +12,12 @@ from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.problems.offline.environment import Evaluation
 from cepdiff.problems.offline.report import plot_scores
+from cepdiff.problems.offline.scores import score_metric
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
 from cepdiff.rollout.rollout import EpisodeResult
 from cepdiff.rollout.scores import ScoreRow, best_row
-from cepdiff.runs.folder import RunFolder
-from cepdiff.runs.logs import log_result
+from cepdiff.runs.logs import Logs, values_table
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.results import Results, Row
 
@@ -95,13 +96,10 @@ def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes)
         )
 
 
-def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder: RunFolder, step: int) -> None:
-    """Figures of the scores and, in a maze, of some paths; both in TensorBoard too."""
-    figure = folder.path / "scores.png"
-    plot_scores([results], figure)
-    shown = ("mean_return", "normalized_score", "success_rate", "one_step_return", "one_step_score", "one_step_error")
-    values = {name: value for name, value in results.scalars().items() if name.split("/")[1] in shown}
-    log_result(folder.logs / "evaluation", values, figure, step)
+def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Draw figures of the scores and, in a maze, of some paths; return their files."""
+    figures = [folder / "scores.png"]
+    plot_scores([results], figures[0])
     assert evaluation.environment is not None
     layout = maze_of(evaluation.environment)
     if layout is not None:
@@ -109,6 +107,14 @@ def draw(results: Results, policy: GuidedPolicy, evaluation: Evaluation, folder:
             policy, evaluation.environment, scales=evaluation.scales, seed=evaluation.seed,
             episodes=min(evaluation.episodes, DRAWN_EPISODES), device=policy.device,
         )  # fmt: skip
-        figure = folder.path / "paths.png"
-        draw_paths(layout, paths, goals, figure)
-        log_result(folder.logs / "evaluation", {}, figure, step)
+        figures.append(folder / "paths.png")
+        draw_paths(layout, paths, goals, figures[1])
+    return figures
+
+
+def log_scores(logs: Logs, results: Results, figures: Sequence[Path], step: int) -> None:
+    """Log the results and figures; runs are compared by the score of each scale."""
+    values = results.scalars()
+    scores = {name: value for name, value in values.items() if name.split("/")[1] == score_metric(results)}
+    texts = {"results": results.table().markdown(), "metrics": values_table(values)}
+    logs.result("evaluation", scores, figures, step, texts=texts, others=values)

@@ -38,7 +38,7 @@ from cepdiff.problems.offline.distillation import (
     one_step_scores,
 )
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
-from cepdiff.problems.offline.judge import COLUMNS, draw, marks, offline_rows, rollouts, score_rows
+from cepdiff.problems.offline.judge import COLUMNS, draw, log_scores, marks, offline_rows, rollouts, score_rows
 from cepdiff.problems.offline.report import report
 from cepdiff.problems.offline.support_stage import SupportSettings, SupportStage, support_energies
 from cepdiff.rollout.scores import ScoreRow, summarize
@@ -252,9 +252,13 @@ class OfflineRL(GuidedProblem):
             about={"offline_choice": found.offline_choice, "ranking": found.ranking.to_dict()},
             notes=[str(found.ranking), found.choice_reason],
         )
-        if rows:
-            step = self.lengths.guidance.max_steps
-            run.processes.on_main(lambda: draw(results, self.policy(), evaluation, run.folder, step))
+        step = self.lengths.guidance.max_steps
+
+        def show() -> None:
+            figures = draw(results, self.policy(), evaluation, run.folder.path) if rows else []
+            log_scores(run.logs, results, figures, step)
+
+        run.processes.on_main(show)
         return results
 
     def _judge_one_step(self) -> list[Row]:
@@ -280,7 +284,7 @@ class OfflineRL(GuidedProblem):
         write_json(folder.path / "diagnostics.json", found.to_dict())
         figure = folder.path / "diagnostics.png"
         plot_diagnostics(found, figure, self.title)
-        log_diagnostics(folder.logs / "diagnostics", found, figure, self.lengths.guidance.max_steps)
+        log_diagnostics(self.run.logs, found, figure, self.lengths.guidance.max_steps)
         return found
 
     def evaluation_record(self) -> dict[str, Any]:
