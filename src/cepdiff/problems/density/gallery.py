@@ -84,7 +84,7 @@ def plot_hues(
         axes.set_title(f"hue {names[head]}")
     for axes in panels[-1]:
         axes.set_xticks([0.0, 0.5, 1.0], ["0", "½", "1"])
-    figure.supxlabel("hue of an image, in turns", fontsize=10)
+        axes.set_xlabel("hue (turns)")
     figure.supylabel("share of images", fontsize=10)
     shared_legend(figure, [panels[0][0]])
     figure.suptitle(title)

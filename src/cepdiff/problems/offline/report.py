@@ -156,6 +156,8 @@ def plot_scores(runs: Sequence[Results], path: Path, settings: Settings | None =
         axes.set(xlabel="guidance scale", ylabel=" or ".join(AXES[metric] for metric in sorted(metrics)))
         axes.set_title(runs[0].title if len(runs) == 1 else task)
         axes.grid()
+    if len(order) > 1 and any(len(found) > 1 for here in groups.values() for found in here.values()):
+        figure.suptitle("mean ± standard error over the seeds")
     shared_legend(figure, panels, 3)
     save_figure(figure, path)
 
