@@ -44,7 +44,7 @@ class LabBook(TensorBoardLogger):
         from tensorboard.plugins.scalar.metadata import create_summary_metadata
         from tensorboard.util.tensor_util import make_tensor_proto
 
-        for name in metrics.keys() - self._described:
+        for name in [name for name in metrics if name not in self._described]:
             # TensorBoard reads the description with the first point of a chart, which the plain one then replaces.
             meta = create_summary_metadata("", description(name))
             tag = f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}" if self._prefix else name
@@ -101,11 +101,14 @@ class Logs:
         if (self.folder / name).is_dir():
             shutil.rmtree(self.folder / name)
 
-    def started(self, logger: Logger) -> None:
-        """Log the configuration, as text in TensorBoard."""
+    def started(self, logger: Logger, step: int = 0) -> None:
+        """Log the configuration of a stage that starts or goes on at `step`, as text in TensorBoard."""
         if isinstance(logger, TensorBoardLogger):
-            lines = "\n".join(f"    {key}: {value}" for key, value in self.options.items())  # indented: as it is
-            logger.experiment.add_text("configuration", lines)
+            if step:
+                return  # it is there
+            plain = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.options.items()}
+            lines = (f"    {key}: {value}" for key, value in plain.items())  # indented: shown as it is
+            logger.experiment.add_text("configuration", "\n".join(lines))
         else:
             logger.log_hyperparams(dict(self.options))
 
@@ -138,6 +141,7 @@ class Logs:
 
             if scores:
                 logger.log_hyperparams(dict(self.options), dict(scores), step)
+                self.started(logger)
             for key, text in (texts or {}).items():
                 logger.experiment.add_text(key, text, step)
             for key, curve in (curves or {}).items():
@@ -150,7 +154,7 @@ class Logs:
             for figure in figures:
                 if hasattr(logger, "log_image"):
                     logger.log_image(figure.stem, [str(figure)], step)
-        self.started(logger)
+            self.started(logger)
         logger.finalize("success")
 
 

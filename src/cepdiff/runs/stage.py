@@ -207,7 +207,7 @@ class TrainedStage(Stage):
         if not step:
             on_main(lambda: logs.forget(self.name))
         logger = logs(self.name, step)
-        on_main(lambda: logs.started(logger))
+        on_main(lambda: logs.started(logger, step))
         return logger
 
     def _trainer(self, checkpoint: StageCheckpoint, logger: Logger) -> Trainer:
