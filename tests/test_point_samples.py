@@ -6,16 +6,19 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 
+import cepdiff.problems.density.samples as samples_module
 from cepdiff.errors import DataError, RunError
 from cepdiff.problems.density.samples import (
     COLUMNS,
     DISTANCES,
+    EXACT,
+    GUIDED,
     SHOWN_POINTS,
     compare_samples,
     plot_samples,
@@ -174,16 +177,20 @@ class TestFileOfSamples:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_the_figure_has_a_panel_a_sample(tmp_path: Path, size: int) -> None:
+def test_the_figure_has_a_column_per_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     def make(n: int) -> np.ndarray:
         return np.random.default_rng(0).normal(size=(n, size)).astype(np.float32)
 
-    samples = {"data": make(SHOWN_POINTS + 5), "energies": make(SHOWN_POINTS + 5)[:, 0], "exact": make(30)}
-    widths = []
-    for names in (("data", "energies"), ("data", "energies", "exact")):
-        plot_samples({name: samples[name] for name in names}, tmp_path / "samples.png", "rings, CEP, beta 3")
-        image = imread(tmp_path / "samples.png")
-        assert np.unique(image.reshape(-1, image.shape[-1]), axis=0).shape[0] > 20  # the figure is not empty
-        widths.append(image.shape[1])
-    assert widths[1] - widths[0] == round(2.9 * 120)  # one more panel, inches times dots per inch
-    assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
+    figures: list[Any] = []
+    monkeypatch.setattr(samples_module, "save_figure", lambda figure, path: figures.append(figure))
+    samples = {"data": make(SHOWN_POINTS + 5), "energies": make(SHOWN_POINTS + 5)[:, 0]}
+    for scale in (0.0, 0.5):
+        samples |= {EXACT.format(scale): make(30), GUIDED.format(scale): make(20)}
+        plot_samples(samples, tmp_path / "samples.png", "rings, CEP, beta 3")
+    for figure, titles in zip(figures, (["0"], ["0", "0.5"]), strict=True):
+        panels = np.array(figure.axes).reshape(2, -1)
+        assert [axes.get_title() for axes in panels[0]] == ["data", *(f"guidance scale {title}" for title in titles)]
+        assert [axes.get_ylabel() for axes in panels[:, 1]] == ["exact samples", "guided samples"]
+        shown = [[len(points.get_offsets()) for axes in row for points in axes.collections] for row in panels]
+        assert shown == [[SHOWN_POINTS, *[30] * len(titles)], [20] * len(titles)]
+        assert panels[1, 0].child_axes[0].get_xlabel() == "energy"

@@ -15,7 +15,7 @@ from cepdiff.files import check_output, written_aside
 
 PAGE = 8.5  # inches: the width of a figure at the most; text of 10 points has 13 pixels if a page shows it at 800
 TALLEST = 40.0  # inches
-STYLE: Mapping[str, Any] = {
+STYLE: Any = {  # of rcParams
     "savefig.dpi": 150,
     "figure.titlesize": 11,
     "axes.titlesize": 10,

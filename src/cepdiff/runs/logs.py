@@ -60,7 +60,7 @@ class LabBook(TensorBoardLogger):
 
         self.log_metrics(metrics or {}, step)
         plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in params.items()}
-        for part in hparams(plain, metrics or {})[1:]:
+        for part in hparams(plain, metrics or {})[1:]:  # type: ignore[no-untyped-call]
             self.experiment._get_file_writer().add_summary(part, step)
 
 
