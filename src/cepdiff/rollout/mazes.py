@@ -108,7 +108,7 @@ def draw_maze(axes: Axes, layout: Layout) -> None:
 
     half = layout.cell_size / 2
     for x, y in layout.wall_centers():
-        axes.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, color="0.6", linewidth=0))
+        axes.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, color="0.6", linewidth=0, antialiased=False))
     low, high = layout.bounds()
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])

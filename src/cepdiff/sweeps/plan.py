@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from cepdiff.errors import CepdiffError, ConfigError
 from cepdiff.runs.config import Config, leaves, load_config, read_layer
+from cepdiff.runs.logs import KEY as LOGGER
 from cepdiff.runs.problem import Problem
 from cepdiff.seals import content_hash
 from cepdiff.sweeps.settings import Axes, SweepSettings, combinations, override, products, spelled
@@ -174,7 +175,11 @@ def dotted(text: str) -> Any:
 def comparable(values: Mapping[str, Any], apart: Collection[str]) -> dict[str, Any]:
     """Dotted key -> value of a complete configuration, without the keys in which the same run may differ."""
     plain = {spelled(key): value for key, value in leaves(json.loads(json.dumps(values, default=str)))}
-    return {key: value for key, value in plain.items() if key not in apart and key not in APART}
+    return {
+        key: value
+        for key, value in plain.items()
+        if key not in apart and key not in APART and not key.startswith(LOGGER)
+    }
 
 
 def stage_hashes(values: Mapping[str, Any], problem: type[Problem]) -> dict[str, str]:
