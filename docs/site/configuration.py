@@ -18,6 +18,7 @@ from typing import Any
 from cepdiff.components import import_class
 from cepdiff.ranges import Range, argument_hints
 from cepdiff.runs.config import Config, load_config, sections_of
+from cepdiff.runs.logs import KEY
 from cepdiff.runs.processes import TrainerSettings
 
 PAGE = Path(__file__).parent.parent / "configuration.md"
@@ -121,7 +122,7 @@ def filled_in(page: str) -> str:
             config = load_config([], PARTS["## Keys"])
         inside = line == HEADER or (inside and line.startswith("|"))
         key = re.match(r"\| `([\w.]+)` \|", line)
-        if config and inside and key and key[1] != "callbacks":
+        if config and inside and key and key[1] not in ("callbacks", KEY):  # classes of Lightning, made later
             meaning = re.split(r"(?<!\\)\|", line)[4].strip()
             line = f"| `{key[1]}` | {' | '.join(row(config, key[1], meaning))} | {meaning} |"
         lines.append(line)
