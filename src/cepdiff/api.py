@@ -19,9 +19,10 @@ from cepdiff.policy.images import ImageSampler
 from cepdiff.policy.recipe import read_recipe
 from cepdiff.problems.offline.evaluate import evaluate_run
 from cepdiff.runs import report as reports
-from cepdiff.runs.config import merge_config, read_layer
+from cepdiff.runs.config import merge_config
 from cepdiff.runs.fit import fit as fit_config
 from cepdiff.runs.problem import Problem
+from cepdiff.runs.recipes import find, read_layer
 from cepdiff.runs.results import Results
 
 Arrays = Mapping[str, Any]
@@ -59,7 +60,7 @@ def fit(
     Args:
         dataset: its name or file, or arrays in memory with D4RL's or Gymnasium's names, see `ArrayDataModule`; None if
             the configuration names it. Policies from arrays are rolled out only if `data={"env_id": ...}` says where.
-        config: YAML files, merged in order.
+        config: YAML files or recipes of the package ("quickstart"), merged in order.
         run_dir: where to keep the run, and to go on from; None keeps nothing but what is returned.
         stage: run this one only.
         reuse: another run, whose finished stages are taken over if they were made from the same.
@@ -68,7 +69,7 @@ def fit(
     Raises:
         CepdiffError: anything a user can mend.
     """
-    files = [config] if isinstance(config, (str, Path)) else list(config)
+    files = [find(name) for name in ([config] if isinstance(config, (str, Path)) else config)]
     arrays: dict[str, Any] = {}
     data = dict(sections.pop("data", {}))
     if isinstance(dataset, Mapping):
@@ -80,8 +81,8 @@ def fit(
         data["dataset"] = dataset
     with ExitStack() as kept:
         place = run_dir or kept.enter_context(tempfile.TemporaryDirectory(prefix="cepdiff-"))
-        layers = [*map(read_layer, map(Path, files)), {"data": data} if data else {}, sections, {"run_dir": str(place)}]
-        folders = [str(Path(name).resolve().parent) for name in files]
+        layers = [*map(read_layer, files), {"data": data} if data else {}, sections, {"run_dir": str(place)}]
+        folders = [str(file.resolve().parent) for file in files]
         other = None if reuse is None else str(reuse)
         problem = fit_config(merge_config(layers), stage, folders, other, arrays, run_dir is not None)
         judged = stage in (None, problem.stages()[-1].name) and problem.run.folder.results.is_file()

@@ -15,8 +15,8 @@ from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.memory import ArrayDataModule
-from cepdiff.data.rl.parts import Choice, joined, part_names
-from cepdiff.data.rl.source import load_dataset
+from cepdiff.data.rl.parts import Choice, joined
+from cepdiff.data.rl.source import load_dataset, part_names
 from cepdiff.errors import CepdiffError, ConfigError, DataError
 
 MakeRaw = Callable[..., RawArrays]

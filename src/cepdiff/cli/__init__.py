@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cepdiff.cli import collect, data, evaluate, export, fit, report, sample, sweep
+from cepdiff.cli import collect, config, data, evaluate, export, fit, report, sample, sweep
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -74,6 +74,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (fit, sweep, evaluate, sample, export, report, data, collect):
+    for command in (fit, sweep, evaluate, sample, export, report, data, collect, config):
         command.add_parser(commands)
     return parser

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
-from cepdiff.errors import ConfigError
+from cepdiff.errors import ConfigError, RunError
 
 
 def positive(text: str) -> int:
@@ -15,6 +16,12 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, found {text}")
     return value
+
+
+def require_run(place: str) -> None:
+    """Raise RunError if there is nothing at `place`, before the libraries that read a run are loaded."""
+    if not Path(place).exists():
+        raise RunError(f"there is no run folder {place}")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data = subparsers.add_parser("data", help="list, show, download or check datasets")
     commands = data.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--dataset_dir", metavar="DIR", help="default: $D4RL_DATASET_DIR or ~/.d4rl/datasets")
+    shared.add_argument(
+        "--dataset_dir", "--data.dataset_dir", metavar="DIR", help="default: $D4RL_DATASET_DIR or ~/.d4rl/datasets"
+    )
     shared.add_argument("--json", action="store_true", help="print JSON")
     listing = _add(commands, shared, "list", list_tasks, "list the tasks, one per line")
     listing.add_argument("--family", metavar="NAME", help="only this family: locomotion, antmaze, maze2d, adroit, ...")
@@ -38,8 +40,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     fetching.add_argument("--mirror", metavar="URL", action="append", default=[], help=mirror)
     checking = _add(commands, shared, "check", check, "check that a dataset is usable: exit code 0, else 2")
     checking.add_argument("dataset", metavar="TASK_OR_FILE", help=_WHAT)
-    rule = f"as --data.reward_rule of fit: {', '.join(REWARD_RULES)}"
-    checking.add_argument("--reward_rule", metavar="RULE", choices=REWARD_RULES, help=rule)
+    options = checking.add_argument_group("as of fit, also with its prefix (--data.env_id)")
+    rule = ", ".join(REWARD_RULES)
+    options.add_argument("--reward_rule", "--data.reward_rule", metavar="RULE", choices=REWARD_RULES, help=rule)
+    options.add_argument("--env_id", "--data.env_id", metavar="ID", help="the environment that the data are from")
+    for name, bound in (("action_low", "lower"), ("action_high", "upper")):
+        text = f"{bound} bound of the actions: a number, or a list such as [-1,-2]"
+        options.add_argument(f"--{name}", f"--data.{name}", metavar="X", type=_bound, help=text)
     checking.add_argument("--plot", metavar="FILE.png", type=Path, help="plot returns, lengths and actions")
     add_convert(commands, shared)
     add_replay(commands, shared)
@@ -79,9 +86,10 @@ def info(args: argparse.Namespace) -> int:
         counterpart = {"minari_counterpart": minari_counterpart(task)}
         facts["task"] = asdict(task) | _file_facts(task, args.dataset_dir) | counterpart
     if task is None or facts["task"]["file_present"]:
-        from cepdiff.data.checks.report import describe
+        raw = load_dataset(args.dataset, args.dataset_dir, allow_download=False)
+        from cepdiff.data.checks.report import describe  # it loads torch
 
-        facts["data"] = describe(load_dataset(args.dataset, args.dataset_dir, allow_download=False), task)
+        facts["data"] = describe(raw, task)
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -95,8 +103,7 @@ def info(args: argparse.Namespace) -> int:
 
 def download(args: argparse.Namespace) -> int:
     """Download a missing file and print its path."""
-    from cepdiff.data.rl.parts import part_names
-    from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
+    from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, part_names, resolve
 
     for name in part_names(args.dataset):
         if name.startswith(MINARI_PREFIX):
@@ -109,12 +116,16 @@ def download(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Print the findings; raises if the dataset is unusable."""
-    from cepdiff.data.checks.report import check as find
+    from cepdiff.data.rl.source import local_files
     from cepdiff.figures import check_figure
 
     if args.plot:
         check_figure(args.plot)
-    findings = find(args.dataset, args.dataset_dir, args.plot, args.reward_rule)
+    local_files(args.dataset, args.dataset_dir)
+    from cepdiff.data.checks.report import check as find  # it loads torch
+
+    bounds = args.action_low, args.action_high
+    findings = find(args.dataset, args.dataset_dir, args.plot, args.reward_rule, args.env_id, *bounds)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
         return 0
@@ -139,6 +150,12 @@ def _file_facts(task: Task, dataset_dir: str | None) -> dict[str, Any]:
         with suppress(DataError):  # `check` and `info` explain it
             rows, _ = read_header(path)
     return {"file": str(path), "file_present": path.is_file(), "rows": rows}
+
+
+def _bound(text: str) -> float | list[float]:
+    """A number or a list of numbers, as YAML and JSON write them."""
+    value = json.loads(text)
+    return [float(each) for each in value] if isinstance(value, list) else float(value)
 
 
 def _row(task: Task, file: dict[str, Any]) -> dict[str, str]:

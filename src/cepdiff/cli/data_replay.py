@@ -36,9 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.errors import ConfigError
     from cepdiff.figures import check_figure
     from cepdiff.files import check_output, write_json
-    from cepdiff.rollout.environment import choose_environment
-    from cepdiff.rollout.replay import replay
-    from cepdiff.rollout.replay_report import format_replay, plot_replay
 
     if args.rows < 1:
         raise ConfigError(f"--rows is {args.rows}; expected at least 1")
@@ -48,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
         check_figure(Path(args.plot))
     env_kwargs = json_object(args.env_kwargs) if args.env_kwargs else None
     raw = load_dataset(args.dataset, args.dataset_dir, allow_download=False, infos=True)
+    from cepdiff.rollout.environment import choose_environment  # these load torch and gymnasium
+    from cepdiff.rollout.replay import replay
+    from cepdiff.rollout.replay_report import format_replay, plot_replay
+
     spec = choose_environment(args.dataset, TASKS.get(args.dataset), raw.metadata, args.env_id, env_kwargs, "--env_id")
     with closing(RowBar("replay")) as bar:
         report = replay(raw, spec, rows=args.rows, seed=args.seed, on_progress=bar.show)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cepdiff.cli.arguments import add_one_step, add_trust
+from cepdiff.cli.arguments import add_one_step, add_trust, require_run
 
 OPTIONS = (
     "scales", "inverse_temperatures", "episodes", "seeds", "num_solver_steps", "max_envs", "env_id",
@@ -42,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    require_run(args.run_dir)
     from pathlib import Path
 
     from cepdiff.cli.messages import is_first_process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cepdiff.cli.arguments import add_one_step, add_trust
+from cepdiff.cli.arguments import add_one_step, add_trust, require_run
 
 ONE_STEP = "one_step.pt"  # default file name of the distilled policy, before the suffix is replaced
 EPILOG = """\
@@ -52,6 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command: nothing is written unless the file acts as the policy does."""
+    require_run(args.run_dir)
     from pathlib import Path
 
     from cepdiff.errors import ConfigError, RunError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cepdiff.cli.arguments import add_trust
+from cepdiff.cli.arguments import add_trust, require_run
 from cepdiff.tables import FORMS
 
 EPILOG = """\
@@ -46,6 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    for place in args.run_dirs:
+        require_run(place)
     from pathlib import Path
 
     from cepdiff.runs.report import report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cepdiff.cli.arguments import RowBar, add_trust, positive
+from cepdiff.cli.arguments import RowBar, add_trust, positive, require_run
 
 EPILOG = """\
 examples:
@@ -44,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    require_run(args.run_dir)
     from pathlib import Path
 
     from cepdiff.errors import ConfigError

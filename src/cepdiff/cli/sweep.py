@@ -9,7 +9,7 @@ Every key of the recipe can be given as an option, for all runs. Run the same co
 finished runs are skipped, stopped ones resume, on any engine.
 
 example:
-  cepdiff sweep configs/sweeps/quickstart.yaml --dry_run
+  cepdiff sweep sweeps/quickstart --dry_run
 """
 
 
@@ -22,7 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="SWEEP.yaml", help="the recipe, the axes and where the runs are carried out")
+    parser.add_argument(
+        "file", metavar="SWEEP.yaml|NAME", help="the recipe, the axes and where the runs are carried out"
+    )
     parser.add_argument("--dry_run", action="store_true", help="show the runs and what they take from each other")
     parser.add_argument("--engine", choices=["local", "ray", "slurm"], help="in place of the file's")
     parser.add_argument("--folder", metavar="DIR", help="in place of the file's; default: sweeps/NAME")
@@ -36,16 +38,18 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cepdiff.cli.fit import parse_overrides
-    from cepdiff.sweeps.engines import make_engine
-    from cepdiff.sweeps.plan import make_plan
+    from cepdiff.runs.recipes import find
     from cepdiff.sweeps.settings import read_sweep
-    from cepdiff.sweeps.state import FINISHED, SweepFolder
-    from cepdiff.sweeps.sweep import Sweep, outcome
 
-    path = Path(args.file)
+    path = find(args.file)
     settings = read_sweep(path)
     settings = replace(settings, engine=args.engine or settings.engine)
     overrides = parse_overrides(args.overrides)
+    from cepdiff.sweeps.engines import make_engine  # these load torch and Lightning
+    from cepdiff.sweeps.plan import make_plan
+    from cepdiff.sweeps.state import FINISHED, SweepFolder
+    from cepdiff.sweeps.sweep import Sweep, outcome
+
     folder = SweepFolder(Path(args.folder or settings.folder or Path("sweeps") / path.stem))
     if settings.search is not None:
         from cepdiff.sweeps.search import Search, table

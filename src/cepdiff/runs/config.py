@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cepdiff.components import Component, check_spec, class_path_of, import_class
 from cepdiff.data.blocks import StageDataModule
-from cepdiff.errors import CepdiffError, ConfigError, one_line
+from cepdiff.errors import CepdiffError, ConfigError
 from cepdiff.ranges import check_settings
 from cepdiff.runs.classes import class_arguments, component_class, parameters_of, refuse_other, supply
 from cepdiff.runs.logs import KEY, LabBook, logger_of
@@ -33,11 +33,10 @@ from cepdiff.runs.messages import (
     refuse_unholdable,
     refuse_unknown,
     refuse_unknown_nested,
-    unresolved,
 )
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import TrainerSettings
-from cepdiff.trust import make_importable
+from cepdiff.runs.recipes import read_layer, unresolved
 
 DEFAULT_DATA = "cepdiff.data.rl.datamodule.OfflineDataModule"
 LOGGER = KEY.rpartition(".")[2]  # of the trainer, but no argument of Lightning's Trainer: each stage has its own
@@ -85,13 +84,13 @@ class Config:
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """Merge YAML files in order, then dotted `overrides` ("critic.discount=0.97"); resolve `${...}` and check all.
+    """Merge YAML files or recipes in order, then dotted `overrides` ("critic.discount=0.97"); resolve `${...}` and check all.
 
     Raises:
         ConfigError: a missing or unreadable file, an unknown key (with the nearest names), a value of a wrong type, a
             class that cannot be used.
     """
-    layers = [read_layer(Path(name)) for name in files]
+    layers = [read_layer(name) for name in files]
     named = []
     for override in overrides:
         try:
@@ -123,24 +122,6 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
         raise ConfigError(unresolved(error)) from error
     assert isinstance(tree, dict)
     return check_config({str(key): value for key, value in tree.items()})
-
-
-def read_layer(path: Path) -> Any:
-    """One YAML file; classes in a file next to it can be imported from now on."""
-    if not path.is_file():
-        raise ConfigError(f"there is no configuration file {path}")
-    make_importable(path.parent.resolve())
-    try:
-        layer = OmegaConf.load(path)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {unresolved(error)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply, or a part of it contains itself") from error
-    except (yaml.YAMLError, OSError, ValueError) as error:  # an invalid date or number is a ValueError
-        raise ConfigError(f"{path} is not valid YAML: {one_line(error)}") from error
-    if not OmegaConf.is_dict(layer):
-        raise ConfigError(f"{path} holds a list; expected a mapping of sections")
-    return layer
 
 
 def problem_of(tree: Any) -> type[Problem]:

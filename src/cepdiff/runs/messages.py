@@ -121,10 +121,3 @@ def readable(error: BaseException) -> str:
         names = dict.fromkeys((a or b).replace("NoneType", "null").replace("Sequence", "list") for a, b in expected)
         return f"{where}expected {' or '.join(names)}{found}"
     return where + re.sub(r'^Parser key "[^"]+": ?| Subclass types expect one of: .*', "", text)
-
-
-def unresolved(error: BaseException) -> str:
-    """OmegaConf's message as one line that begins with the key."""
-    text = str(getattr(error, "msg", None) or error).splitlines()[0]
-    key = getattr(error, "full_key", None)
-    return f"{key}: {text}" if key else text

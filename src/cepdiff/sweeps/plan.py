@@ -14,9 +14,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cepdiff.errors import CepdiffError, ConfigError
-from cepdiff.runs.config import Config, leaves, load_config, read_layer
+from cepdiff.runs.config import Config, leaves, load_config
 from cepdiff.runs.logs import KEY as LOGGER
 from cepdiff.runs.problem import Problem
+from cepdiff.runs.recipes import find, read_layer
 from cepdiff.seals import content_hash
 from cepdiff.sweeps.settings import Axes, SweepSettings, combinations, override, products, spelled
 
@@ -95,7 +96,7 @@ def make_plan(
     Raises:
         ConfigError: a configuration that `cepdiff fit` would refuse, two axes of one key, two runs that are the same.
     """
-    files = [(folder / name).absolute() for name in sweep.configs]
+    files = [find(name, folder).absolute() for name in sweep.configs]
     layers = [*map(read_layer, files), *map(dotted, overrides)]
     recipe: Any = OmegaConf.to_container(OmegaConf.merge({}, *layers), resolve=False)
     if chosen is None:

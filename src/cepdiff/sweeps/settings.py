@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from cepdiff.errors import ConfigError, nearest
 from cepdiff.ranges import Count, NonNegative, Whole, check_arguments, check_settings
-from cepdiff.runs.config import read_layer
+from cepdiff.runs.recipes import read_layer
 from cepdiff.schema import typed
 from cepdiff.sweeps.presets import PRESETS
 
@@ -105,7 +105,8 @@ class SweepSettings:
     Args:
         axes: dotted key -> values; all combinations are run. A list of such mappings runs one after the other. In place
             of the values may stand the name of a preset; "0..4" among them is 0, 1, 2, 3, 4.
-        configs: the recipe's files, merged in order; their paths start from the folder of SWEEP.yaml.
+        configs: the recipe's files, merged in order; their paths start from the folder of SWEEP.yaml. Recipes of the
+            package by their names.
         folder: of the sweep; null is `sweeps/NAME`, by the name of the file.
         resources: share of a machine per run.
         engine: where the runs are carried out; its options are in the section of the same name.

@@ -10,12 +10,11 @@ import numpy as np
 from cepdiff.data.checks.defects import findings_of
 from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import OPTIONAL, REQUIRED, RawArrays
-from cepdiff.data.rl.buffer import TransitionBuffer, action_bounds, equal_rows, rows_beyond
+from cepdiff.data.rl.buffer import Bounds, TransitionBuffer, action_bounds, equal_rows, rows_beyond
 from cepdiff.data.rl.episodes import episodes_of
-from cepdiff.data.rl.parts import part_names
 from cepdiff.data.rl.rewards import usable_scaling
 from cepdiff.data.rl.settings import env_id_of, horizon_of, references_of, settings_of
-from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
+from cepdiff.data.rl.source import load_dataset, local_files
 from cepdiff.data.rl.tasks import TASKS, Task, normalized_score
 
 
@@ -70,23 +69,27 @@ def check(
     dataset_dir: str | Path | None = None,
     plot: Path | None = None,
     reward_rule: str | None = None,
+    env_id: str | None = None,
+    action_low: Bounds = None,
+    action_high: Bounds = None,
 ) -> list[Finding]:
     """Return the findings about a dataset, without downloading it; with `plot`, write a figure as PNG.
 
-    `reward_rule` is as `data.reward_rule`.
+    The last four arguments are as those of `OfflineDataModule`.
 
     Raises `CepdiffError` if it cannot be used for training.
     """
     raw = load_dataset(dataset, dataset_dir, allow_download=False)
     task = TASKS.get(dataset)
-    settings = settings_of(None, task, raw.metadata)
+    settings = settings_of(env_id, task, raw.metadata)
     # As in `fit`: raises for actions out of bounds, which findings_of only counts, and if no stage can use the rows.
-    scaling = usable_scaling(reward_rule or settings.reward_rule, TransitionBuffer.from_arrays(raw))
+    buffer = TransitionBuffer.from_arrays(raw, action_low, action_high)
+    scaling = usable_scaling(reward_rule or settings.reward_rule, buffer)
     origin = "given as --reward_rule" if reward_rule else settings.origin
-    found = [*findings_of(raw, task), info("reward rule", f"{scaling}, {origin}")]
-    for name in part_names(dataset):
-        if not name.startswith(MINARI_PREFIX):
-            found += file_findings(resolve(name, dataset_dir, allow_download=False))
+    findings = findings_of(raw, task, env_id, action_low, action_high)
+    found = [*findings, info("reward rule", f"{scaling}, {origin}")]
+    for file in local_files(dataset, dataset_dir):
+        found += file_findings(file)
     if plot is not None:
         from cepdiff.data.checks.plots import plot_data
 

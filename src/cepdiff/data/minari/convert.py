@@ -46,8 +46,7 @@ from cepdiff.data.rl.hdf5 import (
     write_metadata,
 )
 from cepdiff.data.rl.layouts import is_robomimic
-from cepdiff.data.rl.parts import part_names
-from cepdiff.data.rl.source import MINARI_PREFIX, resolve
+from cepdiff.data.rl.source import MINARI_PREFIX, part_names, resolve
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError, DataError
 

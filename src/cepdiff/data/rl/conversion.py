@@ -9,8 +9,7 @@ from typing import Any
 
 from cepdiff.data.rl.episodes import episodes_of
 from cepdiff.data.rl.hdf5 import write_arrays
-from cepdiff.data.rl.parts import part_names
-from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, resolve
+from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset, local_files
 from cepdiff.errors import ConfigError, DataError
 
 _SUFFIXES = (".hdf5", ".h5")
@@ -61,8 +60,7 @@ def convert_files(
     named = raw.metadata.get("env_id")
     check_unnamed(source, named, **given)
     write_arrays(target, raw, given if named is None else None, compress=compress)
-    names = [name for name in part_names(source) if not name.startswith(MINARI_PREFIX)]
-    size = sum(bytes_of(resolve(name, dataset_dir)) for name in names)
+    size = sum(map(bytes_of, local_files(source, dataset_dir)))
     episodes = len(episodes_of(raw).lengths)
     return Conversion(raw.source, str(target), len(raw), episodes, size, bytes_of(target), raw.metadata.get("env_id"))
 

@@ -16,10 +16,10 @@ from cepdiff.data.checks.findings import Finding
 from cepdiff.data.rl.arrays import NEEDS_GOAL, RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer
 from cepdiff.data.rl.lookahead import Lookahead, look_ahead
-from cepdiff.data.rl.parts import Choice, part_names, some_episodes
+from cepdiff.data.rl.parts import Choice, some_episodes
 from cepdiff.data.rl.rewards import Scaling, usable_scaling
 from cepdiff.data.rl.settings import Settings, settings_of
-from cepdiff.data.rl.source import load_dataset, resolve, short_name
+from cepdiff.data.rl.source import load_dataset, part_names, resolve, short_name
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,29 +13,12 @@ from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import NOTES, RawArrays, layout_notes
 from cepdiff.data.rl.buffer import action_bounds, leading_episodes
 from cepdiff.data.rl.episodes import episodes_of
-from cepdiff.errors import ConfigError, DataError
+from cepdiff.errors import DataError
 from cepdiff.randomness import generator
 
 Choice = Literal["random", "best"]
 _BOUNDS = ("action_low", "action_high")
 _SHARED = ("env_id", "env_kwargs", "horizon", "reference_min", "reference_max")
-
-
-def part_names(dataset: str) -> list[str]:
-    """Split a name into the names of its datasets, which are separated by commas."""
-    names = [name.strip() for name in dataset.split(",")]
-    if len(names) == 1 or _exists(dataset):
-        return [dataset]
-    if not all(names):
-        raise ConfigError(f"the dataset '{dataset}' has an empty name between its commas")
-    return names
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except OSError:  # longer than a file's name can be
-        return False
 
 
 def joined(parts: Sequence[RawArrays]) -> RawArrays:

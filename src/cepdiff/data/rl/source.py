@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.ogbench import find_ogbench, parse_name, read_ogbench
-from cepdiff.data.rl.parts import joined, part_names
 from cepdiff.data.rl.tasks import TASKS, Task
 from cepdiff.errors import ConfigError, DataError, nearest
 
@@ -57,6 +56,36 @@ def resolve(
     raise ConfigError(f"unknown dataset '{dataset}': not a task, a file or in {home}.{nearest(dataset, known)}")
 
 
+def part_names(dataset: str) -> list[str]:
+    """Split a name into the names of its datasets, which are separated by commas."""
+    names = [name.strip() for name in dataset.split(",")]
+    if len(names) == 1 or _exists(dataset):
+        return [dataset]
+    if not all(names):
+        raise ConfigError(f"the dataset '{dataset}' has an empty name between its commas")
+    return names
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except OSError:  # longer than a file's name can be
+        return False
+
+
+def require(dataset: str, dataset_dir: str | Path | None = None) -> None:
+    """Raise like `resolve` if a part of a dataset is missing and is nothing that could be downloaded."""
+    for name in part_names(dataset):
+        if not name.startswith(MINARI_PREFIX) and name not in TASKS and parse_name(name) is None:
+            resolve(name, dataset_dir)
+
+
+def local_files(dataset: str, dataset_dir: str | Path | None = None) -> list[Path]:
+    """The files of a dataset's parts, but for Minari's. Raises like `resolve`; nothing is downloaded."""
+    names = [name for name in part_names(dataset) if not name.startswith(MINARI_PREFIX)]
+    return [resolve(name, dataset_dir, allow_download=False) for name in names]
+
+
 def short_name(dataset: str) -> str:
     """A dataset's name for tables and folders."""
     if dataset.startswith(MINARI_PREFIX):
@@ -74,6 +103,8 @@ def load_dataset(
     horizon.
     """
     if len(names := part_names(dataset)) > 1:
+        from cepdiff.data.rl.parts import joined  # it loads torch
+
         parts = (load_dataset(name, dataset_dir, allow_download=allow_download, infos=infos) for name in names)
         return joined(list(parts))
     if dataset.startswith(MINARI_PREFIX):
