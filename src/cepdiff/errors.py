@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from importlib.metadata import distribution
+from pathlib import Path
 
 
 class CepdiffError(Exception):
@@ -36,7 +39,19 @@ class MissingExtraError(CepdiffError):
     """An optional package that is not installed."""
 
     def __init__(self, purpose: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs the extra '{extra}': pip install 'cepdiff[{extra}]'")
+        super().__init__(f"{purpose} needs the extra '{extra}': {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """The command that adds an extra: to the clone that is installed with `pip install -e`, or to the package."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    source = json.loads(distribution("cepdiff").read_text("direct_url.json") or "{}")
+    if not source.get("dir_info", {}).get("editable"):
+        return f'pip install "cepdiff[{extra}]"'
+    clone = Path(url2pathname(urlsplit(source["url"]).path))
+    return f'pip install -e "{"." if clone == Path.cwd() else clone}[{extra}]"'
 
 
 class DivergenceError(CepdiffError):

@@ -29,15 +29,15 @@ def path_aside(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, lambda target, age: target == path.name and age > ABANDONED)
-        try:
-            yield aside
-            with aside.open("rb+") as file:
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with made(path.parent):
+            remove_leftovers(path.parent, lambda target, age: target == path.name and age > ABANDONED)
+            try:
+                yield aside
+                with aside.open("rb+") as file:
+                    os.fsync(file.fileno())
+                aside.replace(path)
+            finally:
+                aside.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides a full disk
         if not isinstance(cause, OSError):
@@ -62,14 +62,18 @@ def written_aside(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder` if it is missing. Raises `OutputError` if no file can be made in it."""
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make `folder` and its parents; if the block fails, those that this made are removed while they are empty."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror or error})") from error
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for each in new:
+                each.rmdir()
+        raise
 
 
 def check_output(path: Path) -> None:

@@ -126,5 +126,5 @@ def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(gym.registry, name)
     monkeypatch.setitem(sys.modules, "ogbench", None)
     monkeypatch.delitem(sys.modules, "cepdiff.envs.ogbench", raising=False)
-    with pytest.raises(MissingExtraError, match=r"pip install 'cepdiff\[ogbench\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[ogbench\]"):
         registered(MAZE)

@@ -38,5 +38,5 @@ def test_no_graphics_is_one_clear_line(tmp_path, linear_policy, monkeypatch):
 
 def test_without_ffmpeg_the_extra_is_named(tmp_path, linear_policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(MissingExtraError, match=r"cepdiff\[video\]"):
+    with pytest.raises(MissingExtraError, match=r"\[video\]"):
         record_video(linear_policy(4, 1), SPEC, tmp_path / "v.mp4", guidance_scale=0.0, episodes=1, seed=0)

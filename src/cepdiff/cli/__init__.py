@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cepdiff.cli import collect, config, data, evaluate, export, fit, report, sample, sweep
+from cepdiff.cli import collect, completion, config, data, evaluate, export, fit, report, sample, sweep
+from cepdiff.cli.messages import complain
+from cepdiff.errors import CepdiffError, ConfigError
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -16,19 +18,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
     With $CEPDIFF_TRACEBACK set, an error that this package did not foresee is raised instead of reported.
     """
-    from cepdiff.errors import CepdiffError
-
     parsed = parse(args)
+    as_json = getattr(parsed, "json", False)
     try:
         code: int = parsed.run(parsed)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
     except CepdiffError as error:
-        from cepdiff.cli.messages import is_first_process
-
-        if is_first_process():
-            print(f"cepdiff: {error}", file=sys.stderr)
-        return error.exit_code
+        return complain(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:
         advice = "; run the same command to go on" if parsed.command in ("fit", "sweep") else ""
         print(f"cepdiff: interrupted{advice}", file=sys.stderr)
@@ -38,31 +35,35 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         from cepdiff.cli.messages import report_unforeseen
 
-        return report_unforeseen(error)
+        return report_unforeseen(error, as_json)
     return code
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command's arguments; those that match no option become `overrides`."""
     parser = build_parser()
+    if completion.COMPLETING in os.environ:
+        completion.complete(parser)
     try:
         parsed, rest = parser.parse_known_args(args)
+        if rest and not getattr(parsed, "takes_overrides", False):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    except ConfigError as error:
+        raise SystemExit(complain(str(error), 2, "--json" in (sys.argv if args is None else args))) from None
     except SystemExit:  # after --help
         from cepdiff.cli.messages import close_output
 
         close_output()
         raise
-    if rest and not getattr(parsed, "takes_overrides", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     parsed.overrides = rest
     return parsed
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line."""
+    """A parser whose complaint is an exception with one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"cepdiff: {message} (see {self.prog} --help)\n")
+        raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +75,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (fit, sweep, evaluate, sample, export, report, data, collect, config):
+    for command in (fit, sweep, evaluate, sample, export, report, data, collect, config, completion):
         command.add_parser(commands)
     return parser

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cepdiff.cli.arguments import RowBar, json_object, positive
-from cepdiff.collect.kinds import KINDS
+from cepdiff.collect.kinds import KINDS, check_kinds
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.errors import ConfigError
-from cepdiff.files import check_writable
+from cepdiff.files import check_output
 
 if TYPE_CHECKING:
     from cepdiff.data.rl.arrays import RawArrays
@@ -77,14 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.env_id not in TASKS and (name := parse_name(args.env_id)) is not None:
         return _run_ogbench(args, name)
-    from cepdiff.collect.recipes import Collector, Plan
+    kinds = _kinds(args)
+    outputs = _outputs(args, kinds or ["policy"])
+    from cepdiff.collect.recipes import Collector, Plan  # these load torch and gymnasium
     from cepdiff.data.rl.hdf5 import write_arrays
 
-    kinds = _kinds(args)
     # The options are named like the plan's fields.
     plan = Plan(_env_spec(args), **{f.name: getattr(args, f.name) for f in fields(Plan) if f.name != "env"})
     plan.check(kinds)
-    outputs = _outputs(args, kinds or ["policy"])
     bars: dict[str, RowBar] = {}
 
     def progress(what: str, done: int, total: int, remark: str) -> None:
@@ -135,6 +135,7 @@ def _kinds(args: argparse.Namespace) -> list[str]:
         return ["navigate"]
     if bool(kinds) == bool(args.policy) and not (args.policy and kinds == ["navigate"]):
         raise ConfigError("expected either --kind or --policy; only --kind navigate takes both")
+    check_kinds(kinds)
     return kinds
 
 
@@ -178,9 +179,7 @@ def _checked(path: Path, overwrite: bool) -> Path:
     """Return `path` if a file can be written there."""
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} already exists; choose another --output, or add --overwrite")
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; expected a file")
-    check_writable(path.parent)
+    check_output(path)
     return path
 
 

@@ -28,8 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action="append", metavar="FILE|NAME", default=[],
-        help="YAML file, or a recipe of `cepdiff config list`; several are merged in order",
+        "--config", action="append", metavar="FILE|RECIPE", default=[],
+        help="YAML file, or a name in `cepdiff config list`; several are merged in order",
     )  # fmt: skip
     parser.add_argument("--stage", metavar="NAME", help="run this stage only; those before it must be finished")
     parser.add_argument(

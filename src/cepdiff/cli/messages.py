@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import platform
 import select
@@ -27,7 +28,17 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def report_unforeseen(error: Exception) -> int:
+def complain(message: str, code: int, as_json: bool = False) -> int:
+    """Print an error, a line on stderr or a JSON object on stdout, and return the exit code."""
+    if is_first_process():
+        if as_json:
+            print(json.dumps({"error": message, "exit_code": code}, indent=2))
+        else:
+            print(f"cepdiff: {message}", file=sys.stderr)
+    return code
+
+
+def report_unforeseen(error: Exception, as_json: bool = False) -> int:
     """Print one line about an unforeseen error, write a report file where that helps, and return the exit code."""
     if isinstance(error, BrokenPipeError) and close_output():
         return 128 + 13  # SIGPIPE: the reader has seen enough, as in `cepdiff data list | head -1`
@@ -41,9 +52,7 @@ def report_unforeseen(error: Exception) -> int:
         line = f"{error.strerror}: {error.filename or 'the output'}; make room and run the same command again"
     else:
         line = f"{type(error).__name__}: {text[:200]}; {where_reported(error)}"
-    if is_first_process():
-        print(f"cepdiff: {line}", file=sys.stderr)
-    return code
+    return complain(line, code, as_json)
 
 
 def is_memory(error: Exception) -> bool:

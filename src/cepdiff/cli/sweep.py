@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         allow_abbrev=False,
     )
     parser.add_argument(
-        "file", metavar="SWEEP.yaml|NAME", help="the recipe, the axes and where the runs are carried out"
+        "file", metavar="SWEEP.yaml|RECIPE", help="the recipe, the axes and where the runs are carried out"
     )
     parser.add_argument("--dry_run", action="store_true", help="show the runs and what they take from each other")
     parser.add_argument("--engine", choices=["local", "ray", "slurm"], help="in place of the file's")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from cepdiff.errors import ConfigError, nearest
+
 # Kind -> description, used in the help and in each file's metadata.
 KINDS = {
     "random": "rollouts of a policy with uniformly random actions",
@@ -12,3 +16,10 @@ KINDS = {
     "navigate": "only mazes: from goal to goal, Maze2D by D4RL's controller, AntMaze by a trained ant (or --policy)",
     "replay": "the first --steps transitions of the SAC training (default: all, D4RL's full-replay)",
 }
+
+
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Raise `ConfigError` for an unknown kind."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"unknown kind '{kind}'; expected {', '.join(KINDS)}.{nearest(kind, KINDS)}")

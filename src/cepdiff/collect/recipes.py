@@ -14,7 +14,7 @@ from typing import Any
 
 from cepdiff.collect.ant_navigation import ANT_NOISE, ANT_ROWS, trips_of, walk_to_goals
 from cepdiff.collect.gait import Walker
-from cepdiff.collect.kinds import KINDS
+from cepdiff.collect.kinds import KINDS, check_kinds
 from cepdiff.collect.navigation import POINT_OBSERVATIONS, full_size, maze_of, navigate
 from cepdiff.collect.policies import load_policy, uniform
 from cepdiff.collect.recorder import Act, Arrays, concatenate, first_rows, mean_return, record, state_of
@@ -22,7 +22,7 @@ from cepdiff.collect.sac import SacTraining, Snapshot, train_sac
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.tasks import references_for_env
 from cepdiff.envs.layouts import Layout
-from cepdiff.errors import ConfigError, MissingExtraError, SimulationError, nearest
+from cepdiff.errors import ConfigError, MissingExtraError, SimulationError
 from cepdiff.randomness import generator
 from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, env_facts, make_checked_env
 
@@ -54,9 +54,7 @@ class Plan:
     def check(self, kinds: Sequence[str]) -> None:
         """Raise `ConfigError` for unknown kinds, more `replay` rows than training steps, or action noise that is
         negative, not finite or unused."""
-        for kind in kinds:
-            if kind not in KINDS:
-                raise ConfigError(f"unknown kind '{kind}'; expected {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+        check_kinds(kinds)
         noise = self.action_noise
         if noise is not None and not (math.isfinite(noise) and noise >= 0):
             raise ConfigError(f"--action_noise is {noise}; expected 0 or a positive number")

@@ -84,7 +84,7 @@ class Config:
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """Merge YAML files or recipes in order, then dotted `overrides` ("critic.discount=0.97"); resolve `${...}` and check all.
+    """Merge YAML files or recipes in order, then dotted `overrides` ("critic.discount=0.97"); resolve and check all.
 
     Raises:
         ConfigError: a missing or unreadable file, an unknown key (with the nearest names), a value of a wrong type, a

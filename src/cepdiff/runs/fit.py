@@ -67,10 +67,10 @@ def fit(
         if stage is not None and stage not in names:
             raise ConfigError(f"there is no stage '{stage}'; stages are {', '.join(names)}")
         processes.on_main(lambda: held.enter_context(folder.locked()))
-        processes.on_main(lambda: folder.keep(config.to_yaml(), replace=False))
         for each in stages:
             if not each.done:
                 each.check()
+        processes.on_main(lambda: folder.keep(config.to_yaml(), replace=False))
         for each in stages:
             signals.check()
             needed = stage not in (None, each.name)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from cepdiff.components import is_default
 from cepdiff.errors import RunError, shortened
-from cepdiff.files import ABANDONED, file_hash, remove_leftovers, write_text
+from cepdiff.files import ABANDONED, file_hash, made, remove_leftovers, write_text
 from cepdiff.schema import typed
 from cepdiff.seals import content_hash, read_sealed, unsealed, write_sealed
 
@@ -247,19 +247,27 @@ class RunFolder:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Make the folder `path` and hold it for this process. Raises RunError if another command holds it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(f"another command is working in {path}; wait for it or choose another") from error
-    except OSError as error:
-        raise RunError(f"{path} cannot be written to ({error.strerror or error})") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    """Make the folder `path` and hold it for this process; if the block fails, a new folder goes unless it holds files.
+
+    Raises RunError if another command holds it.
+    """
+    new = not path.exists()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(made(path))
+            lock = FileLock(path / LOCK, timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"another command is working in {path}; wait for it or choose another") from error
+        except OSError as error:
+            raise RunError(f"{path} cannot be written to ({error.strerror or error})") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                if new and [entry.name for entry in path.iterdir()] == [LOCK]:
+                    (path / LOCK).unlink()
+            lock.release()
 
 
 def made_by_another_version(path: Path) -> str:

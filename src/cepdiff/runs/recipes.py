@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,10 @@ def find(name: str | Path, folder: Path = Path()) -> Path:
 
 
 def summary(file: Path) -> str:
-    """The first line of a recipe's leading comment."""
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """The first clause of a recipe's leading comment."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in lines)
+    return re.split(r"(?<!al)(?<!Sec)[.:](?:\s|$)", text, maxsplit=1)[0]
 
 
 def read_layer(name: str | Path) -> Any:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cepdiff.errors import DataError, OutputError
-from cepdiff.files import check_writable, write_json
+from cepdiff.files import check_output, write_json
 
 MAX_BYTES = 10 * 10**9  # for a file of unknown size; D4RL's largest has 0.75 GB
 MIN_RATE = 1000  # bytes per second
@@ -60,9 +60,7 @@ def download(
     file cannot be written or the disk is too small for it.
     """
     fetch = _Fetch(url, Path(target), size, check, progress, timeout)
-    if fetch.target.is_dir():
-        raise OutputError(f"{fetch.target}: is a folder; expected the name of a file")
-    check_writable(fetch.target.parent)
+    check_output(fetch.target)
     failures, attempts, furthest = 0, 0, fetch.received
     while True:
         if fetch.received >= furthest + MIN_RATE * fetch.window:

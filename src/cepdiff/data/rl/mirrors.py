@@ -15,7 +15,7 @@ from cepdiff.data.rl.download import download
 from cepdiff.data.rl.published import check_download, published
 from cepdiff.data.rl.task import Task
 from cepdiff.errors import ConfigError, DataError, OutputError
-from cepdiff.files import check_writable
+from cepdiff.files import check_output, made
 
 VARIABLE = "D4RL_DATASET_URL"
 # Copies of D4RL's files, all in one folder, tried after D4RL's own server.
@@ -100,7 +100,7 @@ def fetch_first(
                 reasons.append(f"{urlsplit(url).netloc or url}: {str(error).removeprefix(f'{url}: ')}")
                 if following is not None:
                     print(f"{error}; trying {following}", file=sys.stderr)
-    raise DataError(f"{path.name}: not at any address ({'; '.join(reasons)}). {other_ways()}")
+        raise DataError(f"{path.name}: not at any address ({'; '.join(reasons)}). {other_ways()}")
 
 
 def minari_counterpart(task: Task) -> str | None:
@@ -132,19 +132,20 @@ def _other_ways(task: Task, path: Path) -> str:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the download of `path`, so that two processes never write to the same part; wait for another that does."""
-    check_writable(path.parent)
+    check_output(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
+    with made(path.parent):
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{path.name}: another process is downloading it; waiting for it", file=sys.stderr)
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise OutputError(f"{lock.lock_file}: cannot be locked ({error})") from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            Path(lock.lock_file).unlink()
-        lock.release()
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                print(f"{path.name}: another process is downloading it; waiting for it", file=sys.stderr)
+                lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            raise OutputError(f"{lock.lock_file}: cannot be locked ({error})") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                Path(lock.lock_file).unlink()
+            lock.release()
