@@ -64,9 +64,16 @@ def written_aside(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """Make `folder` and its parents; if the block fails, those that this made are removed while they are empty."""
+    """Make `folder` and its parents, `tidied`."""
+    with tidied(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+
+
+@contextmanager
+def tidied(folder: Path) -> Iterator[None]:
+    """If the block fails, remove `folder` and its parents, but only what is new and empty."""
     new = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:

@@ -89,7 +89,8 @@ def require_data(files: Sequence[Path], overrides: Sequence[str]) -> None:
     data: Any = None
     with suppress(Exception):  # of several libraries: the complete check explains it
         layers = [*map(read_layer, files), OmegaConf.from_dotlist([*overrides])]
-        data = OmegaConf.to_container(OmegaConf.merge(*layers)["data"])
-    known = isinstance(data, dict) and "class_path" not in data and "$" not in str(data)
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(*layers))
+        data = merged["data"]
+    known = isinstance(data, dict) and not {"class_path", "init_args"} & data.keys() and "$" not in str(data)
     if known and isinstance(data.get("dataset"), str):
         require(data["dataset"], data.get("dataset_dir"))

@@ -19,7 +19,7 @@ from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
-from cepdiff.runs.stage import StoppedError
+from cepdiff.runs.stage import Stage, StoppedError
 
 
 def fit(
@@ -70,14 +70,13 @@ def fit(
         for each in stages:
             if not each.done:
                 each.check()
+        needed = [] if stage is None else stages[: names.index(stage)]
+        refuse_unfinished(folder, stage, [] if other else [each for each in needed if not each.done])
         processes.on_main(lambda: folder.keep(config.to_yaml(), replace=False))
         for each in stages:
             signals.check()
-            needed = stage not in (None, each.name)
-            missing = needed and other is None and not each.done
-            done = not missing and each.claim(names)
-            if needed and not done:
-                raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
+            done = each.claim(names)
+            refuse_unfinished(folder, stage, [each] if each in needed and not done else [])
             if processes.is_main:
                 print(f"{each.name}: {'finished earlier, skipped' if done else f'running{each.size}'}", file=sys.stderr)
             if not done:
@@ -90,6 +89,12 @@ def fit(
                 break
         processes.on_main(lambda: folder.keep(config.to_yaml()))
     return problem
+
+
+def refuse_unfinished(folder: RunFolder, stage: str | None, unfinished: Sequence[Stage]) -> None:
+    """Raise RunError if a stage that `stage` needs has not finished."""
+    for each in unfinished[:1]:
+        raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from cepdiff.data.rl.arrays import GOAL_COLUMNS, RawArrays, check_type
 from cepdiff.data.rl.hdf5 import open_file, stored_metadata
 from cepdiff.data.rl.storage import refuse_foreign
 from cepdiff.errors import DataError, MissingExtraError, nearest
+from cepdiff.files import tidied
 
 # Key in metadata.json for the `LayoutMark` of a dataset converted from D4RL's layout.
 MARK = "d4rl_layout"
@@ -199,12 +200,17 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def minari_root(root: str | Path | None) -> Iterator[None]:
-    """Set Minari's root in the environment, as an absolute path: Minari cannot size datasets at relative ones."""
+    """Set Minari's root in the environment, as an absolute path: Minari cannot size datasets at relative ones.
+
+    Minari makes that folder even for reading; if the block fails, an empty one goes.
+    """
     before = os.environ.get(_ROOT_VARIABLE)
+    place = Path(root or before or "~/.minari/datasets").expanduser().absolute()
     if root is not None:
-        os.environ[_ROOT_VARIABLE] = str(Path(root).expanduser().absolute())
+        os.environ[_ROOT_VARIABLE] = str(place)
     try:
-        yield
+        with tidied(place):
+            yield
     finally:
         os.environ.pop(_ROOT_VARIABLE, None)
         if before is not None:
