@@ -76,7 +76,8 @@ def commands() -> list[str]:
                 for line in block.text.replace("\\\n", " ").splitlines():
                     line = line.split(" #")[0]
                     found += re.findall(
-                        r"(?:\bcepdiff|-m cepdiff) ((?:fit|sweep|evaluate|sample|export|report|data|collect|config)\b[^&|;]*)",
+                        r"(?:\bcepdiff|-m cepdiff) "
+                        r"((?:fit|sweep|evaluate|sample|export|report|data|collect|config)\b[^&|;]*)",
                         line,
                     )
     return sorted(set(found))
