@@ -14,6 +14,7 @@ from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+import yaml
 
 import cepdiff
 from cepdiff import errors
@@ -141,6 +142,19 @@ def test_hints_match_the_installation(
         (tmp_path / "direct_url.json").write_text(json.dumps(record))
     monkeypatch.setattr(errors, "distribution", lambda name: PathDistribution(tmp_path))
     assert str(MissingExtraError("A film", "video")) == f"A film needs the extra 'video': {command}"
+
+
+def test_the_versions_of_python_are_the_same_everywhere() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    assert f'requires-python = ">={named[0]}"' in project
+    assert f"set -- {' '.join(named)}\n" in (ROOT / ".ci/matrix").read_text()
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["matrix"]["strategy"]["matrix"]["python"] == named
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    scripts = {word for command in commands for word in command.split() if word.startswith(".ci/")}
+    assert scripts == {".ci/run", ".ci/matrix"}
+    assert all((ROOT / script).is_file() for script in scripts)
 
 
 COMPLETE = "import sys; from cepdiff.cli import main; sys.exit(main())"

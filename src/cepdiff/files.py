@@ -77,8 +77,8 @@ def tidied(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # not empty
-            for each in new:
+        for each in new:
+            with suppress(OSError):  # not empty
                 each.rmdir()
         raise
 

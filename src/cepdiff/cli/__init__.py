@@ -71,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     from cepdiff import __version__
 
     parser = Parser(
-        prog="cepdiff", description="Exact energy-guided diffusion policies from logged data.", allow_abbrev=False
+        prog="cepdiff",
+        description=f"cepdiff {__version__}: exact energy-guided diffusion policies from logged data.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cepdiff.errors import ConfigError, nearest, one_line
 from cepdiff.trust import make_importable
 
-FOLDER = Path(str(resources.files("cepdiff") / "configs"))
+FOLDER = Path(__file__).parents[1] / "configs"
 SUFFIX = ".yaml"
 
 
