@@ -119,9 +119,9 @@ def check(args: argparse.Namespace) -> int:
     from cepdiff.data.rl.source import local_files
     from cepdiff.figures import check_figure
 
+    local_files(args.dataset, args.dataset_dir)
     if args.plot:
         check_figure(args.plot)
-    local_files(args.dataset, args.dataset_dir)
     from cepdiff.data.checks.report import check as find  # it loads torch
 
     bounds = args.action_low, args.action_high
