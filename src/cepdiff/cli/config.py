@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands = subparsers.add_parser("config", help=text, description=text).add_subparsers(
         dest="config_command", metavar="COMMAND", required=True
     )
-    listing = commands.add_parser("list", help="the recipes, each with its first line")
+    listing = commands.add_parser("list", help="the recipes, each in a few words")
     listing.set_defaults(run=list_recipes)
     showing = commands.add_parser("show", help="print a recipe")
     showing.add_argument("name", metavar="RECIPE", help="its name, such as quickstart or toy/rings")
