@@ -140,7 +140,7 @@ NOT_BELOW_A_FILE = "cannot be written (Not a directory)"
         ("data check run/policy.pt --plot run/policy.pt/x.png", NOT_BELOW_A_FILE),
         ("data replay run/policy.pt --plot x.xyz", "x.xyz ends with '.xyz'"),
         ("data replay run/policy.pt --output run", "run: is a folder"),
-        ("collect Pendulum-v1 --kind random --output run/policy.pt", "run/policy.pt: cannot be written to"),
+        ("collect Pendulum-v1 --kind random --output run/policy.pt", NOT_BELOW_A_FILE),
     ],
 )
 def test_what_cannot_be_written_is_said_before_the_work(

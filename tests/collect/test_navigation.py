@@ -181,7 +181,7 @@ def test_bad_input_is_one_clear_line(
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/buffers: cannot be written to \(Not a directory\)"):
+    with pytest.raises(OutputError, match=r"file/buffers/.*: cannot be written \(Not a directory\)"):
         collect("maze2d-umaze-v1", "--output", tmp_path / "file" / "buffers")  # would be a million rows if it started
 
 
