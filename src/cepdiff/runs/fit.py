@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from cepdiff.callbacks.stopping import Interrupted, StopSignals
 from cepdiff.errors import ConfigError, OutputError, RunError
 from cepdiff.runs.config import Config
 from cepdiff.runs.folder import RunFolder
+from cepdiff.runs.opening import estimate, opening
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
@@ -69,7 +69,10 @@ def fit(
         for each in stages:
             if not each.done:
                 each.check()
-        for each in stages:
+        if processes.is_main:
+            print(opening(run, data, stages, stage), file=sys.stderr)
+        estimated = False
+        for number, each in enumerate(stages, 1):
             signals.check()
             needed = stage not in (None, each.name)
             missing = needed and other is None and not each.done
@@ -77,10 +80,14 @@ def fit(
             if needed and not done:
                 raise RunError(f"--stage {stage} needs the {each.name} stage, which has not finished in {folder.path}")
             if processes.is_main:
-                print(f"{each.name}: {'finished earlier, skipped' if done else f'running{each.size}'}", file=sys.stderr)
+                running = f"running, stage {number}/{len(stages)}{each.size}"
+                print(f"{each.name}: {'finished earlier, skipped' if done else running}", file=sys.stderr)
+                if not done and not estimated and (about := estimate(stages[number - 1 : -1], other)):
+                    print(f"time       {about}", file=sys.stderr)
             if not done:
+                estimated = True
                 if each is not stages[-1]:  # they are of the stage as it was before
-                    processes.on_main(partial(folder.results.unlink, missing_ok=True))
+                    processes.on_main(folder.keep_results)
                 each.run()
                 processes.on_main(folder.check_kept)
             each.load()
@@ -104,7 +111,8 @@ def in_one_line(folder: RunFolder) -> Iterator[StopSignals]:
         with signals.handled():
             yield signals
     except Interrupted as error:
-        raise StoppedError(error.number) from None
+        kept = f"; what has been finished is kept in {folder.path}" if folder.config.is_file() else ""
+        raise StoppedError(error.number, kept) from None
     except OSError as error:
         if folder.path.resolve() in Path(os.fsdecode(error.filename or "")).resolve().parents:
             folder.check_kept()
