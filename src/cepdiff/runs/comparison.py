@@ -137,20 +137,19 @@ class Comparison:
         }
         return {metric: Cell(found, self.columns[metric][1]) for metric, found in values.items() if found}
 
-    def best(self, scale: float, metric: str) -> list[str]:
-        """The method closest to the noise floor, or the most accurate, if it leads by more than the noise; else none."""
+    def best(self, scale: float, metric: str) -> str | None:
+        """The method closest to the noise floor, or the most accurate; None if none leads by more than the noise."""
         if metric not in self.floors | {"accuracy"}:
-            return []
+            return None
         found = {m: cells[metric].measured for (s, m), cells in self.rows.items() if s == scale and metric in cells}
-        best = winner(found, smallest=metric in self.floors)
-        return [] if best is None else [best]
+        return winner(found, smallest=metric in self.floors)
 
     def table(self) -> Table:
         """The cells as text; the best of a scale, if there is one, has a star."""
         columns, rows, real = self.columns, self.rows, self.real
         lines = [["scale", "method", *(f"{title}  " for title, _ in columns.values())]]
         for (scale, method), cells in rows.items():
-            texts = [starred(cells.get(metric), method in self.best(scale, metric)) for metric in columns]
+            texts = [starred(cells.get(metric), method == self.best(scale, metric)) for metric in columns]
             lines.append([f"{scale:g}", method, *texts])
         if real:
             lines.append(["", "real data", *(starred(real.get(metric), False) for metric in columns)])

@@ -25,9 +25,10 @@ REGRETS = ("regret", "behavior_regret", "exact_regret")
 def policy_row(run: Results, setting: str = "") -> dict[str, Any]:
     """Scores of a run at scale 0 (`behavior`), scale 1 (`exact`), the `best` scale and the offline `choice`.
 
-    None if there was no rollout or no choice. `leads` is True if the best scale is the best by more than the noise. A regret is how far a score is below the best: `regret` is that of the
-    offline choice. The unit is "points" of the normalised score, or names what is known instead. `ranking` has
-    value and error of each test of the critic's ranking, and `at_chance` the names of those that are not above chance.
+    None if there was no rollout or no choice; `leads` is True if the best is so by more than the noise. A regret is how
+    far a score is below the best: `regret` is that of the offline choice. The unit is "points" of the normalised score,
+    or names what is known instead. `ranking` has value and error of each test of the critic's ranking, and `at_chance`
+    the names of those that are not above chance.
     """
     scores, choice = run.values(score_metric(run)), run.about.get("offline_choice")
     best = max(scores, key=lambda scale: (scores[scale], -scale), default=None)
