@@ -80,7 +80,7 @@ def test_json_of_densities(densities: list[Path], tmp_path: Path) -> None:
     (row,) = [row for row in run["rows"] if row["metric"] == "energy_distance"]
     assert row == {
         "scale": 1.0, "metric": "energy_distance", "value": 1.0, "head": "", "error": None, "floor": 0.25,
-        "floor_error": 0.1, "multiple": 4.0,
+        "floor_error": 0.1, "count": None, "multiple": 4.0,
     }  # fmt: skip
 
 

@@ -82,7 +82,8 @@ def fit(
             if processes.is_main:
                 running = f"running, stage {number}/{len(stages)}{each.size}"
                 print(f"{each.name}: {'finished earlier, skipped' if done else running}", file=sys.stderr)
-                if not done and not estimated and (about := estimate(stages[number - 1 : -1], other)):
+                ahead = stages[number - 1 : -1] if stage is None else [each]
+                if not done and not estimated and (about := estimate(ahead, other)):
                     print(f"time       {about}", file=sys.stderr)
             if not done:
                 estimated = True

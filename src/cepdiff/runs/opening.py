@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -40,20 +41,25 @@ def machine(processes: Processes) -> str:
 
 
 def estimate(stages: Iterable[Stage], known: RunFolder | None) -> str:
-    """How long these stages take, by the times of a run that has finished them all; "" if no run is known to have.
+    """How long these stages will take, by recorded times; "" if one of them was never finished.
 
-    Times are scaled by the number of steps. The evaluation, whose time is not recorded, is left out.
+    Times are those of a shorter training in the stage's own folder, which goes on, else of the run `known`, scaled by
+    the number of steps. The evaluation, whose time is not recorded, is left out.
     """
-    if known is None:
-        return ""
-    seconds = 0.0
+    seconds, places = 0.0, dict[Path, None]()
     for stage in stages:
-        record = known.stage(stage.name).record()
-        if record is None or not record.done:
-            return ""
-        steps = record.made_from.get("max_steps", 0)
-        seconds += record.seconds * (stage.steps / steps if stage.steps and steps else 1.0)
-    return f"about {duration(seconds)} to the evaluation, by the times in {known.path}" if seconds else ""
+        folder, done = stage.folder, stage.folder.done
+        if not done:
+            if known is None or not known.stage(stage.name).done:
+                return ""
+            folder = known.stage(stage.name)
+        trained = (folder.made_from or {}).get("max_steps", 0)
+        ahead = stage.steps - trained if done else stage.steps
+        seconds += folder.seconds * (ahead / trained if trained else float(not done))
+        places[folder.run_dir] = None
+    return (
+        f"about {duration(seconds)} to the evaluation, by the times in {', '.join(map(str, places))}" if seconds else ""
+    )
 
 
 def duration(seconds: float) -> str:
