@@ -11,7 +11,7 @@ import pytest
 from conftest import write_buffer
 from density_runs import fit, write_density
 
-from cepdiff.callbacks import progress
+from cepdiff import bars
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.opening import duration, estimate
@@ -70,14 +70,14 @@ def test_times_are_those_of_a_run_that_has_them(tmp_path: Path) -> None:
 
 def test_a_log_file_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def shown() -> list[str]:
-        with progress.progress(4, "critic", "step") as bar:
+        with bars.progress(4, "critic", "step") as bar:
             for loss in (0.5, 0.25):
                 bar.set_postfix({"loss": loss}, refresh=False)
                 bar.update(2)
         return capsys.readouterr().err.split("\n")
 
     assert shown() == [""]  # shorter than half a minute
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(bars, "LINE_EVERY", 0.0)
     first, second, *rest = shown()
     assert first.startswith("critic     50%, 2 of 4 steps, 00:00 so far, 00:00 left, ")
     assert first.endswith(", loss=0.5")

@@ -50,8 +50,9 @@ class Cell:
     @property
     def measured(self) -> Measured:
         """Mean and error over the seeds; of one seed, the noise of its value."""
-        alone = len(self.values) < 2
-        return Measured(self.mean, *((self.noise, math.inf) if alone else (self.standard_error, len(self.values))))
+        if len(self.values) < 2:
+            return Measured(self.mean, self.noise)
+        return Measured(self.mean, self.standard_error, len(self.values))
 
     def __str__(self) -> str:
         return number(self.mean, self.form, self.std)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cepdiff.callbacks.progress import progress
+from cepdiff.bars import progress
 from cepdiff.errors import RunError
 from cepdiff.policy.diagnostics import Diagnostics
 from cepdiff.policy.engines import run_by
