@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_buffer
 from density_runs import fit, write_density
 
 from cepdiff import bars
@@ -38,9 +38,9 @@ def test_a_run_says_what_it_will_do(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not any(line.startswith("time") for line in [*shown, *again])  # nothing is known: no guess
 
 
-def test_data_are_described_by_their_returns(tmp_path: Path) -> None:
+def test_data_are_described_by_their_returns(tmp_path: Path, make_buffer: Callable[..., Path]) -> None:
     rewards = np.repeat(np.arange(10.0, dtype=np.float32), 10)  # ten episodes with returns 0, 10, ... 90
-    data = OfflineDataModule(str(write_buffer(tmp_path / "b.hdf5", rewards=rewards)), action_low=-3, action_high=3)
+    data = OfflineDataModule(str(make_buffer(tmp_path / "b.hdf5", rewards=rewards)), action_low=-3, action_high=3)
     data.setup()
     assert data.summary() == "100 rows, 10 episodes, returns 0 to 90, mean 45"
 
@@ -59,12 +59,12 @@ def test_times_are_those_of_a_run_that_has_them(tmp_path: Path) -> None:
         folder.claim(made_from)
         folder.finish(seconds)
     # 60 s for 20 steps are 150 s for 50, and 9 s for the support.
-    assert estimate(stages, known) == f"about 3 min to the evaluation, by the times in {known.path}"
+    assert estimate(stages, known) == f"about 3 min without the evaluation, by the times in {known.path}"
     assert estimate(stages[:1], None) == ""
     new.stage("critic").claim({"max_steps": 40})
     new.stage("critic").finish(20.0)
     # A shorter training of its own: 20 s for 40 steps are 5 s for 10 more.
-    assert estimate(stages[:1], None) == f"about 5 s to the evaluation, by the times in {new.path}"
+    assert estimate(stages[:1], None) == f"about 5 s without the evaluation, by the times in {new.path}"
     assert [duration(seconds) for seconds in (9.4, 99.0, 600.0, 7200.0)] == ["9 s", "99 s", "10 min", "2.0 h"]
 
 

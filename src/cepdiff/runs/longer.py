@@ -13,13 +13,18 @@ from cepdiff.seals import content_hash, write_sealed
 LENGTH = "max_steps"
 
 
+def steps_of(folder: StageFolder) -> int:
+    """The steps that the stage's record asks for; 0 if it is not trained."""
+    steps = (folder.made_from or {}).get(LENGTH)
+    return steps if isinstance(steps, int) else 0
+
+
 def is_shorter(folder: StageFolder, record: Mapping[str, Any]) -> bool:
     """True if the stage has finished with fewer steps than `record` has, and was made from the same otherwise."""
-    found = folder.record()
-    if found is None or not found.done:
+    now = record[LENGTH]
+    if not folder.done or not 0 < steps_of(folder) < now:
         return False
-    before, now = found.made_from.get(LENGTH, 0), record[LENGTH]
-    return 0 < before < now and not differences({**found.made_from, LENGTH: now}, record)
+    return not differences({**(folder.made_from or {}), LENGTH: now}, record)
 
 
 def check_longer(folder: StageFolder, record: Mapping[str, Any], later: Sequence[str], depends_on_length: bool) -> None:
@@ -27,8 +32,7 @@ def check_longer(folder: StageFolder, record: Mapping[str, Any], later: Sequence
 
     `later` names the stages that follow; `depends_on_length` is the module's.
     """
-    before = (folder.made_from or {}).get(LENGTH, 0)
-    wanted = f"{folder.path} has {before:,} steps and cannot go on to {record[LENGTH]:,}"
+    wanted = f"{folder.path} has {steps_of(folder):,} steps and cannot go on to {record[LENGTH]:,}"
     anew = f"train it anew in another --run_dir (with --reuse {folder.run_dir}, which takes over the stages before it)"
     if depends_on_length:
         raise RunError(f"{wanted}, as its learning rate depends on {LENGTH} (lr_schedule cosine): {anew}")

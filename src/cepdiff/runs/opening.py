@@ -9,6 +9,7 @@ import torch
 
 from cepdiff.data.blocks import StageDataModule
 from cepdiff.runs.folder import RunFolder
+from cepdiff.runs.longer import steps_of
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Stage
@@ -53,12 +54,14 @@ def estimate(stages: Iterable[Stage], known: RunFolder | None) -> str:
             if known is None or not known.stage(stage.name).done:
                 return ""
             folder = known.stage(stage.name)
-        trained = (folder.made_from or {}).get("max_steps", 0)
+        trained = steps_of(folder)
         ahead = stage.steps - trained if done else stage.steps
         seconds += folder.seconds * (ahead / trained if trained else float(not done))
         places[folder.run_dir] = None
     return (
-        f"about {duration(seconds)} to the evaluation, by the times in {', '.join(map(str, places))}" if seconds else ""
+        f"about {duration(seconds)} without the evaluation, by the times in {', '.join(map(str, places))}"
+        if seconds
+        else ""
     )
 
 
