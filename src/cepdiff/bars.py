@@ -29,13 +29,13 @@ class Lines:
 def progress(
     total: int, name: str, unit: str, *, initial: int = 0, enabled: bool = True, leave: bool = True
 ) -> tqdm[Any]:
-    """A bar on stderr. If that is not a terminal, it is a line every half minute, so that logs stay short.
+    """A bar on stderr. If that is not a terminal, it is a line every half minute and at the end.
 
     Once closed, a bar stays if it is to `leave` its last state.
     """
     drawn: dict[str, Any] = {"mininterval": 0.5, "dynamic_ncols": True, "file": sys.stderr}
     if not sys.stderr.isatty():
-        # By the tiny delay there is no line before the first half minute.
+        # By the tiny delay there is no line at the start.
         drawn = {"mininterval": LINE_EVERY, "miniters": 1, "bar_format": LINE, "delay": 1e-9, "file": Lines()}
     return tqdm(
         total=total,

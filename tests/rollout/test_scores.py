@@ -115,7 +115,7 @@ def test_table_is_aligned():
     assert score_table(summarize(RESULTS, REFERENCE)).text().splitlines() == [
         "guidance scale  episodes   mean return  normalized score",
         "             0         3  -1.00 ± 1.15        15.0 ± 5.8",
-        "             1         1   5.00 ± 0.00        45.0 ± 0.0",
+        "             1         1      5.00 ± –          45.0 ± –",
         "             2         3   6.00 ± 2.31       50.0 ± 11.5",
     ]
     assert score_table(summarize([RESULTS[3]], None)).text().splitlines()[1].endswith("-")
@@ -128,8 +128,8 @@ def test_table_of_results_marks_behavior_and_best():
     assert lines_of(results(summarize(RESULTS, REFERENCE))) == [
         "guidance scale  episodes   mean return  normalized score",
         "             0         3  -1.00 ± 1.15        15.0 ± 5.8  behavior policy",
-        "             1         1   5.00 ± 0.00        45.0 ± 0.0",
-        "             2         3   6.00 ± 2.31       50.0 ± 11.5  best",
+        "             1         1      5.00 ± –          45.0 ± –",
+        "             2         3   6.00 ± 2.31       50.0 ± 11.5",
     ]
     (_, line) = lines_of(results(summarize([RESULTS[3]], None)))
     assert line.split("  ")[-1] == "behavior policy, best"
@@ -219,8 +219,8 @@ def test_rows_of_the_file(tmp_path):
     rows = json.loads(path.read_text())["rows"]
     assert [(row["scale"], row["metric"], row["value"], row["error"]) for row in rows] == [
         (1.0, "episodes", 1, None),
-        (1.0, "mean_return", 5.0, 0.0),
-        (1.0, "normalized_score", 45.0, 0.0),
+        (1.0, "mean_return", 5.0, None),
+        (1.0, "normalized_score", 45.0, None),
         (1.0, "offline_value", 97.1234, None),
         (1.0, "inside_support", 0.5, None),
     ]
