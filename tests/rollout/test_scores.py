@@ -132,7 +132,7 @@ def test_table_of_results_marks_behavior_and_best():
         "             2         3   6.00 ± 2.31       50.0 ± 11.5",
     ]
     (_, line) = lines_of(results(summarize([RESULTS[3]], None)))
-    assert line.split("  ")[-1] == "behavior policy, best"
+    assert line.split("  ")[-1] == "behavior policy"
 
 
 def test_evidence_stands_beside_the_rollouts():
