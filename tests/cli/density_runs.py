@@ -50,7 +50,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Stage -> the last command's message about it."""
     lines = (line.partition(": ") for line in capsys.readouterr().err.splitlines())
-    return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines}
+    return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines if text}
 
 
 def weights(run_dir: Path, stage: str) -> Mapping[str, torch.Tensor]:

@@ -38,7 +38,7 @@ from cepdiff.problems.offline.distillation import (
     one_step_scores,
 )
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
-from cepdiff.problems.offline.judge import COLUMNS, draw, log_scores, marks, offline_rows, rollouts, score_rows
+from cepdiff.problems.offline.judge import COLUMNS, draw, log_scores, marks, no_best, offline_rows, rollouts, score_rows
 from cepdiff.problems.offline.report import report
 from cepdiff.problems.offline.support_stage import SupportSettings, SupportStage, support_energies
 from cepdiff.rollout.scores import ScoreRow, summarize
@@ -250,7 +250,7 @@ class OfflineRL(GuidedProblem):
             COLUMNS,
             marks=marks(rows, evaluation.scales, found.offline_choice),
             about={"offline_choice": found.offline_choice, "ranking": found.ranking.to_dict()},
-            notes=[str(found.ranking), found.choice_reason],
+            notes=[str(found.ranking), found.choice_reason, *no_best(rows)],
         )
         step = self.lengths.guidance.max_steps
 
