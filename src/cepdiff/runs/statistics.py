@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
     mean: float
     error: float | None
-    count: float = math.inf
+    samples: float = math.inf
 
 
 def winner(found: Mapping[K, Measured], smallest: bool = False) -> K | None:
@@ -66,7 +66,7 @@ def winner(found: Mapping[K, Measured], smallest: bool = False) -> K | None:
 
 def _differ(first: Measured, second: Measured) -> bool:
     """True if two means differ by more than the noise."""
-    freedom = min(first.count, second.count) - 1
+    freedom = min(first.samples, second.samples) - 1
     if first.error is None or second.error is None or freedom < 1:
         return False
     t = STUDENT[int(freedom) - 1] if freedom <= len(STUDENT) else 2.0

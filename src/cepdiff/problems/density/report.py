@@ -88,10 +88,10 @@ def compare_distances(runs: Sequence[Results], distance: str, title: str) -> tup
     values: dict[str, dict[str, dict[int, float]]] = {}
     noise: dict[tuple[str, str], float | None] = {}
     for run in runs:
-        found = run.row(SCALE, distance)
-        if found is not None and found.multiple is not None:
-            values.setdefault(run.method, {}).setdefault(run.dataset, {})[run.seed] = found.multiple
-            noise[run.method, run.dataset] = noise_of(found)
+        judged = run.row(SCALE, distance)
+        if judged is not None and judged.multiple is not None:
+            values.setdefault(run.method, {}).setdefault(run.dataset, {})[run.seed] = judged.multiple
+            noise[run.method, run.dataset] = noise_of(judged)
     if not values:
         return None
     names = in_order((run.dataset for run in runs), DENSITIES)
