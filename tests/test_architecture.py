@@ -60,6 +60,8 @@ RIM = {
     "h5py": ("data",),
     "datasets": ("data",),
     "diffusers": ("networks/images",),
+    "huggingface_hub": ("policy/hub.py",),
+    "jinja2": ("runs/templates",),
     "ray": ("sweeps",),
     "submitit": ("sweeps",),
     "optuna": ("sweeps",),
@@ -200,5 +202,5 @@ def test_help_is_quick_and_names_every_command() -> None:
     assert min(seconds) < 1.0
     assert all(
         f"\n    {command} " in done.stdout
-        for command in ("fit", "sweep", "evaluate", "sample", "export", "report", "data", "collect")
+        for command in ("fit", "sweep", "evaluate", "sample", "export", "report", "push", "pull", "data", "collect")
     )

@@ -67,6 +67,9 @@ def test_named_files_exist(page: Path) -> None:
         assert file.exists(), f"{page.name} names {name}"
 
 
+COMMANDS = "fit|sweep|evaluate|sample|export|report|push|pull|data|collect|config"
+
+
 def commands() -> list[str]:
     """Every `cepdiff` command in a bash block, one line each."""
     found = []
@@ -76,8 +79,7 @@ def commands() -> list[str]:
                 for line in block.text.replace("\\\n", " ").splitlines():
                     line = line.split(" #")[0]
                     found += re.findall(
-                        r"(?:\bcepdiff|-m cepdiff) "
-                        r"((?:fit|sweep|evaluate|sample|export|report|data|collect|config)\b[^&|;]*)",
+                        rf"(?:\bcepdiff|-m cepdiff) ((?:{COMMANDS})\b[^&|;]*)",
                         line,
                     )
     return sorted(set(found))

@@ -35,6 +35,10 @@ class RunError(CepdiffError):
     """A run folder that is incomplete, foreign or belongs to another configuration."""
 
 
+class HubError(CepdiffError):
+    """The Hugging Face hub cannot be reached, has no such repository, or refuses."""
+
+
 class MissingExtraError(CepdiffError):
     """An optional package that is not installed."""
 

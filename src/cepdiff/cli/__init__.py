@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cepdiff.cli import collect, completion, config, data, evaluate, export, fit, report, sample, sweep
+from cepdiff.cli import collect, completion, config, data, evaluate, export, fit, report, sample, share, sweep
 from cepdiff.cli.messages import complain
 from cepdiff.errors import CepdiffError, ConfigError
 
@@ -77,6 +77,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cepdiff {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (fit, sweep, evaluate, sample, export, report, data, collect, config, completion):
+    for command in (fit, sweep, evaluate, sample, export, report, share, data, collect, config, completion):
         command.add_parser(commands)
     return parser

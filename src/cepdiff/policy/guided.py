@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cepdiff.errors import DataError
 from cepdiff.policy.checks import numbers, require_finite_actions, require_finite_observations
+from cepdiff.policy.hub import download
 from cepdiff.policy.recipe import Recipe, load_sampler
 from cepdiff.policy.sampler import GuidedSampler
 from cepdiff.types import DataSpec
@@ -126,10 +127,27 @@ class GuidedPolicy:
         trust_sources: Sequence[str | Path] = (),
         one_step: bool = False,
     ) -> GuidedPolicy:
-        """The policy of a run folder, or of the `policy.pt` in one; `num_solver_steps` replaces the run's own.
+        """The policy of a run folder, of a pulled one, or of the `policy.pt` in one.
 
-        `one_step` uses the distilled network instead of the run's sampler. Your own classes are imported only from
-        the folders `trust_sources`. Raises as `load_sampler`.
+        `num_solver_steps` replaces the run's own. `one_step` uses the distilled network instead of the run's sampler.
+        Your own classes are imported only from the folders `trust_sources`. Raises as `load_sampler`.
         """
         sampler, recipe = load_sampler(run_dir, device, num_solver_steps, trust_sources, one_step)
         return cls(DataSpec.from_dict(recipe.spec), sampler, recipe)
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo: str,
+        device: torch.device | str = "cpu",
+        num_solver_steps: int | None = None,
+        trust_sources: Sequence[str | Path] = (),
+        one_step: bool = False,
+        revision: str | None = None,
+    ) -> GuidedPolicy:
+        """The policy that `cepdiff push` put into `repo` ("user/name") of the Hugging Face hub, through its cache.
+
+        `revision` is a branch, tag or commit; the others are as in `from_run`. Nothing is unpickled, and no code is
+        downloaded. Raises as `policy.hub.download` and `load_sampler`.
+        """
+        return cls.from_run(download(repo, revision), device, num_solver_steps, trust_sources, one_step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cepdiff.energy.objectives import EnergyObjective
 from cepdiff.errors import CepdiffError, ConfigError, RunError, one_line
 from cepdiff.files import file_hash
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from cepdiff.policy.shared import SHARED_FILE, read_shared, write_shared
 from cepdiff.schema import typed
 from cepdiff.seals import content_hash, save_sealed, unsealed
 from cepdiff.trust import admit
@@ -90,6 +91,15 @@ class Recipe:
         )
 
 
+def policy_path(run_dir: str | Path) -> Path:
+    """The policy file at `run_dir`, a run folder, a pulled one or the file itself; it need not exist."""
+    path = Path(run_dir)
+    if not path.is_dir():
+        return path
+    shared = path / SHARED_FILE
+    return shared if shared.is_file() and not (path / POLICY_FILE).exists() else path / POLICY_FILE
+
+
 def write_recipe(path: Path, recipe: Recipe, networks: Mapping[str, nn.Module]) -> None:
     """Write the recipe, the weights of its networks, and the hash of both."""
     weights = {
@@ -99,32 +109,45 @@ def write_recipe(path: Path, recipe: Recipe, networks: Mapping[str, nn.Module]) 
     save_sealed(path, {"format": FORMAT, "recipe": dict(vars(recipe)), "weights": weights})
 
 
+def share(run_dir: str | Path, folder: Path) -> Recipe:
+    """Write the policy at `run_dir` to `folder` in the shared form, see `policy.shared`; returns its recipe.
+
+    Folders of this machine are left out, and so are the checkpoints that it was made from, which are not shared.
+    Raises as `read_recipe` and `write_shared`.
+    """
+    recipe, weights, _ = read_recipe(run_dir)
+    recipe = replace(recipe, sources=[], made_from={})
+    write_shared(folder, {"format": FORMAT, "recipe": dict(vars(recipe)), "weights": weights})
+    return recipe
+
+
 def read_recipe(run_dir: str | Path) -> tuple[Recipe, Mapping[str, Any], Path]:
-    """The recipe, the weights and the path of the policy file at `run_dir`, a run folder or the file itself.
+    """The recipe, the weights and the path of the policy file at `run_dir`, see `policy_path`.
 
     Raises:
         RunError: the file is missing, truncated, foreign or changed, or does not match the checkpoints in its folder.
         ConfigError: the file is of another version.
     """
-    path = Path(run_dir)
-    path = path / POLICY_FILE if path.is_dir() else path
+    path = policy_path(run_dir)
+    is_shared = path.suffix == Path(SHARED_FILE).suffix
     if not path.is_file():
         if path.with_name("sampler.pt").is_file():  # of image runs before 0.2
             raise ConfigError(f"{path.parent} was made by another version of cepdiff; fit again, in another --run_dir")
         raise RunError(f"{path} does not exist: run `cepdiff fit` until the behavior stage has finished")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_shared(path) if is_shared else torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError(f"holds a {type(content).__name__}")
         if content["format"] != FORMAT:
             raise ConfigError(f"{path} has format {content['format']}; this version of cepdiff reads {FORMAT}")
         content = unsealed(content)
         recipe, weights = _checked(content["recipe"]), content["weights"]
-    except ConfigError:
+    except CepdiffError:
         raise
-    except Exception as error:  # torch.load raises many kinds on a truncated or foreign file
+    except Exception as error:  # of many kinds, on a truncated or foreign file
+        again = "`cepdiff pull`" if is_shared else "`cepdiff fit`"
         raise RunError(
-            f"{path} is not a policy file of cepdiff, or was damaged or changed; run `cepdiff fit` again"
+            f"{path} is not a policy file of cepdiff, or was damaged or changed; run {again} again"
         ) from error
     for name, known in recipe.made_from.items():
         checkpoint = path.parent / name
