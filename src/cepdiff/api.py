@@ -127,10 +127,11 @@ def report(
     output: str | Path = "report",
     trust_sources: Sequence[str | Path] = (),
     scale: float | str = reports.OFFLINE,
+    html: bool = False,
 ) -> list[reports.Section]:
     """Compare finished runs, as `cepdiff report` does: `report.md`, `report.json` and figures in `output`.
 
     `scale` is the guidance scale at which offline RL is compared, "offline" (each run's choice) or "best" (in
-    hindsight).
+    hindsight). With `html`, `report.html` is one page with all of it.
     """
-    return reports.report([Path(name) for name in run_dirs], Path(output), trust_sources, scale)
+    return reports.report([Path(name) for name in run_dirs], Path(output), trust_sources, scale, html)

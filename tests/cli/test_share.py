@@ -103,9 +103,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return line
 
 
-# --- what is pushed ---------------------------------------------------------------------------------------------------
-
-
 def test_a_pulled_policy_acts_as_the_run_to_the_bit(hub: Hub, run: Path) -> None:
     assert main(["push", str(run), NAME]) == 0
     assert main(["pull", NAME]) == 0
@@ -202,9 +199,6 @@ def test_a_second_push_replaces_what_the_first_one_left(hub: Hub, run: Path) -> 
     assert Path("pendulum/replay.mp4").read_bytes() == b"a video"
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
 def test_names_and_folders_that_cannot_be_used(
     hub: Hub, run: Path, refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -293,9 +287,6 @@ def test_a_server_without_the_newer_storage_is_named(
     assert f"has no Xet storage for {NAME}: set HF_HUB_DISABLE_XET=1" in refused("push", str(run), NAME)
 
 
-# --- downloads that break, and damage ---------------------------------------------------------------------------------
-
-
 def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads: Any = importlib.import_module("huggingface_hub.file_download")
     monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
@@ -331,9 +322,6 @@ def test_files_that_do_not_belong_together_are_refused(
         files[WEIGHTS_FILE] = files[WEIGHTS_FILE][:-1]
     assert f"{NAME} is damaged, or was changed by hand" in refused("pull", NAME)
     assert not Path("pendulum").exists()
-
-
-# --- foreign code -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

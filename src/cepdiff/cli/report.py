@@ -16,6 +16,7 @@ by metric. All may be mixed. Runs are found at any depth below a folder; those t
 
 examples:
   cepdiff report runs
+  cepdiff report runs --html
   cepdiff report runs --scale 1 --format latex --output report
 """
 
@@ -39,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="guidance scale of offline RL's scores over seeds: a number, offline (each run's choice, the default) or "
         "best (in hindsight)",
     )  # fmt: skip
+    parser.add_argument("--html", action="store_true", help="also write report.html: one page that needs no network")
     parser.add_argument("--format", choices=FORMS, default="text", help="of the tables on the screen")
     add_trust(parser)
     parser.set_defaults(run=run)
@@ -50,13 +52,14 @@ def run(args: argparse.Namespace) -> int:
         require_run(place)
     from pathlib import Path
 
-    from cepdiff.runs.report import report
+    from cepdiff.runs.report import HTML, report
 
     output = Path(args.output)
-    sections = report([Path(name) for name in args.run_dirs], output, args.trust_sources, args.scale)
+    sections = report([Path(name) for name in args.run_dirs], output, args.trust_sources, args.scale, args.html)
     print("\n\n".join(section.text(args.format) for section in sections))
     figures = [figure for section in sections for figure in section.figures]
-    files = ", ".join([f"report {output / 'report.md'}", "report.json", *figures])
+    pages = [f"report {output / 'report.md'}", *([HTML] if args.html else []), "report.json"]
+    files = ", ".join([*pages, *figures])
     if args.format == "text":
         print(f"\n{files}")
     else:  # the tables alone, for a file

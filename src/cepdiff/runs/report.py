@@ -18,6 +18,7 @@ from cepdiff.runs.search import find_runs
 from cepdiff.tables import Table
 from cepdiff.trust import admit
 
+HTML = "report.html"
 OFFLINE, BEST = "offline", "best"  # ways to choose the guidance scale of a score, besides a fixed one
 
 
@@ -53,9 +54,15 @@ class Section:
 
 
 def report(
-    folders: Sequence[Path], output: Path, trust_sources: Sequence[str | Path] = (), scale: float | str = OFFLINE
+    folders: Sequence[Path],
+    output: Path,
+    trust_sources: Sequence[str | Path] = (),
+    scale: float | str = OFFLINE,
+    html: bool = False,
 ) -> list[Section]:
     """Compare the finished runs in and below `folders`: `report.md`, `report.json` and figures in `output`.
+
+    With `html` also `report.html`, one page with everything, see `runs.page`.
 
     Each problem compares its own runs, see `Problem.report`; your own problems are imported only from the folders
     `trust_sources`. A last section names the runs that are not finished.
@@ -65,7 +72,8 @@ def report(
         ConfigError: a problem is not trusted, or `scale` is neither a guidance scale nor "offline" or "best".
         RunError: no folder is a finished run, one is missing or damaged, or two hold the same run.
     """
-    from cepdiff.runs.problem import Problem  # imported here, as it imports this module
+    from cepdiff.runs.page import page as html_page  # imported here, as they import this module
+    from cepdiff.runs.problem import Problem
 
     base: Any = Problem
     scale = chosen_scale(scale)
@@ -93,6 +101,8 @@ def report(
     }
     write_json(output / "report.json", facts)
     write_text(page, "\n\n".join(["# Report", *(section.markdown() for section in sections)]) + "\n")
+    if html:
+        write_text(output / HTML, html_page(sections, runs, output))
     return sections
 
 
