@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.files import check_output
     from cepdiff.policy.images import WRITERS, ImageSampler
     from cepdiff.runs.processes import Processes, TrainerSettings
+    from cepdiff.runs.threads import settle_threads
 
     output = Path(args.output)
     writer = WRITERS.get(output.suffix.lower())
@@ -59,8 +60,11 @@ def run(args: argparse.Namespace) -> int:
     check_output(output)
     if output.exists() and not args.force:
         raise ConfigError(f"{output} exists: use --force to replace it, or --output for another place")
-    device = Processes(TrainerSettings(args.accelerator)).device
-    sampler = ImageSampler.from_run(args.run_dir, device, args.num_solver_steps, args.trust_sources)
+    processes = Processes(TrainerSettings(args.accelerator))
+    sampler = ImageSampler.from_run(args.run_dir, processes.device, args.num_solver_steps, args.trust_sources)
+    rows = max(1, min(args.num, args.batch_size))
+    calls = sampler.sampler.solver.num_steps * args.num / rows
+    settle_threads(processes, "sample", sampler.evaluation(rows), calls)
     bar = RowBar("sampling")
     try:
         images = sampler.sample(args.num, args.head, args.scale, args.seed, args.batch_size, bar.show)

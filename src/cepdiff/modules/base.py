@@ -201,7 +201,7 @@ class StageModule(LightningModule, ABC):
             if self._are_captured(block):
                 stacked = self._replay_steps(block, optimizer, scheduler)
             else:
-                for batch, noise in self._minibatches(block):
+                for batch, noise in self.minibatches(block):
                     optimizer.zero_grad(set_to_none=True)
                     history.append(self.accumulate(batch, noise, self.manual_backward))
                     if not self._gradients_checked:
@@ -257,7 +257,7 @@ class StageModule(LightningModule, ABC):
 
         return self._captured.run(block, count)
 
-    def _minibatches(self, block: Batch) -> Iterator[tuple[Batch, RandomStream]]:
+    def minibatches(self, block: Batch) -> Iterator[tuple[Batch, RandomStream]]:
         rank, world = self.global_rank, self.trainer.world_size
         seeds = block.get(STEP_SEEDS)
         if seeds is None:

@@ -39,6 +39,7 @@ from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
+from cepdiff.runs.threads import settle_threads
 
 # Arguments that name the files of a pretrained network: a record has the hash of these files instead.
 PRETRAINED = ("pretrained", "revision", "cache_dir")
@@ -202,6 +203,10 @@ class ImageDensity(DensityProblem):
         return [self.run.folder.samples, self.grids, *([self.hues] if is_hue(self.data) else [])]
 
     def judge(self) -> Results:
+        settings, policy = self.settings, self.policy()
+        rows = min(settings.batch_size, self.data.num_heads * settings.num_samples)
+        evaluations = len(self.scales) * policy.sampler.solver.num_steps * self.data.num_heads * settings.num_samples
+        settle_threads(self.run.processes, "evaluation", policy.evaluation(rows), evaluations / rows)
         samples = {scale: self._sample(scale) for scale in sorted(set(self.scales))}
         return self.run.processes.on_main(lambda: self._judge(samples))
 
