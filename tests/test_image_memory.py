@@ -1,0 +1,24 @@
+"""The benchmark of memory-mapped images, on a small set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+import image_memory
+
+
+def test_it_trains_on_a_mapped_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "memory.json"
+    few = ["--images", "3000", "--side", "8", "--batch_size", "8", "--block", "2", "--blocks", "2", "--steps", "2"]
+    assert image_memory.main([*few, "--folder", str(tmp_path), "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert found["file"] == 3000 * 192
+    assert 0 < found["own_memory"] < 8 * image_memory.GIB
+    assert set(found["seconds"]) == {"make and hash", "open again", "gather a batch", "step of the small prior"}
+    assert "3,000 images of 8 pixels" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [output]  # the set is gone
