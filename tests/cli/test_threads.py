@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,14 @@ from cepdiff.runs import threads
 from cepdiff.runs.folder import StageFolder
 from cepdiff.runs.processes import Processes, TrainerSettings
 from cepdiff.runs.threads import VARIABLE, allowed_cores, choose_threads, settle_threads
+
+
+@pytest.fixture(autouse=True)
+def torch_threads() -> Iterator[None]:
+    """Restore torch's number."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def write_group(root: Path, name: str, **files: str) -> None:
@@ -59,7 +67,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 @pytest.mark.parametrize(
     ("seconds", "calls", "chosen", "reason"),
     [
-        ({"on_1": 0.2, "on_2": 0.11, "on_4": 0.07, "on_6": 0.068}, 1000, 4, "0.64 times as long as fewer"),
+        ({"on_1": 0.2, "on_2": 0.11, "on_4": 0.07, "on_6": 0.068}, 1000, 4, "because 6 take 0.97 times"),
         ({"on_1": 0.2, "on_2": 0.11, "on_4": 0.07, "on_6": 0.05}, 1000, 6, "0.71 times"),
         ({"on_1": 0.2, "on_2": 0.185}, 1000, 1, "because 2 take 0.93 times"),
         ({"on_1": 0.2, "on_2": 9.0}, 1000, 1, "because 2 take 45.00 times"),
@@ -74,7 +82,7 @@ def test_more_threads_are_used_as_long_as_they_help(
     found, why = choose_threads(lambda: None, calls, 6)
     assert (found, reason in why) == (chosen, True), why
     assert torch.get_num_threads() == before
-    assert asked.count(2) <= 3 + 0.5 / 0.2  # the trial is short
+    assert sum(seconds[f"on_{count}"] for count in asked) < 12  # the trial is short
 
 
 def test_given_numbers_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +100,6 @@ def test_given_numbers_are_not_measured(tmp_path: Path, monkeypatch: pytest.Monk
     folder.keep_threads(4)
     settle_threads(Processes(TrainerSettings("cpu")), "x", never, 1e9, folder)
     assert torch.get_num_threads() == 3
-    torch.set_num_threads(before)
 
 
 def test_trial_steps_change_nothing_and_a_resumed_stage_keeps_the_number(
