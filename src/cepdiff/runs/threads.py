@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cepdiff.errors import ConfigError
 from cepdiff.modules.base import StageModule
+from cepdiff.modules.noise import RandomStream
 from cepdiff.precision import uncached_casts
 from cepdiff.runs.folder import StageFolder
 from cepdiff.runs.processes import Processes
+from cepdiff.types import Batch
 
 SHORT = 20.0  # seconds of work on one thread for which a comparison does not pay
 TRIAL = 0.5  # seconds per comparison, on the fewer threads
@@ -143,18 +144,18 @@ class ThreadChoice(Callback):
         self.folder = folder
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, StageModule):
-            raise ConfigError(f"{type(pl_module).__name__} is no StageModule")
-        module = pl_module
+        assert isinstance(pl_module, StageModule)
+        module, loader = pl_module, trainer.train_dataloader
+        first: list[tuple[Batch, RandomStream]] = []
 
         def trial() -> None:
-            if not made:
-                made.append(next(iter(module.minibatches(next(iter(trainer.train_dataloader))))))
-            batch, noise = made[0]
+            if not first:
+                assert loader is not None
+                first.append(next(module.minibatches(next(iter(loader)))))
+            batch, noise = first[0]
             with uncached_casts(), trainer.precision_plugin.forward_context():
                 module.accumulate(batch, noise, lambda loss: torch.autograd.grad(loss, trained, allow_unused=True))
 
-        made: list[tuple[dict[str, torch.Tensor], object]] = []
         trained = module.trained_parameters()
         kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
         with torch.random.fork_rng(devices=[]):
