@@ -250,10 +250,11 @@ class OfflineRL(GuidedProblem):
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""
         run, evaluation = self.run, self.evaluation
+        if evaluation.environment is not None:
+            choose_rollout_threads(self.policy(), evaluation, run.processes)
         found: Diagnostics = run.processes.on_main(self._diagnose)
         rows: list[ScoreRow] = []
         if evaluation.environment is not None:
-            choose_rollout_threads(self.policy(), evaluation, run.processes)
             rows = summarize(rollouts(self.policy(), evaluation, run.processes), evaluation.reference)
         results = self.results_of(
             [*score_rows(rows), *offline_rows(found), *self._judge_one_step()],
