@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 from cepdiff.errors import ConfigError, MissingExtraError, one_line
-from cepdiff.runs.threads import allowed_cores
 from cepdiff.sweeps.engine import GRACE, KILLED, Engine, Job, carry_out
 from cepdiff.sweeps.settings import RaySettings, Resources
 
@@ -91,7 +90,8 @@ def connect(ray: Any, address: str | None) -> None:
     where = address or "a cluster on this machine"
     try:
         if address is None:
-            ray.init("local", num_cpus=allowed_cores(), include_dashboard=False, **quiet)
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            ray.init("local", num_cpus=cores, include_dashboard=False, **quiet)
             return
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if host and port.isdigit():

@@ -107,4 +107,4 @@ def test_mixed_precision_keeps_outputs_in_float32(num_classes: int | None) -> No
         samples = sampler(net).sampler.sample(condition, x, torch.ones(4))
     assert rough.dtype == samples.dtype == torch.float32
     assert not torch.equal(rough, rough.bfloat16().float())  # not rounded at the end
-    torch.testing.assert_close(rough, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+    torch.testing.assert_close(rough, exact, rtol=0, atol=0.1 * float(exact.abs().max()))

@@ -85,9 +85,9 @@ def choose_rollout_threads(policy: GuidedPolicy, evaluation: Evaluation, process
     """Choose the number of threads by actions for as many observations as there are environments."""
     assert evaluation.environment is not None
     total = len(evaluation.scales) * evaluation.episodes
-    rows = min(total, evaluation.max_envs)
+    rows = max(1, min(total, evaluation.max_envs))
     observations = torch.zeros(rows, policy.spec.observation_size, device=processes.device)
-    scales = torch.tensor(evaluation.scales, device=processes.device).repeat(-(-rows // len(evaluation.scales)))[:rows]
+    scales = torch.full((rows,), max(evaluation.scales, default=0.0), device=processes.device)
     noise = torch.zeros(rows, policy.noise_size, device=processes.device)
     steps = (time_limit(evaluation.environment) or LONG) * -(-total // evaluation.max_envs)
     settle_threads(processes, "evaluation", lambda: policy.act(observations, guidance_scale=scales, noise=noise), steps)
