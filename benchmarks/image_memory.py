@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def child(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     seconds["gather a batch"] = (time.perf_counter() - started) / (args.blocks * args.block)
     module = BehaviorDiffusion(
         0, data.sizes[1],
-        lambda *sizes: UNetScore(*sizes, block_channels=(8, 8, 8), layers_per_block=1, num_classes=CLASSES),
+        partial(UNetScore, block_channels=(8, 8, 8), layers_per_block=1, num_classes=CLASSES),
         batch_size=args.batch_size, micro_batch_size=min(16, args.batch_size),
     )  # fmt: skip
     started = time.perf_counter()

@@ -128,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small networks only")
     parser.add_argument("--output", type=Path, default=Path("report/threads.json"), help="%(default)s")
     args = parser.parse_args(arguments)
-    cores, rows = allowed_cores(), []
+    cores = allowed_cores()
+    rows: list[dict[str, Any]] = []
     described = machine(torch.device("cpu"))
     print(f"{described}; {cores} cores allowed")
     print(f"{'':32}{'busy':>6}{'chosen':>8}{'chosen / 1':>12}{f'{cores} / 1':>9}{'1 / 1':>8}")
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{found['noise']:>8.2f}",
                     flush=True,
                 )
-    worst = max(float(row["ratio"]) for row in rows)
+    worst = max(row["ratio"] for row in rows)
     print(f"the slowest choice takes {worst:.2f} times as long as one thread; promised is at most {PROMISE}")
     write_json(args.output, {"machine": described, "cores": cores, "rows": rows})
     return 0 if worst <= PROMISE else 1

@@ -15,9 +15,10 @@ def test_the_choice_is_never_much_slower_than_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(threads, "allowed_cores", lambda: 2)
+    monkeypatch.setattr("cepdiff.runs.threads.TRIAL", 0.02)
     before = torch.get_num_threads()
     output = tmp_path / "threads.json"
-    code = threads.main(["--quick", "--rounds", "2", "--output", str(output)])
+    code = threads.main(["--quick", "--rounds", "1", "--output", str(output)])
     torch.set_num_threads(before)
     rows = json.loads(output.read_text())["rows"]
     assert [row["busy"] for row in rows] == [0, 0, 2, 2]

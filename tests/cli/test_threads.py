@@ -69,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     [
         ({"on_1": 0.2, "on_2": 0.11, "on_4": 0.07, "on_6": 0.068}, 1000, 4, "because 6 take 0.97 times"),
         ({"on_1": 0.2, "on_2": 0.11, "on_4": 0.07, "on_6": 0.05}, 1000, 6, "0.71 times"),
-        ({"on_1": 0.2, "on_2": 0.185}, 1000, 1, "because 2 take 0.93 times"),
+        ({"on_1": 0.2, "on_2": 0.186}, 1000, 1, "because 2 take 0.93 times"),
         ({"on_1": 0.2, "on_2": 9.0}, 1000, 1, "because 2 take 45.00 times"),
         ({"on_1": 0.2}, 99, 1, "the work is short"),
     ],

@@ -88,7 +88,7 @@ class StageModule(LightningModule, ABC):
     def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and metrics of one minibatch; the only method that a new stage must define."""
 
-    def accumulate(self, batch: Batch, noise: RandomStream, backward: Callable[[Tensor], None]) -> Metrics:
+    def accumulate(self, batch: Batch, noise: RandomStream, backward: Callable[[Tensor], object]) -> Metrics:
         """Add up a minibatch's gradients, `micro_batch_size` rows at a time; return the mean or maximum of each metric.
 
         The loss must be a mean over independent rows; if it is not, see `check_micro_batch`.

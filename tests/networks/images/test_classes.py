@@ -101,7 +101,7 @@ def test_a_head_is_the_class_of_its_samples() -> None:
 def test_mixed_precision_keeps_outputs_in_float32(num_classes: int | None) -> None:
     net, x = make(num_classes).eval(), normal(4, A)
     condition = torch.zeros(4, 1, dtype=torch.int64)
-    exact = net(x, torch.full((4,), 0.5), condition)
+    exact = net(x, torch.full((4,), 0.5), condition).detach()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         rough = net(x, torch.full((4,), 0.5), condition)
         samples = sampler(net).sampler.sample(condition, x, torch.ones(4))

@@ -78,7 +78,7 @@ class OutputConv(nn.Conv2d):
     def of(cls, conv: nn.Conv2d) -> OutputConv:
         """One with the parameters of `conv`; draws no random numbers."""
         size: Any = (conv.in_channels, conv.out_channels, conv.kernel_size)
-        found: OutputConv = skip_init(cls, *size, stride=conv.stride, padding=conv.padding)
+        found: OutputConv = skip_init(cls, *size, stride=conv.stride, padding=conv.padding)  # type: ignore[no-untyped-call]
         found.weight, found.bias = conv.weight, conv.bias
         return found
 
@@ -111,8 +111,8 @@ def check_unet(config: Mapping[str, Any], channels: int, side: int, where: str, 
         if num_classes is None:
             wanted = f"an unconditional UNet2DModel, or num_classes {classes or ''}".strip()
             raise ConfigError(f"{where} is conditioned on classes; expected {wanted}")
-        found = f"embeds classes as {kind}" if kind else f"embeds {classes or 'no'} classes"
-        raise ConfigError(f"{where} {found}; expected num_class_embeds {num_classes}, as num_classes")
+        embedded = f"embeds classes as {kind}" if kind else f"embeds {classes or 'no'} classes"
+        raise ConfigError(f"{where} {embedded}; expected num_class_embeds {num_classes}, as num_classes")
     embedding = config.get("time_embedding_type", "positional")
     if embedding != "positional":
         raise ConfigError(
