@@ -1,6 +1,6 @@
 """Memory that training on a memory-mapped set of images takes: by default, as many as ImageNet at 128 pixels.
 
-    python benchmarks/image_memory.py                          # 63 GB on disk, of which 5 GB are allocated
+    python benchmarks/image_memory.py                          # 63 GB, of which 10 GB are allocated
     python benchmarks/image_memory.py --images 2000 --side 32
 
 The file has every image's size, but only the first block of each image is written (noise); the rest are holes, which
