@@ -98,7 +98,8 @@ def train(steps: int, seed: int) -> dict[str, NDArray[np.float16]]:
         device="cpu",
     )
     model.learn(steps, log_interval=20)
-    layers = [*list(model.actor.latent_pi)[::2], model.actor.mu]
+    actor: Any = model.actor
+    layers = [*list(actor.latent_pi)[::2], actor.mu]
     return {
         f"{name}{i}": value.detach().numpy().astype(np.float16)
         for i, layer in enumerate(layers)
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.process_time()
     weights = train(args.steps, args.seed)
     print(f"trained in {(time.process_time() - started) / 60:.1f} minutes of one core")
-    np.savez_compressed(args.output, **weights)
+    np.savez_compressed(args.output, **weights)  # type: ignore[arg-type]
     walker = Walker([(weights[f"weight{i}"], weights[f"bias{i}"]) for i in range(len(weights) // 2)])
     print(measure(walker, args.trips, args.seed))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def compared(called: Called, facts: dict[str, Any], run: Path) -> Verdict:
 
 OWN = """
 import os
+import re
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 
@@ -159,7 +161,8 @@ def disturbed(shared: Path, fault: str, mark: str, seed: int, index: int, place:
         errors.seek(0)
         text = errors.read()
     known = {"", *facts["usual"]}  # a resumed command also prints its stages
-    lines = [line for line in text.splitlines() if line.strip() not in known and ": running" not in line]
+    own = re.compile(r".*: running|run  ")  # lines with the name of the folder, or the number of parameters
+    lines = [line for line in text.splitlines() if line.strip() not in known and not own.match(line)]
     again = subprocess.run(command_of(shared, run), env=environment(), capture_output=True, text=True)
     if again.returncode:
         return Verdict("traceback", f"not resumed: {again.stderr[-300:]}")

@@ -19,7 +19,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 GUARDS = ("schema", "seals", "trust")  # of files that are read
 # Rooms from the ground up: a room may import itself and the rooms in the rows above its own.
 FLOORS = (
-    ("errors", "types", "randomness", "precision", "components", "files", "figures", "tables", "ranges", *GUARDS),
+    (
+        "errors",
+        "types",
+        "randomness",
+        "precision",
+        "components",
+        "files",
+        "figures",
+        "tables",
+        "ranges",
+        "bars",
+        *GUARDS,
+    ),
     ("diffusion",),
     ("networks", "data", "envs"),
     ("energy",),

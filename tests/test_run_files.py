@@ -125,7 +125,8 @@ def test_only_the_files_of_the_stage_are_taken_over(tmp_path: Path) -> None:
     new = RunFolder(tmp_path / "new").stage("support")
     new.path.parent.mkdir()
     assert new.adopt(other, RECORD) == ""
-    assert sorted(file.name for file in new.path.iterdir()) == ["actions.npy", "stage.json", "state_ids.npy"]
+    names = ["actions.npy", "last.ckpt", "stage.json", "state_ids.npy"]
+    assert sorted(file.name for file in new.path.iterdir()) == names
     new.claim(RECORD)
     assert new.done
     (other.path / "actions.npy").unlink()

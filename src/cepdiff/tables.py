@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 FORMS = ("text", "markdown", "csv", "latex")
+MISSING, NO_ERROR = "-", "–"  # a value that was not measured; a standard error that one sample does not have
 # A number with its error, the bounds of its interval, what it is a part of, and the mark of the best.
 CELL = re.compile(
     r"(?P<value>.*?)(?: ± (?P<error>\S+))?(?: \[(?P<low>\S+), (?P<high>\S+)\])?(?: of (?P<of>\d+))?(?: (?P<mark>\*))?",
@@ -17,7 +18,7 @@ CELL = re.compile(
 )
 PARTS = {"value": "{}", "error": "{} ±", "low": "{} low", "high": "{} high", "of": "{} of", "mark": "{} best"}
 LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    NO_ERROR: "--", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
     "<": r"\textless{}", ">": r"\textgreater{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }  # fmt: skip
 
@@ -72,7 +73,8 @@ class Table:
             for part, name in PARTS.items():
                 values = [cell[part] or "" for cell in parts]
                 if part == "value" or any(values):
-                    columns.append([name.format(title.strip()), *("" if value == "-" else value for value in values)])
+                    known = ("" if value in (MISSING, NO_ERROR) else value for value in values)
+                    columns.append([name.format(title.strip()), *known])
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
         comments = [f"# {line}\n" for line in filter(None, [self.title, *self.notes])]
@@ -95,11 +97,11 @@ def latex_text(text: str) -> str:
 
 
 def number(value: float | None, form: str, error: float | None = None) -> str:
-    """`value` by the format `form`, with its error if there is one; "-" for None and NaN."""
+    """`value` by the format `form`, with its error if there is one ("–" for NaN); "-" for None and NaN."""
     if value is None or math.isnan(value):
-        return "-"
+        return MISSING
     text = format(int(value), form) if form == "d" else format(value, form)
-    return text if error is None else f"{text} ± {error:{form}}"
+    return text if error is None else f"{text} ± {NO_ERROR if math.isnan(error) else format(error, form)}"
 
 
 def finite(value: float | None) -> float | None:

@@ -51,7 +51,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Stage -> the last command's message about it, apart from its threads."""
     found = [line for line in capsys.readouterr().err.splitlines() if "CPU threads" not in line]
     lines = (line.partition(": ") for line in found)
-    return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines}
+    return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines if text}
 
 
 def weights(run_dir: Path, stage: str) -> Mapping[str, torch.Tensor]:

@@ -81,7 +81,7 @@ def test_a_run_leaves_stages_scores_logs_and_a_policy(
     assert fit(config, run) == 0
     shown = capsys.readouterr().out
     assert "behavior policy" in shown
-    assert "best" in shown
+    assert "no scale is the best by more than the noise" in shown  # two episodes
     found = results(run)
     assert (found["problem"], found["dataset"], found["seed"]) == (
         "cepdiff.problems.offline.problem.OfflineRL", "buffer", 0
@@ -108,7 +108,7 @@ def test_a_run_leaves_stages_scores_logs_and_a_policy(
     assert "\n".join(found["notes"]) in shown
     for stage in STAGES:
         assert json.loads((run / stage / "stage.json").read_text())["done"]
-        assert not (run / stage / "last.ckpt").exists()
+        assert torch.load(run / stage / "last.ckpt", weights_only=True)["global_step"] == 20
         events = EventAccumulator(str(run / "logs" / stage)).Reload()
         assert max(event.step for event in events.Scalars(f"{stage}/loss")) == 20
     scalars = EventAccumulator(str(run / "logs" / "evaluation")).Reload().Tags()["scalars"]
@@ -178,10 +178,22 @@ def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pyte
     assert (again.keys(), again["problem"], again["dataset"]) == (fitted.keys(), fitted["problem"], fitted["dataset"])
     offline = {"offline_value", "inside_support"}  # metrics that need the critic but no episodes
     assert offline < {row["metric"] for row in fitted["rows"]}
+    kept = (run / "evaluation.json").read_bytes()
     assert main(["evaluate", str(run)]) == 0
+    assert f"results {run / 'evaluation_defaults.json'}" in capsys.readouterr().out
     rollouts = [row for row in fitted["rows"] if row["metric"] not in offline]
-    assert results(run, "evaluation.json")["rows"] == rollouts
+    assert results(run, "evaluation_defaults.json")["rows"] == rollouts
     assert results(run) == fitted  # unchanged
+    assert main(["evaluate", str(run), *arguments]) == 0
+    assert f"{run / 'evaluation.json'}: replacing results of the same settings" in capsys.readouterr().err
+    assert (run / "evaluation.json").read_bytes() == kept
+    assert main(["evaluate", str(run), "--episodes", "1", "--scales", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "± –" in shown  # one episode has no standard error
+    assert f"results {run / 'evaluation_scales-1_episodes-1.json'}" in shown
+    assert main(["evaluate", str(run), "--episodes", "1", "--output", str(run / "evaluation.json")]) == 2
+    assert "evaluation.json exists, and is not of these settings: choose another --output" in capsys.readouterr().err
+    assert (run / "evaluation.json").read_bytes() == kept
 
 
 def test_another_engine_gives_the_same_scores(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,17 +38,18 @@ def test_tables_of_densities(densities: list[Path], tmp_path: Path, capsys: pyte
     table = markdown_table(page, f"beta 3, sliced W2 as a multiple of the noise floor{spread}")
     assert list(table) == ["method", "CEP", "MSE", "DPS"]  # the paper's order, not alphabetical
     assert table["method"] == ["Moons", "Rings", "own-data", "median"]
-    # Standard deviation of (1, 2) with n - 1: sqrt(0.5). CEP and DPS tie on moons.
-    assert table["CEP"] == ["1.50 ± 0.71 *", "2.00 *", "4.00", "2.00 *"]
+    # Standard deviation of (1, 2) with n - 1: sqrt(0.5). CEP and DPS tie on moons. A seed's noise is 0.1 / 0.5 floors.
+    assert table["CEP"] == ["1.50 ± 0.71", "2.00 *", "4.00", "2.00"]
     assert table["MSE"] == ["7.00", "5.00", "8.00", "7.00"]
-    assert table["DPS"] == ["1.50 *", "-", "3.00 *", "2.25 (2 of 3)"]
+    assert table["DPS"] == ["1.50", "-", "3.00 *", "2.25 (2 of 3)"]
     other = markdown_table(page, f"beta 3, energy distance as a multiple of the noise floor{spread}")
-    assert other["DPS"] == ["3.00 *", "-", "6.00 *", "4.50 (2 of 3)"]
+    assert other["DPS"] == ["3.00", "-", "6.00 *", "4.50 (2 of 3)"]
     assert page.count("CEP is at least as good as every baseline on 2 of 3 densities (67%).") == 2
     assert "9 runs of densities, 135 s of training" in page
     shown = capsys.readouterr().out
     for text in (
-        "1.50 ± 0.71 *",
+        "1.50 ± 0.71  ",
+        "3.00 *",
         "2.25 (2 of 3)",
         "2 of 3 densities (67%)",
         "135 s of training",
@@ -69,7 +70,7 @@ def test_json_of_densities(densities: list[Path], tmp_path: Path) -> None:
     assert table["cells"]["MSE"]["rings"] == {"mean": 5.0, "std": None, "values": {"0": 5.0}}
     assert "rings" not in table["cells"]["DPS"]
     assert table["median"] == {"CEP": 2.0, "MSE": 7.0, "DPS": 2.25}
-    assert table["best"] == {"moons": ["CEP", "DPS"], "rings": ["CEP"], "own-data": ["DPS"], "median": ["CEP"]}
+    assert table["best"] == {"moons": None, "rings": "CEP", "own-data": "DPS"}
     assert table["cep_at_least_as_good"] == {"densities": 2, "of": 3, "share": pytest.approx(2 / 3)}
     assert found["training_seconds"] == 135.0
     run = next(run for run in found["runs"] if run["folder"] == str(densities[1]))
@@ -80,7 +81,7 @@ def test_json_of_densities(densities: list[Path], tmp_path: Path) -> None:
     (row,) = [row for row in run["rows"] if row["metric"] == "energy_distance"]
     assert row == {
         "scale": 1.0, "metric": "energy_distance", "value": 1.0, "head": "", "error": None, "floor": 0.25,
-        "floor_error": 0.1, "multiple": 4.0,
+        "floor_error": 0.1, "count": None, "multiple": 4.0,
     }  # fmt: skip
 
 
@@ -160,10 +161,10 @@ def test_table_of_policies(policies: list[Path], tmp_path: Path, capsys: pytest.
     rows = page.split(f"**{POLICY_TITLE}**\n\n")[1].split("\n\n")[0].splitlines()
     assert [cells(row) for row in rows[2:]] == [
         # the registry's order, then seeds, then the user's tasks
-        ["hopper-medium-v2", "0", "44.0", "50.0", "1", "50.0", "0", "44.0", "6.0"],
-        ["walker2d-medium-v2", "0", "40.0", "46.0", "2", "50.0", "1", "46.0", "4.0"],
-        ["walker2d-medium-v2", "1", "40.0", "52.0", "2", "60.0", "2", "60.0", "0.0"],
-        ["my-task", "0", "25.0", "20.0", "0", "25.0", "1", "20.0", "5.0"],
+        ["hopper-medium-v2", "0", "44.0", "50.0", "1", "50.0 *", "0", "44.0", "6.0"],
+        ["walker2d-medium-v2", "0", "40.0", "46.0", "2", "50.0 *", "1", "46.0", "4.0"],
+        ["walker2d-medium-v2", "1", "40.0", "52.0", "2", "60.0 *", "2", "60.0", "0.0"],
+        ["my-task", "0", "25.0", "20.0", "0", "25.0 *", "1", "20.0", "5.0"],
     ]
     assert LINE in page
     assert LINE in capsys.readouterr().out
@@ -195,12 +196,25 @@ def test_runs_that_cannot_be_summarised_are_shown(policies: list[Path], tmp_path
     output = tmp_path / "report"
     assert report(output, *policies, *odd) == 0
     page = (output / "report.md").read_text()
-    assert "| a-returns (return) | 0 | 10.0 | 30.0 | 1 | 30.0 | 0 | 10.0 | 20.0 |" in page
-    assert "| b-no-choice | 0 | 1.0 | 3.0 | 1 | 3.0 | - | - | - |" in page
-    assert "| c-no-one | 0 | 1.0 | - | 2 | 3.0 | 0 | 1.0 | 2.0 |" in page
+    assert "| a-returns (return) | 0 | 10.0 | 30.0 | 1 | 30.0 * | 0 | 10.0 | 20.0 |" in page
+    assert "| b-no-choice | 0 | 1.0 | 3.0 | 1 | 3.0 * | - | - | - |" in page
+    assert "| c-no-one | 0 | 1.0 | - | 2 | 3.0 * | 0 | 1.0 | 2.0 |" in page
     assert "| d-no-episodes | 0 | - | - | - | - | 1 | - | - |" in page
     assert "| e-no-rows | 0 | - | - | - | - | - | - | - |" in page
     assert f"{LINE} Not counted: 5 without" in page
+
+
+def test_the_highest_score_within_the_noise_is_not_marked(tmp_path: Path) -> None:
+    """Ten episodes, standard errors of 0.1: t is 2.3 for nine degrees of freedom, and 2.3 √2 0.1 = 0.325."""
+    near = write_policy(tmp_path / "near", "my-task", {0.0: 40.0, 1.0: 40.32}, None)
+    far = write_policy(tmp_path / "far", "other-task", {0.0: 40.0, 1.0: 40.33}, None)
+    assert report(tmp_path / "report", near, far) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "| my-task | 0 | 40.0 | 40.3 | 1 | 40.3 | - | - | - |" in page
+    assert "| other-task | 0 | 40.0 | 40.3 | 1 | 40.3 * | - | - | - |" in page
+    assert page.count("* the best: above every other scale of the run by more than the noise") == 1
+    leads = {row["task"]: row["leads"] for row in section(tmp_path / "report", "Offline RL")["rows"]}
+    assert leads == {"my-task": False, "other-task": True}
 
 
 def test_runs_without_episodes_have_a_table_and_no_figure(tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ def write_run(
         for scale, accuracy, multiple in rows:
             floor = 4.0 if math.isfinite(multiple) else 0.0
             distance = 4.0 * multiple if floor else 4.0
-            found += [Row(scale, "accuracy", accuracy, head), Row(scale, "frechet", distance, head, floor=floor)]
+            found += [
+                Row(scale, "accuracy", accuracy, head),
+                Row(scale, "frechet", distance, head, floor=floor, floor_error=0.4),
+            ]
     checkpoints = {"guidance_checkpoint": str(folder)} | ({"behavior_checkpoint": prior} if prior else {})
     Results(
         problem="cepdiff.problems.density.images.ImageDensity",
@@ -99,11 +102,11 @@ def test_table_by_scale_and_method(classes: list[Path], tmp_path: Path, capsys: 
         ["scale", "method", "accuracy", "Fréchet, x floor"],
         # Two priors: the one of seed 0 counts once, however many runs share it.
         ["0", "prior", "0.550 ± 0.071", "8.00 ± 1.41"],
-        ["1", "CEP", "0.938 ± 0.088 *", "1.50 ± 0.71 *"],
+        ["1", "CEP", "0.938 ± 0.088", "1.50 ± 0.71"],
         ["1", "noisy classifier", "0.900", "3.00"],
-        ["1", "DPSClassifier", "0.938 *", "4.00"],
+        ["1", "DPSClassifier", "0.938", "4.00"],
         ["2", "CEP", "0.850 ± 0.071", "2.00 ± 0.00"],
-        ["2", "noisy classifier", "0.950 *", "1.50 *"],
+        ["2", "noisy classifier", "0.950", "1.50"],
         ["", "real data", "0.980 ± 0.000", "1.00 ± 0.00"],
     ]
     shown = capsys.readouterr()
@@ -124,14 +127,21 @@ def test_json_of_images(classes: list[Path], tmp_path: Path) -> None:
     }  # fmt: skip
     assert rows[0.0, "prior"]["frechet"]["values"] == {"0": 9.0, "1": 7.0}  # in units of the floor
     assert table["real"]["accuracy"] == {"mean": 0.98, "std": 0.0, "values": {"0": 0.98, "1": 0.98}}
-    assert table["best"]["1"] == {"accuracy": ["CEP", "DPSClassifier"], "frechet": ["CEP"]}
-    assert table["best"]["2"] == {"accuracy": ["NoisyClassifier"], "frechet": ["NoisyClassifier"]}
+    assert table["best"] == {scale: {"accuracy": None, "frechet": None} for scale in "12"}  # two seeds: t is 12.7
     assert found["training_seconds"] == 40.0
     run = next(run for run in found["runs"] if run["folder"] == str(classes[3]))
     assert (run["method"], run["seed"], len(run["rows"])) == ("DPSClassifier", 0, 4)  # only the means over the heads
     values = {(row["scale"], row["metric"]): (row["value"], row["floor"]) for row in run["rows"]}
     assert values[1.0, "accuracy"] == (0.9375, None)
     assert values[0.0, "frechet"] == (36.0, 4.0)  # the distance and its floor are shown too
+
+
+def test_the_best_of_single_seeds_is_outside_the_noise_of_the_floor(classes: list[Path], tmp_path: Path) -> None:
+    """A multiple has a noise of 0.4 / 4 = 0.1, and 3 leads 4 by more than 2 √2 0.1; an accuracy has no error."""
+    assert report(tmp_path / "report", classes[0], classes[3]) == 0
+    noisy, dps = markdown_rows(tmp_path / "report", TITLE)[2:4]
+    assert noisy == ["1", "NoisyClassifier", "0.900", "3.00 *"]
+    assert dps == ["1", "DPSClassifier", "0.938", "4.00"]
 
 
 def test_runs_with_other_aims_do_not_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +177,7 @@ def test_the_energy_itself_is_another_method(tmp_path: Path) -> None:
     ]
     assert report(tmp_path / "report", *runs) == 0
     table = markdown_rows(tmp_path / "report", TITLE)
-    assert table[2:] == [["1", "DPS", "0.900 *", "2.00 *"], ["1", "DPS (analytic)", "0.800", "inf"]]
+    assert table[2:] == [["1", "DPS", "0.900", "2.00"], ["1", "DPS (analytic)", "0.800", "inf"]]
     (found,) = read(tmp_path / "report")["sections"]
     assert found["rows"][2]["metrics"]["frechet"]["mean"] is None
 

@@ -242,7 +242,7 @@ def test_one_seed_has_neither_error_nor_interval(runs: Path, capsys: pytest.Capt
     folders = [runs / "task-a/beta1/0", runs / "task-b/beta1/0", runs / "task-a-0", runs / "task-b-0"]
     assert main(["report", *map(str, folders), "--output", str(runs.parent / "report"), "--scale", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "10.0 ± -  1" in shown
+    assert "10.0 ± –  1" in shown
     assert "One seed has no standard error over seeds." in shown
     assert "No intervals: a task has one seed, which says nothing about the spread over seeds." in shown
     assert "15.0 [-, -]" in shown

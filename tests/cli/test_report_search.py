@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def test_runs_at_any_depth_each_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     sharper = write(tmp_path / "runs/sharper", {})
     deep = write(tmp_path / "runs/task/0", {})
     (deep / "critic").mkdir()
-    (deep / "critic/results.json").write_text("not ours")  # nothing is looked for inside a run
+    (deep / "critic/results.json").write_text("not ours")
+    inside = write(deep / "shorter", {})
     (tmp_path / "runs/back").symlink_to(tmp_path / "runs")
     (tmp_path / "runs/again").symlink_to(sharper)
     (tmp_path / "runs/.hidden").mkdir()
@@ -47,8 +49,19 @@ def test_runs_at_any_depth_each_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "runs/other").mkdir()
     (tmp_path / "runs/other/results.json").write_text("another program's")
     found = found_in(tmp_path / "runs", sharper, tmp_path / "runs/task")
-    assert sorted(path.resolve() for path in found) == [sharper, deep]
+    assert sorted(path.resolve() for path in found) == [sharper, deep, inside]
     assert capsys.readouterr().err == ""
+
+
+def test_the_runs_of_the_readme_are_found_by_its_own_command(tmp_path: Path) -> None:
+    """`cepdiff report runs`, for every folder of a run that the page names or makes by default."""
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    assert "cepdiff report runs\n" in page
+    named = {name for name in re.findall(r"\bruns/[\w/-]+\w", page) if not name.endswith("/logs")}
+    assert {"runs/reacher-replay/0", "runs/sharper", "runs/rings/0", "runs/rings-mse"} <= named
+    for name in named:
+        write(tmp_path / name, {})
+    assert {str(path.relative_to(tmp_path)) for path in found_in(tmp_path / "runs")} == named
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

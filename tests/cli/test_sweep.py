@@ -115,7 +115,7 @@ def test_one_failure_does_not_end_the_others(swept: tuple[Path, int]) -> None:
 def test_a_killed_run_resumes_and_ends_bit_identically(swept: tuple[Path, int]) -> None:
     folder, _ = swept
     logs = [(folder / "sweep" / "logs" / f"seed={seed}.log").read_text() for seed in (0, 1)]
-    assert sum("behavior: from step 10 of 20" in log for log in logs) == 1
+    assert sum("behavior: going on from step 10 of 20" in log for log in logs) == 1
     for seed in (0, 1):
         assert_equal_to_fit(folder / "sweep" / "runs" / f"seed={seed}", folder, "--seed", str(seed))
 
@@ -209,7 +209,7 @@ def test_a_run_whose_worker_is_killed_resumes_and_ends_bit_identically(
     assert main(["sweep", str(path)]) == 0
     assert (tmp_path / "killed").exists()
     logs = [(tmp_path / "sweep" / "logs" / f"seed={seed}.log").read_text() for seed in seeds]
-    assert sum("behavior: from step 10 of 20" in log for log in logs) == 1
+    assert sum("behavior: going on from step 10 of 20" in log for log in logs) == 1
     for seed in seeds:
         assert_equal_to_fit(tmp_path / "sweep" / "runs" / f"seed={seed}", tmp_path, "--seed", str(seed))
 

@@ -47,6 +47,8 @@ def test_a_signal_ends_the_command_and_its_handlers_are_gone(folder: RunFolder, 
     before = {each: signal.getsignal(each) for each in ASKING}
     with pytest.raises(StoppedError, match="run the same command to go on") as stopped, in_one_line(folder):
         send(number)
+    by = "Ctrl-C" if number == signal.SIGINT else f"signal {number}"
+    assert str(stopped.value).startswith(f"stopped by {by}; what has been finished is kept in {folder.path}; run the")
     assert stopped.value.exit_code == 128 + number
     assert {each: signal.getsignal(each) for each in ASKING} == before
 
@@ -120,6 +122,19 @@ def test_a_deferred_signal_waits_for_the_end_of_its_block() -> None:
     with pytest.raises(Interrupted), signals.handled():
         work()
     assert reached == ["end of the block"]
+
+
+def test_a_deferred_signal_is_answered_once_and_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with StopSignals().handled(deferred=True, answer="critic: stopping after this block"):
+            send(signal.SIGINT)
+            send(signal.SIGINT)
+            shown.append(capfd.readouterr().err)
+
+    shown: list[str] = []
+    with pytest.raises(Interrupted):
+        work()
+    assert shown == ["\ncritic: stopping after this block\n"]
 
 
 def test_an_ignored_signal_stays_ignored(folder: RunFolder) -> None:

@@ -167,9 +167,9 @@ def test_a_callback_that_ends_the_training_keeps_its_state(run: RunFolder, capsy
     expected = train(RunFolder(run.path.parent / "whole")).state_dict()
     with pytest.raises(RunError, match=r"ended the behavior stage at step 6 of 12; .* run the same command to go on"):
         train(run, Stop())
-    assert "from step" not in capsys.readouterr().err
+    assert "going on" not in capsys.readouterr().err
     resumed = train(run).state_dict()
-    assert "behavior: from step 6 of 12\n" in capsys.readouterr().err
+    assert "behavior: going on from step 6 of 12\n" in capsys.readouterr().err
     assert all(torch.equal(value, expected[key]) for key, value in resumed.items())
 
 
@@ -226,7 +226,7 @@ class FakeTrainer:
 def saves(trainer: Any, seconds_per_step: float, every_n_steps: int = 500, blocks: int = 20) -> list[int]:
     """The steps at which a checkpoint saves in blocks of ten steps, by a clock of its own."""
     now = [0.0]
-    checkpoint = StageCheckpoint(Path("last.ckpt"), every_n_steps, 5.0, "record", StopSignals(), lambda: now[0])
+    checkpoint = StageCheckpoint(Path("last.ckpt"), every_n_steps, 5.0, "record", StopSignals(), clock=lambda: now[0])
     module: Any = None
     checkpoint.on_train_start(trainer, module)
     for block in range(blocks):

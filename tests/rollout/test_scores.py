@@ -9,11 +9,11 @@ from matplotlib.image import imread
 
 from cepdiff.errors import RunError
 from cepdiff.policy.choice import ScaleEvidence
-from cepdiff.problems.offline.judge import COLUMNS, marks, offline_rows, score_rows
+from cepdiff.problems.offline.judge import COLUMNS, marks, no_best, offline_rows, score_rows
 from cepdiff.problems.offline.report import plot_scores, policy_row
 from cepdiff.rollout.evaluation import gather_results
 from cepdiff.rollout.rollout import EpisodeResult
-from cepdiff.rollout.scores import Reference, best_row, normalized_score, score_table, summarize
+from cepdiff.rollout.scores import Reference, ScoreRow, best_row, normalized_score, score_table, summarize
 from cepdiff.runs.results import Results
 
 # Scale 2: mean 6, sample variance ((-4)² + 0² + 4²) / 2 = 16, standard error 4 / sqrt(3).
@@ -58,7 +58,7 @@ def test_summary_by_hand():
     assert [behavior.guidance_scale, exact.guidance_scale, strong.guidance_scale] == [0.0, 1.0, 2.0]
     assert (behavior.episodes, behavior.mean_return, behavior.normalized_score) == (3, -1.0, 15.0)
     assert behavior.standard_error == pytest.approx(2 / math.sqrt(3))
-    assert (exact.episodes, exact.mean_return, exact.standard_error) == (1, 5.0, 0.0)
+    assert (exact.episodes, exact.mean_return, exact.standard_error) == (1, 5.0, None)
     assert (strong.mean_return, strong.normalized_score) == (6.0, 50.0)
     assert strong.standard_error == pytest.approx(4 / math.sqrt(3))
     assert strong.normalized_standard_error == pytest.approx(20 / math.sqrt(3))
@@ -115,7 +115,7 @@ def test_table_is_aligned():
     assert score_table(summarize(RESULTS, REFERENCE)).text().splitlines() == [
         "guidance scale  episodes   mean return  normalized score",
         "             0         3  -1.00 ± 1.15        15.0 ± 5.8",
-        "             1         1   5.00 ± 0.00        45.0 ± 0.0",
+        "             1         1      5.00 ± –          45.0 ± –",
         "             2         3   6.00 ± 2.31       50.0 ± 11.5",
     ]
     assert score_table(summarize([RESULTS[3]], None)).text().splitlines()[1].endswith("-")
@@ -128,11 +128,11 @@ def test_table_of_results_marks_behavior_and_best():
     assert lines_of(results(summarize(RESULTS, REFERENCE))) == [
         "guidance scale  episodes   mean return  normalized score",
         "             0         3  -1.00 ± 1.15        15.0 ± 5.8  behavior policy",
-        "             1         1   5.00 ± 0.00        45.0 ± 0.0",
-        "             2         3   6.00 ± 2.31       50.0 ± 11.5  best",
+        "             1         1      5.00 ± –          45.0 ± –",
+        "             2         3   6.00 ± 2.31       50.0 ± 11.5",
     ]
     (_, line) = lines_of(results(summarize([RESULTS[3]], None)))
-    assert line.split("  ")[-1] == "behavior policy, best"
+    assert line.split("  ")[-1] == "behavior policy"
 
 
 def test_evidence_stands_beside_the_rollouts():
@@ -141,14 +141,32 @@ def test_evidence_stands_beside_the_rollouts():
     assert lines_of(found) == [
         "guidance scale  episodes   mean return  normalized score  offline value  inside support",
         "             0         3  -1.00 ± 1.15        15.0 ± 5.8         95.000             95%  behavior policy",
-        "             1         1   5.00 ± 0.00        45.0 ± 0.0         97.123             50%  offline choice",
-        "             2         3   6.00 ± 2.31       50.0 ± 11.5              -               -  best",
+        "             1         1      5.00 ± –          45.0 ± –         97.123             50%  offline choice",
+        "             2         3   6.00 ± 2.31       50.0 ± 11.5              -               -",
     ]
     assert found.values("offline_value") == {0.0: 95.0, 1.0: 97.1234}
     assert policy_row(found)["regret"] == 5.0
     better = results(rows, Found((2.0, 1.0, 1.0)), choice=2.0)
-    assert lines_of(better)[-1].endswith("best, offline choice")
+    assert lines_of(better)[-1].endswith("offline choice")
     assert policy_row(better)["regret"] == 0.0
+
+
+def test_the_best_scale_is_marked_only_outside_the_noise():
+    """Means 0, 4, 10 of five episodes with standard errors 1, 1, `error`; t is 2.8 for four degrees of freedom."""
+
+    def marked(error, episodes=5):
+        scores = [(0.0, 0.0, 1.0), (1.0, 4.0, 1.0), (2.0, 10.0, error)]
+        rows = [ScoreRow(scale, episodes, mean, e, None, None) for scale, mean, e in scores]
+        return marks(rows, [0.0, 1.0, 2.0], None), no_best(rows)
+
+    wins = {0.0: "behavior policy", 2.0: "best"}
+    none = {0.0: "behavior policy"}, ["no scale is the best by more than the noise"]
+    assert marked(1.8) == (wins, [])  # 6 > 2.8 √(1 + 1.8²) = 5.77
+    assert marked(1.9) == none  # 6 < 2.8 √(1 + 1.9²) = 6.01
+    assert marked(2.8, 20) == (wins, [])  # 6 > 2 √(1 + 2.8²) = 5.95
+    assert marked(2.9, 20) == none
+    assert marked(0.0, 1) == none  # one episode says nothing about the spread
+    assert marks([ScoreRow(1.0, 5, 9.0, 0.1, None, None)], [1.0], None) == {}  # nothing to be better than
 
 
 def test_results_without_any_rollout():
@@ -201,8 +219,8 @@ def test_rows_of_the_file(tmp_path):
     rows = json.loads(path.read_text())["rows"]
     assert [(row["scale"], row["metric"], row["value"], row["error"]) for row in rows] == [
         (1.0, "episodes", 1, None),
-        (1.0, "mean_return", 5.0, 0.0),
-        (1.0, "normalized_score", 45.0, 0.0),
+        (1.0, "mean_return", 5.0, None),
+        (1.0, "normalized_score", 45.0, None),
         (1.0, "offline_value", 97.1234, None),
         (1.0, "inside_support", 0.5, None),
     ]

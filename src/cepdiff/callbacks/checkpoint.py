@@ -47,6 +47,7 @@ class StageCheckpoint(Checkpoint):
         minutes: longest time between saves, by the first rank's clock.
         made_from: hash of the stage's inputs, kept in the checkpoint.
         signals: the signals that ask to stop.
+        at_end: also save after the last step, so that a longer training can go on from there.
         clock: returns seconds.
     """
 
@@ -57,6 +58,7 @@ class StageCheckpoint(Checkpoint):
         minutes: float,
         made_from: str,
         signals: StopSignals,
+        at_end: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
@@ -64,6 +66,7 @@ class StageCheckpoint(Checkpoint):
         self.minutes = minutes
         self.made_from = made_from
         self.signals = signals
+        self.at_end = at_end
         self.clock = clock
         self.stopped_by: int | None = None
         self.elapsed = 0.0
@@ -82,7 +85,7 @@ class StageCheckpoint(Checkpoint):
         asked, late = self._agreed(trainer, self.signals.number or 0, late)
         finished = step >= trainer.max_steps >= 0
         due = late or step // self.every_n_steps > saved_step // self.every_n_steps
-        if asked or (due and not finished):
+        if asked or (self.at_end if finished else due):
             self._save(trainer)
         if asked and not finished:
             self.stopped_by = asked
@@ -99,12 +102,15 @@ class StageCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.elapsed = float(state_dict["elapsed"])
 
-    def step_of(self, checkpoint: dict[str, Any]) -> int:
-        """The step of a loaded checkpoint; raises RunError if another stage, run or seed wrote it."""
-        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if state.get("made_from") != self.made_from:
+    def step_of(self, checkpoint: dict[str, Any], shorter: Callable[[int], str] = str) -> int:
+        """The step of a loaded checkpoint; raises RunError if another stage, run or seed wrote it.
+
+        `shorter` gives the `made_from` of the same training with fewer steps, whose last checkpoint serves too.
+        """
+        step, state = int(checkpoint["global_step"]), checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if state.get("made_from") not in (self.made_from, shorter(step)):
             raise RunError(f"{self.path} is the checkpoint of another run; delete it to train from the first step")
-        return int(checkpoint["global_step"])
+        return step
 
     def _agreed(self, trainer: Trainer, number: int, late: bool) -> tuple[int, bool]:
         """Agree over all ranks on the signal that reached any of them, 0 for none, and if the first rank is late."""

@@ -1,4 +1,4 @@
-"""A progress bar in optimiser steps, with the time left; and the same for loops outside a Trainer."""
+"""A progress bar in optimiser steps, with the time left."""
 
 from __future__ import annotations
 
@@ -9,20 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-
-def progress(total: int, name: str, unit: str, *, initial: int = 0, enabled: bool = True) -> tqdm[Any]:
-    """A bar on stderr. If that is not a terminal, it is redrawn every half minute, so that logs stay short."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=f"{name:<10}",
-        unit=unit,
-        unit_scale=total >= 10_000,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        dynamic_ncols=True,
-        disable=not enabled,
-        file=sys.stderr,
-    )
+from cepdiff.bars import progress
 
 
 class StageProgress(ProgressBar):

@@ -31,16 +31,18 @@ class StopSignals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._deferred = False
+        self._answer = ""
         self._last = 0.0
         self._process = os.getpid()
 
     @contextmanager
-    def handled(self, deferred: bool = False) -> Iterator[None]:
+    def handled(self, deferred: bool = False, answer: str = "") -> Iterator[None]:
         """Raise `Interrupted` in this block on a signal; if `deferred`, only when the block has ended normally.
 
-        Blocks can be nested. An ignored SIGHUP (nohup) stays ignored. Only the main thread can handle signals.
+        A deferred signal is answered at once by the line `answer` on stderr, if there is one. Blocks can be nested. An
+        ignored SIGHUP (nohup) stays ignored. Only the main thread can handle signals.
         """
-        outer, self._deferred = self._deferred, deferred
+        outer, self._deferred, self._answer = self._deferred, deferred, answer
         main = threading.current_thread() is threading.main_thread()
         hangup = getattr(signal, "SIGHUP", None)
         nohup = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
@@ -69,6 +71,8 @@ class StopSignals:
         again = self.number is not None and now - self._last < PATIENCE
         if self.number is None:
             self.number = number
+            if self._deferred and self._answer:
+                os.write(2, f"\n{self._answer}\n".encode())  # `print` may be what the signal has interrupted
         if not self._deferred and not again:
             self._last = now
             raise Interrupted(number)

@@ -57,10 +57,10 @@ class RowBar:
 
     def show(self, done: int, total: int, remark: str = "") -> None:
         """Move to `done` of `total` rows."""
-        from tqdm import tqdm
+        from cepdiff.bars import progress
 
         if self._bar is None:
-            self._bar = tqdm(desc=self._what, total=total, unit="row", unit_scale=True, leave=self._stays)
+            self._bar = progress(total, self._what, "row", leave=self._stays)
         self._bar.set_postfix_str(remark, refresh=False)
         self._bar.update(done - self._bar.n)
 

@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell and exit. Recipes and tasks stand where an argument's metavar names them."""
     import argcomplete
+    from argcomplete.completers import FilesCompleter
 
-    files = argcomplete.FilesCompleter()
+    files = FilesCompleter()
     for action in _actions(parser):
         metavar = str(action.metavar)
         names = [*recipes()] if "RECIPE" in metavar else [*TASKS] if "TASK" in metavar else []

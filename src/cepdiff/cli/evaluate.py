@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "--output",
         metavar="FILE",
-        help="results as JSON; default: RUN/evaluation.json, or evaluation_one_step.json",
+        help="results as JSON; default: RUN/evaluation.json, with the options in its name if it has other results",
     )
     add("--video", nargs="?", const="", metavar="FILE", help="MP4 of the best scale; default: RUN/best.mp4")
     add_one_step(parser)
@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cepdiff.cli.messages import is_first_process
-    from cepdiff.problems.offline.evaluate import default_output, evaluate_run
+    from cepdiff.problems.offline.evaluate import evaluate_run
 
     place = Path(args.run_dir)
     folder = place if place.is_dir() else place.parent
-    output = Path(args.output) if args.output else default_output(place, args.one_step)
+    output = Path(args.output) if args.output else None
     video = None if args.video is None else Path(args.video) if args.video else folder / "best.mp4"
     options = {name: value for name, value in vars(args).items() if name in OPTIONS}
     results = evaluate_run(place, output=output, video=video, **options)
     if is_first_process():
-        print(f"{results.table().text()}\nresults {output}" + (f"\nvideo {video}" if video else ""))
+        print(f"{results.table().text()}\nresults {results.file}" + (f"\nvideo {video}" if video else ""))
     return 0

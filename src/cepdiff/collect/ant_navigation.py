@@ -101,5 +101,5 @@ def walk_to_goals(
 
 def _draw(cells: Sequence[Cell], layout: Layout, numbers: np.random.Generator) -> Point:
     """In a random one of the cells; coordinates below 0 become 0, as in D4RL."""
-    location = layout.xy(cells[numbers.integers(len(cells))])
+    location = layout.xy(cells[int(numbers.integers(len(cells)))])
     return np.maximum(location + numbers.uniform(0.0, layout.cell_size / 4, 2), 0.0)

@@ -75,7 +75,8 @@ def walking_features(inputs: NDArray[np.floating]) -> tuple[NDArray[np.float64],
 def body_action(action: NDArray[np.floating], turns: int) -> NDArray[np.floating]:
     """Torques (8,) in the environment's order, from hip and ankle of each leg as numbered by the features."""
     legs = np.roll(action.reshape(4, 2), turns, axis=0) * np.stack([np.ones(4), _ANKLE_SIGNS], axis=1)
-    return legs[_ACTION_LEGS].reshape(8)
+    torques: NDArray[np.floating] = legs[_ACTION_LEGS].reshape(8)
+    return torques
 
 
 def _turned(vector: NDArray[np.float64], turns: int) -> NDArray[np.float64]:
@@ -85,4 +86,5 @@ def _turned(vector: NDArray[np.float64], turns: int) -> NDArray[np.float64]:
 
 def _numbered(values: NDArray[np.float64], turns: int) -> NDArray[np.float64]:
     legs = values.reshape(4, 2) * np.stack([np.ones(4), _ANKLE_SIGNS], axis=1)
-    return np.roll(legs, -turns, axis=0).reshape(8)
+    numbered: NDArray[np.float64] = np.roll(legs, -turns, axis=0).reshape(8)
+    return numbered

@@ -104,6 +104,10 @@ class StageDataModule(LightningDataModule, ABC):
     def spec(self) -> DataSpec:
         """Sizes, bounds and observation statistics."""
 
+    def summary(self) -> str:
+        """The size of the loaded data in a few words, printed when a run starts; may be empty."""
+        return ""
+
     @property
     def sizes(self) -> tuple[int, int]:
         """(observation size S, action size A as networks see it), the first arguments of every module."""

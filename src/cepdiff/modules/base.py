@@ -169,6 +169,14 @@ class StageModule(LightningModule, ABC):
             step = first_step + int((~finite).nonzero()[0])
             raise DivergenceError(f"the {self.stage} stage's loss became NaN or infinite at step {step}")
 
+    @property
+    def depends_on_length(self) -> bool:
+        """True if steps depend on the Trainer's `max_steps`, so that a finished training cannot go on to more of them.
+
+        Taken to be so for a class with a `configure_optimizers` of its own, unless it overrides this too.
+        """
+        return self.lr_schedule == "cosine" or type(self).configure_optimizers is not StageModule.configure_optimizers
+
     def configure_optimizers(self) -> Any:
         """Adam (AdamW with weight decay) on `trained_parameters`, fused."""
         parameters = self.trained_parameters()

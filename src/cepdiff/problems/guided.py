@@ -211,8 +211,8 @@ class GuidedProblem(Problem):
         def write() -> None:
             results = folder.results
             if path.is_file() and results.is_file() and not samples_as_before(path, recipe):
-                results.unlink()
-                print(f"{path} now samples differently: removed {results}, made before that", file=sys.stderr)
+                print(f"{path} now samples differently", file=sys.stderr)
+                folder.keep_results()
             write_recipe(path, recipe, networks)
 
         if not processes.on_main(has_more):

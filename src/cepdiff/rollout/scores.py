@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -23,13 +24,14 @@ class Reference:
 class ScoreRow:
     """All episodes of one guidance scale; the normalised fields are None if no reference is known.
 
-    `success_rate` is in percent, None if the environment does not say which episodes succeed.
+    One episode has no standard error. `success_rate` is in percent, None if the environment does not say which episodes
+    succeed.
     """
 
     guidance_scale: float
     episodes: int
     mean_return: float
-    standard_error: float
+    standard_error: float | None
     normalized_score: float | None
     normalized_standard_error: float | None
     success_rate: float | None = None
@@ -44,30 +46,33 @@ class ScoreRow:
 def summarize(results: Sequence[EpisodeResult], reference: Reference | None) -> list[ScoreRow]:
     """One row per scale, sorted by scale; the order of `results`, e.g. from several processes, does not matter.
 
-    The standard error is the sample standard deviation (n - 1) over sqrt(n), and 0 for a single episode, which says
-    nothing about the spread.
+    The standard error is the sample standard deviation (n - 1) over sqrt(n), None for a single episode.
     """
     rows = []
     for scale in sorted({result.guidance_scale for result in results}):
         # fmean and stdev sum exactly: the order does not matter to the last bit.
         returns = [result.episode_return for result in results if result.guidance_scale == scale]
         mean = fmean(returns)
-        error = stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else 0.0
+        error = _standard_error(returns)
         score = score_error = None
         if reference is not None:
             score = normalized_score(mean, reference.minimum, reference.maximum)
-            score_error = 100 * error / abs(reference.maximum - reference.minimum)
+            score_error = None if error is None else 100 * error / abs(reference.maximum - reference.minimum)
         successes = [result.success for result in results if result.guidance_scale == scale]
         rows.append(ScoreRow(scale, len(returns), mean, error, score, score_error, *_success_rate(successes)))
     return rows
 
 
-def _success_rate(successes: Sequence[bool | None]) -> tuple[float, float] | tuple[None, None]:
+def _standard_error(values: Sequence[float]) -> float | None:
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _success_rate(successes: Sequence[bool | None]) -> tuple[float | None, float | None]:
     """(rate, standard error) in percent; None if it is unknown of any episode."""
     known = [100.0 * success for success in successes if success is not None]
     if len(known) < len(successes):
         return None, None
-    return fmean(known), stdev(known) / len(known) ** 0.5 if len(known) > 1 else 0.0
+    return fmean(known), _standard_error(known)
 
 
 def best_row(rows: Sequence[ScoreRow]) -> ScoreRow:
@@ -80,11 +85,12 @@ def score_table(rows: Sequence[ScoreRow]) -> Table:
     by_success = any(row.success_rate is not None for row in rows)
     lines = [["guidance scale", "episodes", "mean return", "success rate, %" if by_success else "normalized score"]]
     for row in rows:
-        mean = number(row.mean_return, ".2f", row.standard_error)
+        alone = math.nan if row.episodes == 1 else None
+        mean = number(row.mean_return, ".2f", alone or row.standard_error)
         score = (
-            number(row.success_rate, ".1f", row.success_standard_error)
+            number(row.success_rate, ".1f", alone or row.success_standard_error)
             if by_success
-            else number(row.normalized_score, ".1f", row.normalized_standard_error)
+            else number(row.normalized_score, ".1f", alone or row.normalized_standard_error)
         )
         lines.append([f"{row.guidance_scale:g}", str(row.episodes), mean, score])
     return Table(lines)

@@ -13,7 +13,8 @@ from typing import Any
 
 from cepdiff.figures import GUIDE, new_panels, save_figure, shared_legend, styled
 from cepdiff.runs.report import Section, refuse_twins, total
-from cepdiff.runs.results import Results
+from cepdiff.runs.results import Results, Row
+from cepdiff.runs.statistics import Measured, winner
 from cepdiff.tables import Table, finite, in_order, number
 
 OURS = "CEP"
@@ -28,10 +29,11 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a method, by seed, shown with the format `form`."""
+    """A number of a method, by seed, shown with the format `form`; `noise` is the standard error of a single value."""
 
     values: Mapping[int, float]
     form: str = ".2f"
+    noise: float | None = None
 
     @property
     def mean(self) -> float:
@@ -48,6 +50,13 @@ class Cell:
     def standard_error(self) -> float | None:
         """Standard error of the mean; None for one seed."""
         return None if self.std is None else self.std / math.sqrt(len(self.values))
+
+    @property
+    def measured(self) -> Measured:
+        """Mean and error over the seeds; of one seed, the noise of its value."""
+        if len(self.values) < 2:
+            return Measured(self.mean, self.noise)
+        return Measured(self.mean, self.standard_error, len(self.values))
 
     def __str__(self) -> str:
         return number(self.mean, self.form, self.std)
@@ -113,13 +122,15 @@ class Comparison:
         cells = {}
         for metric, (_, form) in self.columns.items():
             by_seed: dict[int, list[float]] = {}
+            noise = None
             for run in runs:
                 row = run.row(scale, metric)
+                noise = noise if row is None else noise_of(row)
                 value = None if row is None else row.multiple if metric in self.floors else row.value
                 if value is not None and not math.isnan(value):
                     by_seed.setdefault(run.seed, []).append(value)
             if by_seed:
-                cells[metric] = Cell({seed: fmean(values) for seed, values in by_seed.items()}, form)
+                cells[metric] = Cell({seed: fmean(values) for seed, values in by_seed.items()}, form, noise)
         return cells
 
     @cached_property
@@ -131,20 +142,19 @@ class Comparison:
         }
         return {metric: Cell(found, self.columns[metric][1]) for metric, found in values.items() if found}
 
-    def best(self, scale: float, metric: str) -> list[str]:
-        """The methods closest to the noise floor, or most accurate; none if there is nothing to compare."""
-        choose: Any = {"accuracy": max, **dict.fromkeys(self.floors, min)}.get(metric)
-        means = {m: cells[metric].mean for (s, m), cells in self.rows.items() if s == scale and metric in cells}
-        if choose is None or len(means) < 2:
-            return []
-        return [method for method, mean in means.items() if mean == choose(means.values())]
+    def best(self, scale: float, metric: str) -> str | None:
+        """The method closest to the noise floor, or the most accurate; None if none leads by more than the noise."""
+        if metric not in self.floors | {"accuracy"}:
+            return None
+        found = {m: cells[metric].measured for (s, m), cells in self.rows.items() if s == scale and metric in cells}
+        return winner(found, smallest=metric in self.floors)
 
     def table(self) -> Table:
-        """The cells as text; the best of a scale has a star."""
+        """The cells as text; the best of a scale, if there is one, has a star."""
         columns, rows, real = self.columns, self.rows, self.real
         lines = [["scale", "method", *(f"{title}  " for title, _ in columns.values())]]
         for (scale, method), cells in rows.items():
-            texts = [starred(cells.get(metric), method in self.best(scale, metric)) for metric in columns]
+            texts = [starred(cells.get(metric), method == self.best(scale, metric)) for metric in columns]
             lines.append([f"{scale:g}", TITLES.get(method, method), *texts])
         if real:
             lines.append(["", "real data", *(starred(real.get(metric), False) for metric in columns)])
@@ -202,6 +212,13 @@ def log_scale(axes: Any) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())  # 2 and not 2 x 10^0
         axes.yaxis.set_minor_formatter(LogFormatter())
+
+
+def noise_of(row: Row) -> float | None:
+    """Standard error of one run's value: its own, or for a multiple of the noise floor the floor's deviation."""
+    if row.floor and row.floor_error is not None:
+        return row.floor_error / row.floor
+    return row.error
 
 
 def spread_of(cells: Iterable[Cell]) -> str:

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from cepdiff.callbacks.stopping import Interrupted, StopSignals
 from cepdiff.errors import ConfigError, OutputError, RunError
 from cepdiff.runs.config import Config, named
 from cepdiff.runs.folder import RunFolder
+from cepdiff.runs.opening import estimate, opening
 from cepdiff.runs.problem import Problem
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
@@ -73,15 +73,23 @@ def fit(
         needed = [] if stage is None else stages[: names.index(stage)]
         refuse_unfinished(folder, stage, [] if other else [each for each in needed if not each.done])
         processes.on_main(lambda: folder.keep(config.to_yaml(), replace=False))
-        for each in stages:
+        if processes.is_main:
+            print(opening(run, data, stages, stage), file=sys.stderr)
+        estimated = False
+        for number, each in enumerate(stages, 1):
             signals.check()
             done = each.claim(names)
             refuse_unfinished(folder, stage, [each] if each in needed and not done else [])
             if processes.is_main:
-                print(f"{each.name}: {'finished earlier, skipped' if done else f'running{each.size}'}", file=sys.stderr)
+                running = f"running, stage {number}/{len(stages)}{each.size}"
+                print(f"{each.name}: {'finished earlier, skipped' if done else running}", file=sys.stderr)
+                ahead = stages[number - 1 : -1] if stage is None else [each]
+                if not done and not estimated and (about := estimate(ahead, other)):
+                    print(f"time       {about}", file=sys.stderr)
             if not done:
+                estimated = True
                 if each is not stages[-1]:  # they are of the stage as it was before
-                    processes.on_main(partial(folder.results.unlink, missing_ok=True))
+                    processes.on_main(folder.keep_results)
                 each.run()
                 processes.on_main(folder.check_kept)
             each.load()
@@ -111,7 +119,8 @@ def in_one_line(folder: RunFolder) -> Iterator[StopSignals]:
         with signals.handled():
             yield signals
     except Interrupted as error:
-        raise StoppedError(error.number) from None
+        kept = f"; what has been finished is kept in {folder.path}" if folder.config.is_file() else ""
+        raise StoppedError(error.number, kept) from None
     except OSError as error:
         if folder.path.resolve() in Path(os.fsdecode(error.filename or "")).resolve().parents:
             folder.check_kept()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -16,9 +17,9 @@ from filelock import FileLock, Timeout
 
 from cepdiff.components import is_default
 from cepdiff.errors import RunError, shortened
-from cepdiff.files import ABANDONED, file_hash, made, remove_leftovers, write_text
+from cepdiff.files import ABANDONED, file_hash, made, remove_leftovers, unused, write_text
 from cepdiff.schema import typed
-from cepdiff.seals import content_hash, read_sealed, unsealed, write_sealed
+from cepdiff.seals import read_sealed, unsealed, write_sealed
 
 LOCK = ".lock"
 FINAL = "final.ckpt"
@@ -50,7 +51,7 @@ class StageRecord:
 
 
 class StageFolder:
-    """A stage's folder: `stage.json` (its record), `last.ckpt` while it runs, `final.ckpt` when it is done."""
+    """A stage's folder: `stage.json` (its record), `last.ckpt` (to go on from), `final.ckpt` when it is done."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self.run_dir = run_dir
@@ -89,11 +90,6 @@ class StageFolder:
         """CPU threads that the stage began with; None if they were not chosen by measurement."""
         record = self.record()
         return None if record is None else record.num_threads
-
-    @property
-    def record_hash(self) -> str:
-        """Hash of `made_from`, by which a checkpoint saved on the way is recognised."""
-        return content_hash(self.made_from or {})
 
     def claim(self, record: Mapping[str, Any], later: Sequence[str] = ()) -> None:
         """Write the record, or check that it equals an earlier run's; `later` names the stages that follow.
@@ -144,7 +140,8 @@ class StageFolder:
             )
         aside = self.path.with_name(f".{self.name}{ADOPTED}")
         shutil.rmtree(aside, ignore_errors=True)
-        for name in (*other.files, other.record_file.name):
+        last = [other.last.name] if other.last.is_file() else []
+        for name in (*other.files, *last, other.record_file.name):
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(other.path / name, aside / name)
         aside.rename(self.path)
@@ -159,7 +156,6 @@ class StageFolder:
         hashes = {file.relative_to(self.path).as_posix(): file_hash(file) for file in files}
         record = replace(self.record() or StageRecord({}), done=True, seconds=round(seconds, 1), files=hashes)
         write_sealed(self.record_file, asdict(record))
-        self.last.unlink(missing_ok=True)
 
     def keep_threads(self, num_threads: int) -> None:
         """Note the number of threads in the record."""
@@ -239,6 +235,13 @@ class RunFolder:
         """Write the configuration of the last command that fitted, or the first one's."""
         if replace or not self.config.exists():
             write_text(self.config, config)
+
+    def keep_results(self) -> None:
+        """Rename results that are about to be replaced to `results_earlier.json`, or `results_earlier_2.json`, ..."""
+        if self.results.is_file():
+            kept = unused(self.path / f"{self.results.stem}_earlier.json")
+            self.results.rename(kept)
+            print(f"the results so far are kept as {kept}", file=sys.stderr)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

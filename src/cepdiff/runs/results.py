@@ -28,7 +28,8 @@ class Row:
         metric: its name, a key of `Results.columns` if it is to be shown.
         value: the number; NaN if nothing was measured.
         head: name of the energy that guided; "" for the only one, or for the mean over all heads.
-        error: standard error of `value`.
+        error: standard error of `value`, None for one sample.
+        count: number of samples that `value` is the mean of, if it has a standard error.
         floor: value that exact samples have, if the metric is a distance to them; `floor_error` its deviation.
     """
 
@@ -39,6 +40,7 @@ class Row:
     error: float | None = None
     floor: float | None = None
     floor_error: float | None = None
+    count: int | None = None
 
     @property
     def multiple(self) -> float | None:
@@ -74,6 +76,7 @@ class Results:
         sources: folders with the user's own classes.
         files: name -> hash of each file of samples that was written with the results.
         folder: of the run; not in the file.
+        file: that they were written to or read from; not in the file.
     """
 
     problem: str
@@ -93,6 +96,7 @@ class Results:
     sources: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
+    file: Path = Path()
 
     @property
     def scales(self) -> list[float]:
@@ -116,7 +120,8 @@ class Results:
             rows = [self.row(scale, metric) or Row(scale, metric, math.nan) for scale in self.scales]
             if all(math.isnan(row.value) for row in rows):
                 continue
-            values = [number(row.value, form, row.error) for row in rows]
+            errors = [math.nan if row.count == 1 else row.error for row in rows]
+            values = [number(row.value, form, error) for row, error in zip(rows, errors, strict=True)]
             columns.append([title, *values, number(self.real.get(metric), form)])
             if any(row.floor is not None for row in rows):
                 floors = [number(row.floor, form, row.floor_error) for row in rows]
@@ -141,7 +146,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write the results as JSON."""
-        plain = {key: value for key, value in vars(self).items() if key not in ("rows", "marks", "folder")}
+        plain = {key: value for key, value in vars(self).items() if key not in ("rows", "marks", "folder", "file")}
         rows = [row.to_json() for row in self.rows]
         marks = {str(scale): mark for scale, mark in self.marks.items()}
         write_sealed(path, {"format": FORMAT, "cepdiff": __version__, **plain, "marks": marks, "rows": rows})
@@ -157,7 +162,7 @@ class Results:
             rows = typed(list[dict[str, Any]], fields["rows"], "rows")
             found = typed(cls, {**fields, "rows": [_row(row) for row in rows]})
             columns = {metric: (title, form) for metric, (title, form) in found.columns.items()}
-            found = replace(found, columns=columns, folder=path.parent)
+            found = replace(found, columns=columns, folder=path.parent, file=path)
             found.table()
             return found
         except (ValueError, KeyError, TypeError) as error:

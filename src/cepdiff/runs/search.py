@@ -82,12 +82,12 @@ def look_in(folder: Path, seen: set[Path], given: bool = False) -> Iterator[tupl
     seen.add(folder.resolve())
     run = RunFolder(folder)
     is_run = run.config.is_file() or (folder / LOCK).is_file()
-    if run.results.is_file() and (given or is_run):
-        yield folder, ""
-        return
-    if any((folder / name).is_file() for name in EARLIER) and (given or is_run):
-        yield folder, OLD
-        return
+    state = None
+    if given or is_run:
+        earlier = any((folder / name).is_file() for name in EARLIER)
+        state = "" if run.results.is_file() else OLD if earlier else None
+    if state is not None:
+        yield folder, state
     below = [
         found
         for path in sorted(folder.iterdir())
@@ -101,7 +101,7 @@ def look_in(folder: Path, seen: set[Path], given: bool = False) -> Iterator[tupl
     below += [(path, status[path.resolve()]) for path in planned if path.resolve() not in known]
     if below:
         yield from below
-    elif is_run:
+    elif is_run and state is None:
         yield folder, UNFINISHED
 
 

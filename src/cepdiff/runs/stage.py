@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
 import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from cepdiff.data.blocks import check_shares
 from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError, one_line
 from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count, NonNegative
-from cepdiff.runs.folder import StageFolder, read_checkpoint
+from cepdiff.runs.folder import StageFolder, differences, read_checkpoint
+from cepdiff.runs.longer import check_longer, go_on, hash_with, is_shorter
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
 from cepdiff.runs.threads import ThreadChoice
@@ -48,7 +51,8 @@ class StoppedError(CepdiffError):
     """A signal stopped the command; the work so far is kept."""
 
     def __init__(self, number: int, where: str = "") -> None:
-        super().__init__(f"stopped by signal {number}{where}; run the same command to go on")
+        by = "Ctrl-C" if number == signal.SIGINT else f"signal {number}"
+        super().__init__(f"stopped by {by}{where}; run the same command to go on")
         self.exit_code = 128 + number
 
 
@@ -74,6 +78,11 @@ class Stage(ABC):
         return ""
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps, 0 if it is not trained."""
+        return 0
+
+    @property
     def done(self) -> bool:
         """True if the stage has finished."""
         return self.context.processes.on_main(lambda: self.folder.done)
@@ -84,12 +93,11 @@ class Stage(ABC):
         `names` are those of all stages, in order.
         """
         record, reuse = self.made_from(), self.context.reuse
-        later = list(names)[list(names).index(self.name) + 1 :] if names else []
 
         def claim() -> bool:
             if reuse is not None and (why := self.folder.adopt(reuse.stage(self.name), record)):
                 print(f"{self.name}: {why}", file=sys.stderr)
-            self.folder.claim(record, later)
+            self.folder.claim(record, following(self.name, names))
             return self.folder.done
 
         return self.context.processes.on_main(claim)
@@ -138,7 +146,29 @@ class TrainedStage(Stage):
 
     @property
     def size(self) -> str:
-        return f", {sum(p.numel() for p in self.module.trained_parameters()):,} parameters"
+        return f", {self.steps:,} steps, {sum(p.numel() for p in self.module.trained_parameters()):,} parameters"
+
+    @property
+    def steps(self) -> int:
+        return self.settings.max_steps
+
+    def claim(self, names: Sequence[str] = ()) -> bool:
+        """As in `Stage`; a shorter training that has finished is not finished, but goes on if it can.
+
+        Raises RunError if it cannot.
+        """
+        record, reuse, folder, fixed = self.made_from(), self.context.reuse, self.folder, self.module.depends_on_length
+
+        def goes_on() -> bool:
+            other = None if reuse is None or folder.path.exists() else reuse.stage(self.name)
+            if other is not None and not fixed and other.last.is_file() and is_shorter(other, record):
+                folder.adopt(other, other.made_from or {})
+            if not is_shorter(folder, record):
+                return False
+            check_longer(folder, record, following(self.name, names), fixed)
+            return True
+
+        return False if self.context.processes.on_main(goes_on) else super().claim(names)
 
     def check(self) -> None:
         if self.settings.max_steps:
@@ -152,19 +182,26 @@ class TrainedStage(Stage):
             StoppedError: a signal asked to stop; the next run goes on from there.
             RunError: `last.ckpt` is from another run, or the training ended before its last step.
         """
-        folder, processes = self.folder, self.context.processes
+        folder, processes, fixed = self.folder, self.context.processes, self.module.depends_on_length
         if not self.settings.max_steps:
             processes.on_main(self._keep_untrained)
             return
-        checkpoint = self._checkpoint()
-        step = processes.on_main(
-            lambda: checkpoint.step_of(read_checkpoint(folder.last)) if folder.last.exists() else 0
-        )
+        record, checkpoint = self.made_from(), self._checkpoint()
+
+        def begin() -> int:
+            shorter = str if fixed else partial(hash_with, folder)
+            found = checkpoint.step_of(read_checkpoint(folder.last), shorter) if folder.last.exists() else 0
+            go_on(folder, record)  # only now: a damaged checkpoint leaves the finished stage as it is
+            return found
+
+        step = processes.on_main(begin)
         if step and processes.is_main:
-            print(f"{self.name}: from step {step:,} of {self.settings.max_steps:,}", file=sys.stderr)
+            print(f"{self.name}: going on from step {step:,} of {self.steps:,}", file=sys.stderr)
         started, data, trainer = time.monotonic(), self.data(), self._trainer(checkpoint, self._logger(step))
         checkpoint.elapsed += time.monotonic() - started  # preparing the data can take long
-        with self.context.signals.handled(deferred=True):  # the checkpoint callback responds to them
+        stopping = f"{self.name}: stopping after this block of steps, which {folder.last} will keep"
+        # The checkpoint callback responds to signals.
+        with self.context.signals.handled(deferred=True, answer=stopping if processes.is_main else ""):
             try:
                 trainer.fit(self.module, data, ckpt_path=folder.last if step else None)
             except DivergenceError as error:
@@ -188,7 +225,8 @@ class TrainedStage(Stage):
     def _finish(self, trainer: Trainer, checkpoint: StageCheckpoint) -> None:
         folder, step, steps = self.folder, trainer.global_step, self.settings.max_steps
         if checkpoint.stopped_by is not None:
-            raise StoppedError(checkpoint.stopped_by, f" at step {step} of the {self.name} stage")
+            where = f" at step {step:,} of the {self.name} stage, which is kept with all before in {folder.run_dir}"
+            raise StoppedError(checkpoint.stopped_by, where)
         if step < steps:
             raise RunError(
                 f"a callback or the data ended the {self.name} stage at step {step} of {steps}; remove the cause and "
@@ -196,11 +234,15 @@ class TrainedStage(Stage):
             )
         trainer.save_checkpoint(folder.final, weights_only=True)
         self.context.processes.on_main(lambda: folder.finish(checkpoint.elapsed, [folder.final]))
+        if not checkpoint.at_end:  # the last one is of an earlier step
+            self.context.processes.on_main(partial(folder.last.unlink, missing_ok=True))
 
     def _checkpoint(self) -> StageCheckpoint:
-        settings, made_from = self.settings, self.context.processes.on_main(lambda: self.folder.record_hash)
+        settings = self.settings
+        made_from = self.context.processes.on_main(lambda: hash_with(self.folder, settings.max_steps))
         every = settings.checkpoint_every, settings.checkpoint_minutes
-        return StageCheckpoint(self.folder.last, *every, made_from, self.context.signals)
+        at_end = not self.module.depends_on_length
+        return StageCheckpoint(self.folder.last, *every, made_from, self.context.signals, at_end)
 
     def _logger(self, step: int) -> Logger:
         """The logger, with nothing of an earlier attempt after `step`, and with the configuration."""
@@ -277,6 +319,8 @@ class Judgement(Stage):
         sources, record = list(self.context.sources), self.made_from()
 
         def write() -> None:
+            if path.is_file() and differences(Results.read(path).made_from, record):
+                self.context.folder.keep_results()
             files, seconds = hashes_of(self.files), self.seconds()
             replace(found, made_from=record, seconds=seconds, sources=sources, files=files).write(path)
 
@@ -297,6 +341,11 @@ class Judgement(Stage):
     def seconds(self) -> dict[str, float]:
         """Wall clock of the stages before."""
         return {name: self.context.folder.stage(name).seconds for name in self.names}
+
+
+def following(name: str, names: Sequence[str]) -> list[str]:
+    """The `names` after `name`."""
+    return list(names)[list(names).index(name) + 1 :] if names else []
 
 
 def quieten() -> None:

@@ -6,10 +6,11 @@ Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,10 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 PROFILE_RESAMPLES = 2_000  # of a performance profile, which has a value per threshold
 SEED = 0
+# 97.5% quantiles of Student's t with 1, 2, ... degrees of freedom; 2 for more.
+STUDENT = (12.7, 4.3, 3.2, 2.8, 2.6, 2.4, 2.4, 2.3, 2.3)
 
+K = TypeVar("K")
 Array = NDArray[np.float64]
 Samples = Sequence[Array]
 
@@ -38,6 +42,35 @@ class Estimate:
     def text(self, form: str) -> str:
         """The value and its interval: "49.1 [45.0, 53.2]"."""
         return f"{number(self.value, form)} [{number(self.low, form)}, {number(self.high, form)}]"
+
+
+class Measured(NamedTuple):
+    """A mean, its standard error (None if it is not known), and the number of samples that the error is of."""
+
+    mean: float
+    error: float | None
+    samples: float = math.inf
+
+
+def winner(found: Mapping[K, Measured], smallest: bool = False) -> K | None:
+    """The key with the highest mean (or the `smallest`), if it leads every other by more than the noise; else None.
+
+    The noise is t standard errors of the difference of the two, with Student's t (97.5%) for the smaller of the two
+    counts. Without a standard error nothing leads.
+    """
+    if len(found) < 2:
+        return None
+    best = (min if smallest else max)(found, key=lambda key: found[key].mean)
+    return best if all(_differ(found[best], other) for key, other in found.items() if key != best) else None
+
+
+def _differ(first: Measured, second: Measured) -> bool:
+    """True if two means differ by more than the noise."""
+    freedom = min(first.samples, second.samples) - 1
+    if first.error is None or second.error is None or freedom < 1:
+        return False
+    t = STUDENT[int(freedom) - 1] if freedom <= len(STUDENT) else 2.0
+    return abs(first.mean - second.mean) > t * math.hypot(first.error, second.error)
 
 
 def interquartile_mean(scores: Samples) -> Array:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cepdiff.callbacks.progress import progress
+from cepdiff.bars import progress
 from cepdiff.callbacks.stopping import Interrupted, StopSignals
 from cepdiff.errors import shortened
 from cepdiff.runs.folder import held

@@ -83,6 +83,10 @@ class EnergyDataModule(StageDataModule):
         """(N,)."""
         return self._loaded()[1]
 
+    def summary(self) -> str:
+        """Points and dimensions."""
+        return f"{len(self.points):,} points in {self.points.shape[1]} dimensions"
+
     def setup(self, stage: str | None = None) -> None:
         """Draw or read the points; only once."""
         if self._data is not None:

@@ -135,6 +135,10 @@ class ImageDataModule(StageDataModule):
         """(N, C, H, W) uint8, including held-out images but not mirror images."""
         return self._loaded().images
 
+    def summary(self) -> str:
+        """Images and their shape."""
+        return f"{len(self.images):,} images ({len(self.holdout_rows):,} held out) of shape {self.image_shape}"
+
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64, or None for unlabelled data."""

@@ -177,6 +177,13 @@ class OfflineDataModule(StageDataModule):
         self.scaling = self._whole_scaling or usable_scaling(self._rule, self.buffer)
         return self.scaling.apply(self.buffer.rewards)
 
+    def summary(self) -> str:
+        """Rows, episodes and their unscaled returns."""
+        returns = self.buffer.episode_returns()[0]
+        low, high, mean = (float(value) for value in (returns.min(), returns.max(), returns.mean()))
+        size = f"{len(self.buffer):,} rows, {self.buffer.num_episodes:,} episodes"
+        return f"{size}, returns {low:.5g} to {high:.5g}, mean {mean:.5g}"
+
     def notes(self) -> list[str]:
         """Lines to read before training: the warnings, and the reward rule with its factor and origin."""
         origin = "given as data.reward_rule" if self.reward_rule else self.settings.origin

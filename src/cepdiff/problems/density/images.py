@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
+from cepdiff.bars import progress
 from cepdiff.callbacks.images import ImageGridCallback
-from cepdiff.callbacks.progress import progress
 from cepdiff.components import Component, class_path_of
 from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.data.images.energies import LABELS

@@ -7,7 +7,7 @@ between two independent sets of real (or exactly reweighted) images of the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def judge_samples(samples: Mapping[float, Tensor], judge: Judge, head_names: Seq
     for scale, by_head in found.items():
         mean = {name: sum(metrics[name] for metrics in by_head) / len(by_head) for name in by_head[0]}
         for head, metrics in [("", mean), *zip(head_names, by_head, strict=True)]:
-            floors = {"floor": metrics[floor], "floor_error": metrics.get(spread)}
+            floors: dict[str, Any] = {"floor": metrics[floor], "floor_error": metrics.get(spread)}
             rows += [
                 Row(scale, name, value, head, **(floors if name == judge.distance else {}))
                 for name, value in metrics.items()

@@ -25,20 +25,27 @@ from cepdiff.problems.density.samples import (
     read_samples,
     scatter,
 )
-from cepdiff.runs.comparison import METHODS, OURS, PRIOR, TITLES, Cell, Comparison, file_name, spread_of, starred
+from cepdiff.runs.comparison import (
+    METHODS,
+    OURS,
+    PRIOR,
+    TITLES,
+    Cell,
+    Comparison,
+    file_name,
+    noise_of,
+    spread_of,
+    starred,
+)
 from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.report import Section, refuse_twins, total, warn_of_sizes
 from cepdiff.runs.results import Results
 from cepdiff.runs.search import warn
+from cepdiff.runs.statistics import winner
 from cepdiff.tables import Table, finite, in_order
 
 SCALE = 1.0  # the guidance scale at which densities are compared: the exact one
 INCHES = 0.3  # of an image in a grid
-
-
-def lowest(means: Mapping[str, float]) -> list[str]:
-    """The names with the lowest value; none if there is only one."""
-    return [name for name, mean in means.items() if mean == min(means.values())] if len(means) > 1 else []
 
 
 def density_title(name: str) -> str:
@@ -75,36 +82,38 @@ def point_sections(runs: Sequence[Results], output: Path) -> list[Section]:
 def compare_distances(runs: Sequence[Results], distance: str, title: str) -> tuple[Table, dict[str, Any]] | None:
     """Methods by densities: multiples of the noise floor at `SCALE` as a table and as facts; None if there are none.
 
-    Medians are over the densities that a method has; the best is among the methods that have them all. The last note
+    Medians are over the densities that a method has. The best of a density leads by more than the noise. The last note
     counts the densities on which CEP is at least as good as every baseline there.
     """
     values: dict[str, dict[str, dict[int, float]]] = {}
+    noise: dict[tuple[str, str], float | None] = {}
     for run in runs:
-        found = run.row(SCALE, distance)
-        if found is not None and found.multiple is not None:
-            values.setdefault(run.method, {}).setdefault(run.dataset, {})[run.seed] = found.multiple
+        judged = run.row(SCALE, distance)
+        if judged is not None and judged.multiple is not None:
+            values.setdefault(run.method, {}).setdefault(run.dataset, {})[run.seed] = judged.multiple
+            noise[run.method, run.dataset] = noise_of(judged)
     if not values:
         return None
     names = in_order((run.dataset for run in runs), DENSITIES)
     cells = {
-        method: {name: Cell(values[method][name]) for name in names if name in values[method]}
+        method: {name: Cell(found, noise=noise[method, name]) for name in names if (found := values[method].get(name))}
         for method in in_order(values, METHODS)
     }
     means = {method: {name: cell.mean for name, cell in row.items()} for method, row in cells.items()}
     medians = {method: median(row.values()) for method, row in means.items()}
-    complete = {method: medians[method] for method, row in means.items() if len(row) == len(names)}
-    best = {name: lowest({method: row[name] for method, row in means.items() if name in row}) for name in names}
-    best |= {"median": lowest(complete)}
+    best = {
+        name: winner({method: row[name].measured for method, row in cells.items() if name in row}, smallest=True)
+        for name in names
+    }
     baselines = [row for method, row in means.items() if method != OURS]
     rivals = {name: [row[name] for row in baselines if name in row] for name in means.get(OURS, {})}
     wins = [means[OURS][name] <= min(others) for name, others in rivals.items() if others]
 
     lines = [["method", *(f"{density_title(name)}  " for name in names), "median  "]]
     for method, row in cells.items():
-        part = "" if method in complete else f" ({len(row)} of {len(names)})"
-        mark = " *" if method in best["median"] else "  "
-        texts = [starred(row.get(name), method in best[name]) for name in names]
-        lines.append([TITLES.get(method, method), *texts, f"{medians[method]:.2f}{part}{mark}"])
+        part = "" if len(row) == len(names) else f" ({len(row)} of {len(names)})"
+        texts = [starred(row.get(name), method == best[name]) for name in names]
+        lines.append([TITLES.get(method, method), *texts, f"{medians[method]:.2f}{part}  "])
     share = f"{OURS} is at least as good as every baseline on {sum(wins)} of {len(wins)} densities"
     notes = [f"{share} ({sum(wins) / len(wins):.0%})."] if wins else []
     spread = spread_of(cell for row in cells.values() for cell in row.values())

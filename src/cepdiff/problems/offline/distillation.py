@@ -137,8 +137,14 @@ def one_step_errors(
 def one_step_scores(rows: Sequence[ScoreRow]) -> list[Row]:
     """Scores of the one-step policy: normalised, or mean returns if no reference is known."""
     return [
-        Row(row.guidance_scale, "one_step_return", row.mean_return, error=row.standard_error)
+        Row(row.guidance_scale, "one_step_return", row.mean_return, error=row.standard_error, count=row.episodes)
         if row.normalized_score is None
-        else Row(row.guidance_scale, "one_step_score", row.normalized_score, error=row.normalized_standard_error)
+        else Row(
+            row.guidance_scale,
+            "one_step_score",
+            row.normalized_score,
+            error=row.normalized_standard_error,
+            count=row.episodes,
+        )
         for row in rows
     ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from cepdiff.policy.engines import check_engine
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import Recipe
 from cepdiff.problems.offline.environment import DEFAULT_EPISODES, Evaluation
-from cepdiff.problems.offline.judge import COLUMNS, choose_rollout_threads, marks, rollouts, score_rows
+from cepdiff.problems.offline.judge import COLUMNS, choose_rollout_threads, marks, no_best, rollouts, score_rows
 from cepdiff.problems.offline.problem import OfflineRL
 from cepdiff.rollout.environment import (
     CLASSIC_MODULE,
@@ -30,9 +32,13 @@ from cepdiff.rollout.envs import EnvSpec, make_env
 from cepdiff.rollout.registry import refuse_untrusted
 from cepdiff.rollout.scores import Reference, best_row, summarize
 from cepdiff.rollout.video import check_video, record_video
+from cepdiff.runs.comparison import file_name
+from cepdiff.runs.folder import differences
 from cepdiff.runs.processes import Processes, TrainerSettings
 from cepdiff.runs.results import Results, with_inverse_temperatures
 from cepdiff.trust import OPTION
+
+LONGEST_NAME = 120  # letters of the options in the name of a file
 
 
 def evaluate_run(
@@ -71,14 +77,14 @@ def evaluate_run(
         engine: as `evaluation.engine`.
         accelerator: as `trainer.accelerator`.
         devices: processes that share the episodes.
-        output: where to write the results; default: `evaluation.json` in the folder, or `evaluation_one_step.json`.
+        output: where to write the results, see `output_for`; `Results.file` is the file.
         video: a file for an episode at the best scale.
         trust_sources: folders whose classes may be imported.
         one_step: score the distilled network instead of the run's sampler.
 
     Raises:
         ConfigError: values out of range, or an engine or backend that does not fit.
-        RunError: no run, or one without episodes.
+        RunError: no run, or one without episodes; or `output` has results of other settings.
         OutputError: a file cannot be written; raised before any episode.
     """
     place = Path(run_dir)
@@ -95,8 +101,12 @@ def evaluate_run(
     if scales is not None and inverse_temperatures is not None:
         raise ConfigError("--scales and --inverse_temperatures set the same thing: give only one of them")
     check_engine(engine)
-    path = output or default_output(place, one_step)
-    check_output(path)
+    given = {
+        "scales": scales, "inverse_temperatures": inverse_temperatures, "episodes": episodes, "seeds": seeds,
+        "num_solver_steps": num_solver_steps, "env_id": env_id, "max_episode_steps": max_episode_steps,
+        "backend": backend, "engine": engine, "devices": None if devices == 1 else devices,
+    }  # fmt: skip
+    check_output(output or default_output(place, one_step))
     if video is not None:
         check_video(video)
     processes = Processes(TrainerSettings(accelerator, devices, strategy="auto" if devices == 1 else "ddp"))
@@ -117,6 +127,16 @@ def evaluate_run(
             policy.sampler.require_energy(scale)
         choose_rollout_threads(policy, evaluation, processes)
         seeds = list(seeds or [evaluation.seed])
+        made_from = {
+            "policy": dict(policy.recipe.made_from),
+            "sampler": policy.recipe.sampler_hash,
+            "one_step": one_step,
+            "num_solver_steps": policy.sampler.solver.num_steps,
+            **{name: value for name, value in asdict(evaluation).items() if name not in ("seed", "max_envs")},
+            "seeds": seeds,
+            "device": processes.device.type,
+        }
+        path = processes.on_main(lambda: output_for(place, output, one_step, given, made_from))
         found = [episode for seed in seeds for episode in rollouts(policy, replace(evaluation, seed=seed), processes)]
         rows = summarize(found, evaluation.reference)
         lines = score_rows(rows)
@@ -131,7 +151,9 @@ def evaluate_run(
             rows=lines,
             columns=columns,
             marks=marks(rows, evaluation.scales, None),
+            notes=no_best(rows),
             about={"seeds": seeds, "num_solver_steps": policy.sampler.solver.num_steps},
+            made_from=made_from,
         )
         processes.on_main(lambda: results.write(path))
         if video is not None and processes.is_main:
@@ -140,13 +162,48 @@ def evaluate_run(
                 policy, environment, video,
                 guidance_scale=scale, episodes=1, seed=seeds[0], device=policy.device,
             )  # fmt: skip
-    return replace(results, folder=path.parent)
+    return replace(results, folder=path.parent, file=path)
 
 
 def default_output(place: Path, one_step: bool) -> Path:
     """Where the results of the policy at `place` are written: the two policies of a run do not share a file."""
     name = "evaluation_one_step.json" if one_step else "evaluation.json"
     return (place if place.is_dir() else place.parent) / name
+
+
+def output_for(
+    place: Path, output: Path | None, one_step: bool, given: Mapping[str, Any], made_from: Mapping[str, Any]
+) -> Path:
+    """The file to write results to: never one with results of other settings, or of another training.
+
+    Results of the same settings are replaced, which a line on stderr says. By default the file is `evaluation.json`;
+    if that has other results, the options `given` are in its name, as in `evaluation_episodes-100_seeds-0-1.json`, and
+    a number if those are there too. Raises RunError if `output` has other results.
+    """
+
+    def is_free(path: Path) -> bool:
+        if not path.exists():
+            return True
+        with suppress(RunError):  # another program's, damaged, or of another version
+            if not differences(Results.read(path).made_from, made_from):
+                print(f"{path}: replacing results of the same settings", file=sys.stderr)
+                return True
+        return False
+
+    if output is not None:
+        if is_free(output):
+            return output
+        raise RunError(f"{output} exists, and is not of these settings: choose another --output, or delete it")
+    first = default_output(place, one_step)
+    options = "_".join(f"{key}-{_joined(value)}" for key, value in given.items() if value is not None)
+    second = f"{first.stem}_{file_name(options or 'defaults')[:LONGEST_NAME]}"
+    numbered = (first.with_name(f"{second}_{number}.json") for number in count(2))
+    return next(path for path in chain([first, first.with_name(f"{second}.json")], numbered) if is_free(path))
+
+
+def _joined(value: Any) -> str:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return "-".join(f"{item:g}" if isinstance(item, float) else str(item) for item in values)
 
 
 def evaluation_of_policy(

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import torch
 
-from cepdiff.callbacks.progress import progress
+from cepdiff.bars import progress
 from cepdiff.errors import RunError
 from cepdiff.policy.diagnostics import Diagnostics
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.problems.offline.environment import Evaluation
 from cepdiff.problems.offline.report import plot_scores
-from cepdiff.problems.offline.scores import score_metric
+from cepdiff.problems.offline.scores import leading_scale, score_metric
 from cepdiff.rollout.envs import time_limit
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
 from cepdiff.rollout.rollout import EpisodeResult
-from cepdiff.rollout.scores import ScoreRow, best_row
+from cepdiff.rollout.scores import ScoreRow
 from cepdiff.runs.logs import Logs, values_table
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.results import Results, Row
@@ -45,13 +45,18 @@ def score_rows(rows: Sequence[ScoreRow]) -> list[Row]:
     """Scores as results."""
     found = []
     for row in rows:
-        scale, error = row.guidance_scale, row.normalized_standard_error
-        found.append(Row(scale, "episodes", row.episodes))
-        found.append(Row(scale, "mean_return", row.mean_return, error=row.standard_error))
-        if row.normalized_score is not None:
-            found.append(Row(scale, "normalized_score", row.normalized_score, error=error))
-        if row.success_rate is not None:
-            found.append(Row(scale, "success_rate", row.success_rate, error=row.success_standard_error))
+        scale, count = row.guidance_scale, row.episodes
+        found.append(Row(scale, "episodes", count))
+        scores = {
+            "mean_return": (row.mean_return, row.standard_error),
+            "normalized_score": (row.normalized_score, row.normalized_standard_error),
+            "success_rate": (row.success_rate, row.success_standard_error),
+        }
+        found += [
+            Row(scale, metric, value, error=error, count=count)
+            for metric, (value, error) in scores.items()
+            if value is not None
+        ]
     return found
 
 
@@ -74,8 +79,8 @@ def offline_rows(found: Diagnostics) -> list[Row]:
 
 
 def marks(rows: Sequence[ScoreRow], scales: Sequence[float], choice: float | None) -> dict[float, str]:
-    """Remarks: the behavior policy (scale 0), the best scale and the offline choice."""
-    best = best_row(rows).guidance_scale if rows else None
+    """Remarks: the behavior policy (scale 0), the best scale if one is the best, and the offline choice."""
+    best = leading_scale(score_rows(rows))
     named = {"behavior policy": 0.0, "best": best, "offline choice": choice}
     found = {scale: ", ".join(name for name, marked in named.items() if marked == scale) for scale in scales}
     return {scale: text for scale, text in found.items() if text}
@@ -91,6 +96,12 @@ def choose_rollout_threads(policy: GuidedPolicy, evaluation: Evaluation, process
     noise = torch.zeros(rows, policy.noise_size, device=processes.device)
     steps = (time_limit(evaluation.environment) or LONG) * -(-total // evaluation.max_envs)
     settle_threads(processes, "evaluation", lambda: policy.act(observations, guidance_scale=scales, noise=noise), steps)
+
+
+def no_best(rows: Sequence[ScoreRow]) -> list[str]:
+    """A note if several scales were rolled out and none is the best."""
+    none = len(rows) > 1 and leading_scale(score_rows(rows)) is None
+    return ["no scale is the best by more than the noise"] if none else []
 
 
 def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes) -> list[EpisodeResult]:

@@ -44,6 +44,7 @@ from cepdiff.problems.offline.judge import (
     draw,
     log_scores,
     marks,
+    no_best,
     offline_rows,
     rollouts,
     score_rows,
@@ -261,7 +262,7 @@ class OfflineRL(GuidedProblem):
             COLUMNS,
             marks=marks(rows, evaluation.scales, found.offline_choice),
             about={"offline_choice": found.offline_choice, "ranking": found.ranking.to_dict()},
-            notes=[str(found.ranking), found.choice_reason],
+            notes=[str(found.ranking), found.choice_reason, *no_best(rows)],
         )
         step = self.lengths.guidance.max_steps
 

@@ -10,7 +10,7 @@ from typing import Any
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.figures import GUIDE, new_panels, save_figure, shared_legend, styled
 from cepdiff.problems.offline.score_report import score_section
-from cepdiff.problems.offline.scores import UNITS, score_metric
+from cepdiff.problems.offline.scores import UNITS, leading_scale, score_metric
 from cepdiff.runs.comparison import Cell
 from cepdiff.runs.report import OFFLINE, Section, refuse_twins
 from cepdiff.runs.results import Results
@@ -26,9 +26,10 @@ REGRETS = ("regret", "behavior_regret", "exact_regret")
 def policy_row(run: Results, setting: str = "") -> dict[str, Any]:
     """Scores of a run at scale 0 (`behavior`), scale 1 (`exact`), the `best` scale and the offline `choice`.
 
-    None if there was no rollout or no choice. A regret is how far a score is below the best: `regret` is that of the
-    offline choice. The unit is "points" of the normalised score, or names what is known instead. `ranking` has
-    value and error of each test of the critic's ranking, and `at_chance` the names of those that are not above chance.
+    None if there was no rollout or no choice; `leads` is True if the best is so by more than the noise. A regret is how
+    far a score is below the best: `regret` is that of the offline choice. The unit is "points" of the normalised score,
+    or names what is known instead. `ranking` has value and error of each test of the critic's ranking, and `at_chance`
+    the names of those that are not above chance.
     """
     scores, choice = run.values(score_metric(run)), run.about.get("offline_choice")
     best = max(scores, key=lambda scale: (scores[scale], -scale), default=None)
@@ -45,6 +46,7 @@ def policy_row(run: Results, setting: str = "") -> dict[str, Any]:
         "unit": UNITS[score_metric(run)],
         **row,
         "best_scale": best,
+        "leads": leading_scale(run.rows) is not None,
         "choice_scale": choice,
         "regret": None if row["choice"] is None else row["best"] - row["choice"],
         **regrets,
@@ -77,8 +79,8 @@ def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None)
             "seed",
             "scale 0",
             "scale 1",
-            "best scale",
-            "score",
+            "highest at",
+            "score  ",
             "offline choice",
             "score",
             "regret",
@@ -90,10 +92,14 @@ def policy_table(rows: Sequence[dict[str, Any]], summary: dict[str, Any] | None)
         forms = {"behavior": ".1f", "exact": ".1f", "best_scale": "g", "best": ".1f", "choice_scale": "g",
                  "choice": ".1f", "regret": ".1f"}  # fmt: skip
         names = [task, *([row["setting"]] if several else []), str(row["seed"])]
-        lines.append([*names, *(number(row[name], form) for name, form in forms.items())])
+        texts = {name: number(row[name], form) for name, form in forms.items()}
+        texts["best"] += " *" if row["leads"] else "  "
+        lines.append([*names, *texts.values()])
         found = (row["ranking"].get(name, {}) for name in measured)
         lines[-1] += [number(test.get("value"), ".3f", test.get("error")) for test in found]
     notes = []
+    if any(row["leads"] for row in rows):
+        notes.append("* the best: above every other scale of the run by more than the noise of its episodes.")
     if at_chance := sum(bool(row["at_chance"]) for row in rows):
         notes.append(
             f"The critic's ranking of actions does not exceed chance in {at_chance} of {len(rows)} runs: their offline "

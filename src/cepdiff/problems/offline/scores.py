@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,10 @@ import numpy as np
 from cepdiff.data.rl.tasks import TASKS
 from cepdiff.runs.comparison import Cell
 from cepdiff.runs.report import BEST, OFFLINE
-from cepdiff.runs.results import Results
+from cepdiff.runs.results import Results, Row
 from cepdiff.runs.settings import Settings
-from cepdiff.runs.statistics import Samples
-from cepdiff.tables import Table, in_order, number
+from cepdiff.runs.statistics import Measured, Samples, winner
+from cepdiff.tables import MISSING, Table, in_order, number
 
 POINTS = "points"
 UNITS = {"normalized_score": POINTS, "success_rate": "success rate, %", "mean_return": "return"}
@@ -26,6 +27,16 @@ NAMED = 5  # runs or keys that a note names before it counts the rest
 def score_metric(run: Results) -> str:
     """The normalised score, else the success rate, else the mean return; the first if there was no rollout."""
     return next((metric for metric in UNITS if run.values(metric)), "normalized_score")
+
+
+def leading_scale(rows: Sequence[Row]) -> float | None:
+    """The guidance scale that is the best by more than the noise, see `winner`; None if there is none."""
+    metric = next((metric for metric in UNITS if any(row.metric == metric for row in rows)), "")
+    episodes = {row.scale: row.value for row in rows if row.metric == "episodes"}
+    scores = {
+        row.scale: Measured(row.value, row.error, episodes.get(row.scale, 1)) for row in rows if row.metric == metric
+    }
+    return winner(scores)
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,8 @@ class Scores:
             cell = self.cells.get((task, label))
             count = 0 if cell is None else len(cell.values)
             error = None if cell is None else cell.standard_error
-            found.append("-" if cell is None else f"{number(cell.mean, '.1f')} ± {number(error, '.1f')}")
+            known = math.nan if error is None else error
+            found.append(MISSING if cell is None else number(cell.mean, ".1f", known))
             found.append(str(count) if count == self.expected else f"{count} of {self.expected}")
         return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cepdiff.callbacks.progress import progress
+from cepdiff.bars import progress
 from cepdiff.data.rl.buffer import select_episodes
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.support_cache import SupportCache, allocate, fill, states_of_rows, support_noise, write_rows
