@@ -378,3 +378,24 @@ def test_two_processes_equal_one(config: Path, finished: Path, tmp_path: Path) -
     with np.load(finished / "samples.npz") as ours, np.load(two / "samples.npz") as theirs:
         for name in ours:
             assert np.abs(ours[name].astype(int) - theirs[name].astype(int)).max() <= 3, name
+
+
+def test_a_class_conditional_prior_in_mixed_precision(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It trains on labels, is sampled under autocast, and is rebuilt from the policy file."""
+    by_class = ["--behavior.net.num_classes"]
+    run = tmp_path / "run"
+    more = [*by_class, "10", "--trainer.precision", "bf16-mixed", "--evaluation.every_n_steps", "5"]
+    assert fit(config, run, *more) == 0
+    assert [row["metric"] for row in results(run)["rows"]].count("accuracy") == 22
+    image = tmp_path / "threes.npz"
+    capsys.readouterr()
+    command = ["sample", str(run), "--num", "2", "--output", str(image)]
+    assert main([*command, "--scale", "0"]) == 2
+    assert "choose a head, its class" in capsys.readouterr().err
+    assert main([*command, "--head", "3", "--precision", "bf16-mixed"]) == 0
+    assert np.load(image)["images"].shape == (2, 1, 8, 8)
+    assert "found labels with 10 heads" in complaint(
+        capsys, "fit", "--config", config, "--run_dir", tmp_path / "no", *by_class, "9"
+    )

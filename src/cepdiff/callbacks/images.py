@@ -65,7 +65,8 @@ class ImageGridCallback(Callback):
         # The same number on each rank, some twice: gathered tensors must have one shape.
         mine = torch.arange(trainer.global_rank, -(-total // world) * world, world) % total
         batches = sampler.batches(mine // self.columns, mine % self.columns, scale, self.seed, self.batch_size)
-        images = torch.cat(list(batches))
+        with trainer.precision_plugin.forward_context():
+            images = torch.cat(list(batches))
         for module, training in modes:
             module.training = training
         if world > 1:

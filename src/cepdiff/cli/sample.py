@@ -37,6 +37,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--num_solver_steps", type=positive, metavar="N", help="steps of the sampler; default: the run's"
     )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu")
+    parser.add_argument(
+        "--precision", default="32-true", choices=["32-true", "bf16-mixed"], help="of the networks; default: 32-true"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     add_trust(parser)
     parser.set_defaults(run=run)
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from cepdiff.files import check_output
     from cepdiff.policy.images import WRITERS, ImageSampler
     from cepdiff.runs.processes import Processes, TrainerSettings
+    from cepdiff.runs.threads import settle_threads
 
     output = Path(args.output)
     writer = WRITERS.get(output.suffix.lower())
@@ -59,11 +63,15 @@ def run(args: argparse.Namespace) -> int:
     check_output(output)
     if output.exists() and not args.force:
         raise ConfigError(f"{output} exists: use --force to replace it, or --output for another place")
-    device = Processes(TrainerSettings(args.accelerator)).device
-    sampler = ImageSampler.from_run(args.run_dir, device, args.num_solver_steps, args.trust_sources)
+    processes = Processes(TrainerSettings(args.accelerator, precision=args.precision))
+    sampler = ImageSampler.from_run(args.run_dir, processes.device, args.num_solver_steps, args.trust_sources)
+    rows = min(args.num, args.batch_size)
     bar = RowBar("sampling")
     try:
-        images = sampler.sample(args.num, args.head, args.scale, args.seed, args.batch_size, bar.show)
+        with processes.autocast():
+            calls = sampler.sampler.solver.num_steps * args.num / rows
+            settle_threads(processes, "sample", sampler.evaluation(rows), calls)
+            images = sampler.sample(args.num, args.head, args.scale, args.seed, args.batch_size, bar.show)
     finally:
         bar.close()
     writer(output, images)

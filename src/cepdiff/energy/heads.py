@@ -101,9 +101,11 @@ def head_guidance(
 ) -> EnergyLogits:
     """The function whose gradient guides: `HeadLogits`, or their value at the prediction of `eps_net`."""
     logits = HeadLogits(energy_net, objective)
-    return predicted_data_logits(logits, without_condition(eps_net), schedule) if objective.on_clean else logits
+    return predicted_data_logits(logits, head_prior(eps_net), schedule) if objective.on_clean else logits
 
 
-def without_condition(eps_net: NoisePredictor) -> NoisePredictor:
-    """`eps_net` of an unconditional model, whose condition is meant for the energy only."""
+def head_prior(eps_net: NoisePredictor) -> NoisePredictor:
+    """`eps_net` in a sampler whose conditions are heads: a model of classes takes a head as its class, others none."""
+    if getattr(eps_net, "num_classes", None) is not None:
+        return eps_net
     return lambda x, t, condition: eps_net(x, t, None)

@@ -88,7 +88,7 @@ class StageModule(LightningModule, ABC):
     def loss(self, batch: Batch, noise: RandomStream) -> tuple[Tensor, Metrics]:
         """Loss (scalar) and metrics of one minibatch; the only method that a new stage must define."""
 
-    def accumulate(self, batch: Batch, noise: RandomStream, backward: Callable[[Tensor], None]) -> Metrics:
+    def accumulate(self, batch: Batch, noise: RandomStream, backward: Callable[[Tensor], object]) -> Metrics:
         """Add up a minibatch's gradients, `micro_batch_size` rows at a time; return the mean or maximum of each metric.
 
         The loss must be a mean over independent rows; if it is not, see `check_micro_batch`.
@@ -209,7 +209,7 @@ class StageModule(LightningModule, ABC):
             if self._are_captured(block):
                 stacked = self._replay_steps(block, optimizer, scheduler)
             else:
-                for batch, noise in self._minibatches(block):
+                for batch, noise in self.minibatches(block):
                     optimizer.zero_grad(set_to_none=True)
                     history.append(self.accumulate(batch, noise, self.manual_backward))
                     if not self._gradients_checked:
@@ -265,7 +265,7 @@ class StageModule(LightningModule, ABC):
 
         return self._captured.run(block, count)
 
-    def _minibatches(self, block: Batch) -> Iterator[tuple[Batch, RandomStream]]:
+    def minibatches(self, block: Batch) -> Iterator[tuple[Batch, RandomStream]]:
         rank, world = self.global_rank, self.trainer.world_size
         seeds = block.get(STEP_SEEDS)
         if seeds is None:

@@ -20,7 +20,8 @@ from cepdiff.types import Batch, Metrics
 class BehaviorDiffusion(StageModule):
     """Denoising diffusion of actions given observations (Lu et al. 2023, Sec. 4.1).
 
-    Batches hold `observations` (B, S) and `actions` (B, A) in [-1, 1]; `samples` (B, A) for an unconditional model.
+    Batches hold `observations` (B, S) and `actions` (B, A) in [-1, 1]; `samples` (B, A) for an unconditional model, and
+    `labels` (B,) if its network has `num_classes`.
 
     Args:
         observation_size: S; 0 makes an unconditional model.
@@ -49,12 +50,14 @@ class BehaviorDiffusion(StageModule):
         **options: Any,
     ) -> None:
         super().__init__(net(observation_size, action_size), learning_rate, batch_size, **options)
-        if average_targets and observation_size:
+        self.by_class = getattr(self.net, "num_classes", None) is not None
+        if average_targets and (observation_size or self.by_class):
             raise ConfigError(
-                "behavior.average_targets needs an unconditional model: samples of other states cannot be averaged"
+                "behavior.average_targets needs an unconditional model: samples of other states or classes cannot be "
+                "averaged"
             )
         if not observation_size:
-            self.batch_fields = ("samples",)
+            self.batch_fields = ("labels", "samples") if self.by_class else ("samples",)
         self.schedule = schedule or LinearVP()
         self.weighting = find_weighting(weighting)
         self.average_targets = average_targets
@@ -65,4 +68,5 @@ class BehaviorDiffusion(StageModule):
         t = self.schedule.sample_times(noise.uniform(len(x0)))
         eps = noise.normal(*x0.shape)
         sources = self.from_all_ranks(x0, noise) if self.average_targets else None
-        return denoising_loss(self.net, self.schedule, x0, batch.get("observations"), t, eps, self.weighting, sources)
+        condition = batch["labels"].unsqueeze(-1) if self.by_class else batch.get("observations")  # (B, 1) or (B, S)
+        return denoising_loss(self.net, self.schedule, x0, condition, t, eps, self.weighting, sources)

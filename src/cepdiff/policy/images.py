@@ -60,7 +60,8 @@ class ImageSampler:
         batch_size: int = 250,
         shown: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Images (num, C, H, W) uint8 on the CPU; scale 0 samples the prior and needs no head.
+        """Images (num, C, H, W) uint8 on the CPU; scale 0 samples the prior and needs no head, unless
+        the prior is conditioned on classes.
 
         Image i starts from noise that depends on (seed, head, i) only, so scales share it. `shown(done, num)` is called
         after each batch of `batch_size`.
@@ -75,6 +76,8 @@ class ImageSampler:
         if head is None and guidance_scale != 0.0 and len(self.head_names) != 1:
             names = ", ".join(self.head_names[:12])
             raise ConfigError(f"choose a head to guide by; there are {len(self.head_names)}: {names}")
+        if head is None and getattr(self.sampler.networks["behavior"], "num_classes", None) is not None:
+            raise ConfigError("the prior is conditioned on classes: choose a head, its class")
         index = 0 if head is None else self.head_index(head)
         parts, done = [], 0
         for part in self.batches(torch.full((num,), index), torch.arange(num), guidance_scale, seed, batch_size):
@@ -83,6 +86,12 @@ class ImageSampler:
             if shown is not None:
                 shown(done, num)
         return torch.cat(parts)
+
+    def evaluation(self, rows: int) -> Callable[[], Tensor]:
+        """One evaluation of the prior on `rows` images, to measure its speed by."""
+        x = torch.zeros(rows, self.sampler.size, device=self.sampler.device)
+        prior, t, head = self.sampler.networks["behavior"], x.new_full((rows,), 0.5), x.new_zeros(rows, 1)
+        return torch.no_grad()(lambda: prior(x, t, head))
 
     def batches(
         self, heads: Tensor, indices: Tensor, guidance_scale: float, seed: int, batch_size: int

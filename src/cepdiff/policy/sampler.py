@@ -16,7 +16,7 @@ from cepdiff.diffusion.guidance import predicted_data_logits
 from cepdiff.diffusion.sampling import sample_guided
 from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.energy.heads import head_guidance, without_condition
+from cepdiff.energy.heads import head_guidance, head_prior
 from cepdiff.energy.objectives import CEP, EnergyObjective
 from cepdiff.errors import RunError
 from cepdiff.networks.tempered import Tempered, at_scale, with_scale, without_scale
@@ -148,7 +148,7 @@ class GuidedSampler:
         export: gradients are computed at scale 0 too. An override without `static` runs operator by operator only.
         """
         behavior: NoisePredictor = self.networks["behavior"]
-        eps_net = without_condition(behavior) if self.headed else behavior
+        eps_net = head_prior(behavior) if self.headed else behavior
         logits = self._logits() if guidance_scale is not None and self.has_energy else None
         if guidance_scale is not None and self.tempered:  # the scale is an input and multiplies nothing
             eps_net, condition = without_scale(behavior), with_scale(condition, guidance_scale)

@@ -39,6 +39,7 @@ class StageRecord:
         seconds: wall clock of the finished stage; a trained stage counts all its sessions.
         files: name -> hash of each file of the finished stage.
         format: version of the folder's format.
+        num_threads: CPU threads that the stage began with; None if they were not chosen by measurement.
     """
 
     made_from: dict[str, Any]
@@ -46,6 +47,7 @@ class StageRecord:
     seconds: float = 0.0
     files: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    num_threads: int | None = None
 
 
 class StageFolder:
@@ -82,6 +84,12 @@ class StageFolder:
         """Name -> hash of each file of the finished stage, taken when it finished."""
         record = self.record()
         return {} if record is None else record.files
+
+    @property
+    def num_threads(self) -> int | None:
+        """CPU threads that the stage began with; None if they were not chosen by measurement."""
+        record = self.record()
+        return None if record is None else record.num_threads
 
     def claim(self, record: Mapping[str, Any], later: Sequence[str] = ()) -> None:
         """Write the record, or check that it equals an earlier run's; `later` names the stages that follow.
@@ -148,6 +156,11 @@ class StageFolder:
         hashes = {file.relative_to(self.path).as_posix(): file_hash(file) for file in files}
         record = replace(self.record() or StageRecord({}), done=True, seconds=round(seconds, 1), files=hashes)
         write_sealed(self.record_file, asdict(record))
+
+    def keep_threads(self, num_threads: int) -> None:
+        """Note the number of threads in the record."""
+        record = self.record() or StageRecord({})
+        write_sealed(self.record_file, asdict(replace(record, num_threads=num_threads)))
 
     def load_weights(self) -> dict[str, Any]:
         """The state dict in `final.ckpt`."""

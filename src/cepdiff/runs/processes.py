@@ -38,7 +38,7 @@ class TrainerSettings:
         strategy: "auto", "ddp", ...
         precision: Lightning's, e.g. "32-true" or "bf16-mixed".
         matmul_precision: torch's float32 matrix products: "highest", "high" (TF32 on GPUs) or "medium".
-        num_threads: CPU threads per process; null leaves torch's choice.
+        num_threads: CPU threads per process; null is OMP_NUM_THREADS, or what is fastest, see `runs.threads`.
         deterministic: refuse operations that have no deterministic form.
         profiler: "simple", "advanced" or null.
         progress_bar: show progress bars.
@@ -152,9 +152,12 @@ class Processes:
     def together(self) -> Iterator[None]:
         """End together with the other processes: none continues, or waits for one that is gone.
 
+        Afterwards torch has as many threads as before.
+
         Raises:
             LostProcessError: a collective failed because another process ended.
         """
+        threads = torch.get_num_threads()
         try:
             yield
             self.close()
@@ -168,6 +171,8 @@ class Processes:
                 time.sleep(3 * GRACE)  # the main process, which may be busy, reports for all and ends this one
                 print(f"cepdiff: process {self.rank}: {error}", file=sys.stderr)
             raise
+        finally:
+            torch.set_num_threads(threads)
 
     def close(self) -> None:
         """Leave together: a process that exits early would break another's last collective."""

@@ -28,6 +28,7 @@ from cepdiff.runs.folder import StageFolder, differences, read_checkpoint
 from cepdiff.runs.longer import check_longer, go_on, hash_with, is_shorter
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
+from cepdiff.runs.threads import ThreadChoice
 from cepdiff.seals import save_sealed
 
 
@@ -260,7 +261,12 @@ class TrainedStage(Stage):
             max_steps=self.settings.max_steps,
             max_epochs=-1,
             logger=logger,
-            callbacks=[checkpoint, *([StageProgress(self.name)] if shown else []), *copy.deepcopy(self.callbacks)],
+            callbacks=[
+                checkpoint,
+                ThreadChoice(run.processes, self.folder),
+                *([StageProgress(self.name)] if shown else []),
+                *copy.deepcopy(self.callbacks),
+            ],
             plugins=[AtomicCheckpointIO(self.folder.record_file)],
             enable_progress_bar=shown,
             enable_model_summary=False,

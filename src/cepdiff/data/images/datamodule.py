@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +23,12 @@ from cepdiff.data.images.energies import (
     label_energies,
     tinted,
 )
-from cepdiff.data.images.files import ImageFormat, ImageSet, open_hub, read_digits, read_folder, read_hub
+from cepdiff.data.images.files import ImageFormat, ImageSet, files_hash, open_hub, read_digits, read_folder, read_hub
+from cepdiff.data.images.mapped import mapped_images
 from cepdiff.errors import ConfigError, DataError, nearest
 from cepdiff.randomness import generator
 from cepdiff.ranges import AtLeastTwo, Count, Fraction, Width, check_arguments
+from cepdiff.seals import content_hash
 from cepdiff.types import Batch, DataSpec
 
 DIGITS = "digits"
@@ -55,6 +58,7 @@ class ImageDataModule(StageDataModule):
         label_column: its label column; default: the only column of class labels, if there is one.
         on_broken: for files that cannot be decoded: "refuse", or "skip" with one warning.
         num_images: use only this many images, evenly spaced over the set; default: all.
+        cache_dir: folder for the decoded images, which are memory-mapped from there; default: they are held in memory.
         block_size: minibatches per `training_step`.
         seed: of the held-out images, the hues and the row order.
     """
@@ -75,6 +79,7 @@ class ImageDataModule(StageDataModule):
         label_column: str | None = None,
         on_broken: Literal["refuse", "skip"] = "refuse",
         num_images: AtLeastTwo | None = None,
+        cache_dir: str | None = None,
         block_size: Count = 50,
         seed: int = 0,
     ) -> None:
@@ -89,6 +94,8 @@ class ImageDataModule(StageDataModule):
         for key, used in (("tint", tint), ("energy 'hues'", energy == "hues")):
             if used and self.channels == 1:
                 raise ConfigError(f"data.{key} needs colours: set data.channels to 3")
+        if cache_dir is not None and (dataset == DIGITS or tint):
+            raise ConfigError(f"data.cache_dir is for folders of images and '{_HUB}NAME', without tint: leave it out")
         self.dataset = dataset
         self.image_size = image_size
         self.tint = tint
@@ -99,6 +106,7 @@ class ImageDataModule(StageDataModule):
         self.image_column, self.label_column = image_column, label_column
         self.on_broken = on_broken
         self.num_images = num_images
+        self.cache_dir = cache_dir
         self.points_hash = ""  # hash of images, mirroring and held-out rows; set by setup()
         self._function = None if energy in (None, LABELS) else find_energy(str(energy))
         self._data: ImageSet | None = None
@@ -193,8 +201,12 @@ class ImageDataModule(StageDataModule):
         return heads_of(self._function, images, str(self.energy))
 
     def prepare_data(self) -> None:
-        """Download a missing Hugging Face dataset; Lightning calls this on one process per node."""
-        if self.dataset.startswith(_HUB) and type(self).load is ImageDataModule.load:
+        """Download a missing Hugging Face dataset, fill `cache_dir`; Lightning calls this on one process per node."""
+        if type(self).load is not ImageDataModule.load:
+            return
+        if self.cache_dir is not None:
+            self.load()
+        elif self.dataset.startswith(_HUB):
             open_hub(self.dataset.removeprefix(_HUB), self.split)
 
     def setup(self, stage: str | None = None) -> None:
@@ -215,7 +227,8 @@ class ImageDataModule(StageDataModule):
                 mirrored = evaluate_images(lambda some: function(some.flip(-1)), data.images, str(self.energy))
                 self._energies = torch.cat([self._energies, mirrored])
         self._data = data
-        digest = hashlib.blake2b(data.images.contiguous().numpy().data, digest_size=8)
+        whole: Any = data.mapped.encode() if data.mapped else data.images.contiguous().numpy().data
+        digest = hashlib.blake2b(whole, digest_size=8)
         digest.update(f"{tuple(data.images.shape)} {self.horizontal_flip}".encode())
         digest.update(self._train.numpy().data)
         self.points_hash = digest.hexdigest()
@@ -228,7 +241,8 @@ class ImageDataModule(StageDataModule):
     def load(self) -> ImageSet:
         """Return images (N, C, H, W) uint8, with C = `channels`, and their labels."""
         channels = 1 if self.tint else self.channels
-        data = self._read(ImageFormat(channels, self.image_size, self.on_broken == "skip", self.num_images))
+        form = ImageFormat(channels, self.image_size, self.on_broken == "skip", self.num_images)
+        data = self._read(form) if self.cache_dir is None else self._mapped(Path(self.cache_dir).expanduser(), form)
         if not self.tint:
             return data
         hues = torch.rand(len(data.images), generator=generator(self.seed, "tint"))
@@ -247,10 +261,11 @@ class ImageDataModule(StageDataModule):
         """Return a function from row numbers (...) to one field (..., size)."""
         data, count = self._loaded(), len(self.images)
         if field == "samples":
-            images, mirrored = data.images.to(device), self.horizontal_flip
+            mirrored = self.horizontal_flip
+            images = data.images if data.mapped else data.images.to(device)
 
             def samples(rows: Tensor) -> Tensor:
-                picked = images[rows % count]
+                picked = images[(rows % count).to(images.device)].to(device)
                 if mirrored:
                     picked = torch.where((rows >= count)[..., None, None, None], picked.flip(-1), picked)
                 return from_bytes(picked.flatten(-3))  # (..., C, H, W) -> (..., A)
@@ -268,6 +283,21 @@ class ImageDataModule(StageDataModule):
             shifted = (table - table[self.rows(())].amin(0)).to(device)
             return lambda rows: shifted[rows]
         raise ConfigError(f"the module needs the batch field '{field}'; images have samples, energies, labels")
+
+    def _mapped(self, cache: Path, form: ImageFormat) -> ImageSet:
+        """The images in a folder of `cache` for this dataset and format, decoded if they are not there yet."""
+        if self.dataset.startswith(_HUB):
+            stamp = str(getattr(open_hub(self.dataset.removeprefix(_HUB), self.split), "_fingerprint", ""))
+        else:
+            folder = Path(self.dataset).expanduser()
+            stamp = files_hash(folder) if folder.is_dir() else ""  # `_read` says what is wrong
+        options = {
+            "split": self.split, "image_column": self.image_column, "label_column": self.label_column,
+            **{key: value for key, value in asdict(form).items() if key != "file"},
+        }  # fmt: skip
+        where = cache / f"{self.dataset_name}-{content_hash([self.dataset, options])}"
+        made_from = {"dataset": self.dataset, "files": stamp, **options}
+        return mapped_images(where, made_from, lambda file: self._read(replace(form, file=file)))
 
     def _read(self, form: ImageFormat) -> ImageSet:
         if self.dataset == DIGITS:

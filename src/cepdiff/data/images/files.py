@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cepdiff.data.rl.support_cache import allocate
 from cepdiff.errors import ConfigError, DataError, MissingExtraError, nearest
 
 if TYPE_CHECKING:
@@ -33,11 +35,15 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`images` (N, C, H, W) uint8; `labels` (N,) int64 index `class_names`. Unlabelled: None and no names."""
+    """`images` (N, C, H, W) uint8; `labels` (N,) int64 index `class_names`. Unlabelled: None and no names.
+
+    `mapped` is the hash of images that are memory-mapped, "" if they are in memory.
+    """
 
     images: Tensor
     labels: Tensor | None
     class_names: tuple[str, ...]
+    mapped: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,15 @@ class ImageFormat:
 
     `channels`: 1 (luma) or 3 (RGB). `image_size`: side of the square images; None keeps their size, which must be the
     same for all. `skip_broken`: skip files that cannot be decoded, with one warning, instead of raising.
-    `num_images`: read only this many, evenly spaced over the set.
+    `num_images`: read only this many, evenly spaced over the set. `file`: keep the images in this .npy file, which is
+    made, and not in memory.
     """
 
     channels: int
     image_size: int | None = None
     skip_broken: bool = False
     num_images: int | None = None
+    file: Path | None = None
 
     def rows(self, count: int) -> npt.NDArray[np.int64]:
         """Rows to read out of `count`."""
@@ -182,7 +190,7 @@ def read_images(
                 raise DataError(f"cannot read image {broken[0]}; remove it, or set data.on_broken to 'skip'")
             continue
         if images is None:
-            images = np.empty((len(titles), *found.shape), np.uint8)
+            images = _new_array(form.file, (len(titles), *found.shape))
         elif found.shape != images.shape[1:]:
             raise DataError(
                 f"the image {titles[index]} is {_size(found)} pixels, {titles[kept[0]]} is {_size(images[0])}; "
@@ -241,6 +249,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
+def _new_array(file: Path | None, shape: tuple[int, ...]) -> Pixels:
+    if file is None:
+        return np.empty(shape, np.uint8)
+    allocate(file, shape, np.uint8)
+    found: Pixels = np.load(file, mmap_mode="r+")
+    return found
+
+
 def _decoded(count: int, open_file: Callable[[int], File], form: ImageFormat) -> Iterator[Pixels | Exception]:
     """Yield images in order; for each that cannot be decoded, the exception."""
     from tqdm import tqdm
@@ -260,6 +276,15 @@ def _decoded(count: int, open_file: Callable[[int], File], form: ImageFormat) ->
             for found in pool.map(read, range(start, min(start + _CHUNK, count))):
                 yield found
                 bar.update()
+
+
+def files_hash(folder: Path) -> str:
+    """Hash of the names, sizes and modification times of the images in a folder."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in _image_files(folder):
+        found = path.stat()
+        digest.update(f"{path.relative_to(folder)} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ drawn, with a hash of its data, once they are on disk.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import sys
@@ -46,16 +47,16 @@ def support_noise(seed: int, state_ids: Tensor, num_actions: int, action_size: i
     return noise
 
 
-def allocate(path: Path, shape: tuple[int, ...]) -> None:
-    """Make an .npy file of float32 zeros and reserve its space, so that the disk cannot fill up while it is filled."""
+def allocate(path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> None:
+    """Make an .npy file of zeros and reserve its space, so that the disk cannot fill up while it is filled."""
     try:
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
         if sys.platform == "linux":
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         path.unlink(missing_ok=True)
-        size = 4 * int(np.prod(shape)) / 1e6
+        size = np.dtype(dtype).itemsize * math.prod(shape) / 1e6
         raise OutputError(f"{path}: cannot be written ({error.strerror or error}); it takes {size:.0f} MB") from error
 
 

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from cepdiff.errors import ConfigError, nearest
 from cepdiff.networks.images.library import image_library
+from cepdiff.precision import float32_products
 
 HEAD_SIZE = 8  # channels per attention head
 
@@ -23,6 +26,7 @@ def unet_config(
     layers_per_block: int,
     attention: Sequence[int],
     dropout: float,
+    num_classes: int | None = None,
 ) -> dict[str, Any]:
     """Arguments of `UNet2DModel` for square images; raises ConfigError for invalid options.
 
@@ -36,6 +40,7 @@ def unet_config(
         raise ConfigError(f"attention names level {unknown[0]}; block_channels has levels 0 to {levels - 1}")
     kinds = ["Attn" if level in attention else "" for level in range(levels)]
     return {
+        **({} if num_classes is None else {"num_class_embeds": num_classes}),
         "sample_size": side,
         "in_channels": channels,
         "out_channels": channels,
@@ -62,6 +67,22 @@ def build_unet(config: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}: cannot build a UNet2DModel from these arguments ({error})") from error
 
 
+class OutputConv(nn.Conv2d):
+    """A U-Net's last convolution, which stays in float32 under mixed precision, as `OutputLinear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with float32_products(input):
+            return super().forward(input.to(self.weight.dtype))
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> OutputConv:
+        """One with the parameters of `conv`; draws no random numbers."""
+        size: Any = (conv.in_channels, conv.out_channels, conv.kernel_size)
+        found: OutputConv = skip_init(cls, *size, stride=conv.stride, padding=conv.padding)  # type: ignore[no-untyped-call]
+        found.weight, found.bias = conv.weight, conv.bias
+        return found
+
+
 def checkpoint_gradients(unet: Any) -> None:
     """Make a `UNet2DModel` recompute its blocks' activations in the backward pass instead of keeping them.
 
@@ -78,13 +99,20 @@ def plain_config(unet: Any) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in unet.config.items() if name in known}
 
 
-def check_unet(config: Mapping[str, Any], channels: int, side: int, where: str) -> None:
-    """Raise ConfigError, naming `where`, unless `config` is an unconditional U-Net for such images."""
+def check_unet(config: Mapping[str, Any], channels: int, side: int, where: str, num_classes: int | None = None) -> None:
+    """Raise ConfigError, naming `where`, unless `config` is a U-Net for such images, with an embedding per class if
+    `num_classes` are given.
+    """
     name = config.get("_class_name", "UNet2DModel")
     if name != "UNet2DModel":
         raise ConfigError(f"{where} is a {name}; expected an unconditional UNet2DModel")
-    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
-        raise ConfigError(f"{where} is conditioned on classes; expected an unconditional UNet2DModel")
+    classes, kind = config.get("num_class_embeds"), config.get("class_embed_type")
+    if classes != num_classes or kind is not None:
+        if num_classes is None:
+            wanted = f"an unconditional UNet2DModel, or num_classes {classes or ''}".strip()
+            raise ConfigError(f"{where} is conditioned on classes; expected {wanted}")
+        embedded = f"embeds classes as {kind}" if kind else f"embeds {classes or 'no'} classes"
+        raise ConfigError(f"{where} {embedded}; expected num_class_embeds {num_classes}, as num_classes")
     embedding = config.get("time_embedding_type", "positional")
     if embedding != "positional":
         raise ConfigError(

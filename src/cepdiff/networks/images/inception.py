@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ def check_inception(weights: str) -> None:
         ) from error
 
 
-def inception_distance(real: Tensor, fake: Tensor, weights: str, device: torch.device | str) -> float:
-    """FID (Heusel et al. 2017) of images (N, C, H, W) and (M, C, H, W) uint8, by torchmetrics; grey ones as RGB."""
+def inception_distance(real: Iterable[Tensor], fake: Tensor, weights: str, device: torch.device | str) -> float:
+    """FID (Heusel et al. 2017) of images uint8, by torchmetrics; grey ones as RGB.
+
+    `real` are some (N, C, H, W) at a time, `fake` (M, C, H, W).
+    """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     path = str(Path(weights).expanduser())
     metric: Any = FrechetInceptionDistance(feature_extractor_weights_path=path).to(device)
-    for images, is_real in ((real, True), (fake, False)):
-        for some in torch.split(images, SIZE):
+    for parts, is_real in ((real, True), ([fake], False)):
+        for some in (few for part in parts for few in torch.split(part, SIZE)):
             metric.update(some.expand(-1, 3, -1, -1).to(device), real=is_real)
     return float(metric.compute())

@@ -35,9 +35,9 @@ class PretrainedUNet:
     scheduler: dict[str, Any] | None
     files: tuple[Path, ...]
 
-    def load(self, channels: int, side: int) -> Any:
+    def load(self, channels: int, side: int, num_classes: int | None = None) -> Any:
         """Load the U-Net in float32; raises ConfigError for another architecture or a damaged file."""
-        check_unet(self.config, channels, side, self.name)
+        check_unet(self.config, channels, side, self.name, num_classes)
         if not any(path.suffix == ".safetensors" for path in self.files):
             raise ConfigError(
                 f"{self.name} has no weights in {WEIGHTS}.safetensors, and pickles (.bin) are not loaded: convert it "

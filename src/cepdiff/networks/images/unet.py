@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,18 @@ from torch import Tensor, nn
 from cepdiff.diffusion.process import noise_from_data, noise_from_velocity
 from cepdiff.diffusion.schedule import LinearVP, NoiseSchedule
 from cepdiff.errors import ConfigError, nearest
-from cepdiff.networks.images.architecture import build_unet, check_unet, checkpoint_gradients, plain_config, unet_config
+from cepdiff.networks.images.architecture import (
+    OutputConv,
+    build_unet,
+    check_unet,
+    checkpoint_gradients,
+    plain_config,
+    unet_config,
+)
 from cepdiff.networks.images.layout import as_images, refuse_condition, square_side
 from cepdiff.networks.images.pretrained import find_pretrained
 from cepdiff.networks.images.timesteps import MatchedTimesteps, alphas_cumprod, scaled_times
-from cepdiff.ranges import Count, Fraction, Repeats, Width, check_arguments
+from cepdiff.ranges import AtLeastTwo, Count, Fraction, Repeats, Width, check_arguments
 from cepdiff.types import Predictor
 
 # Prediction type in diffusers' terms -> conversion to a noise prediction.
@@ -27,10 +35,10 @@ PREDICTIONS: dict[str, Callable[[NoiseSchedule, Predictor], Predictor]] = {
 
 
 class UNetScore(nn.Module):
-    """A U-Net on square images as a noise predictor, for unconditional models.
+    """A U-Net on square images as a noise predictor.
 
     x (..., A) with A = C * H * W flattened channel first, t (...) with broadcasting leading axes -> (..., A). The
-    condition is ignored.
+    condition (..., 1) is the class of an image if there are `num_classes`, and ignored otherwise.
 
     The architecture comes from `pretrained`, `config`, or the options from `block_channels` to `dropout`. A pretrained
     network was trained at the timesteps of its scheduler, to which `MatchedTimesteps` maps the times of `schedule`; a
@@ -55,9 +63,10 @@ class UNetScore(nn.Module):
         schedule: noise schedule of the times t; None is `LinearVP()`.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         channels_last: memory format of weights and activations that suits tensor cores.
+        num_classes: an embedding of each class is added to that of the time; None makes an unconditional model.
 
     Raises:
-        ConfigError: sizes do not fit, or as `find_pretrained` and `PretrainedUNet.load`.
+        ConfigError: sizes do not fit, a class is missing, or as `find_pretrained` and `PretrainedUNet.load`.
         MissingExtraError: diffusers is not installed.
     """
 
@@ -79,6 +88,7 @@ class UNetScore(nn.Module):
         schedule: NoiseSchedule | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
+        num_classes: AtLeastTwo | None = None,
     ) -> None:
         super().__init__()
         refuse_condition(condition_size, "UNetScore")
@@ -94,17 +104,19 @@ class UNetScore(nn.Module):
                     f"{pretrained} has no scheduler_config.json, so the noise it was trained on is unknown: give "
                     f"scheduler, e.g. {{beta_schedule: linear, prediction_type: epsilon}}"
                 )
-            unet = found.load(channels, side)
+            unet = found.load(channels, side, num_classes)
         else:
             if config is None:
-                config = unet_config(side, channels, block_channels, layers_per_block, attention, dropout)
-            check_unet(config, channels, side, "the U-Net")
+                config = unet_config(side, channels, block_channels, layers_per_block, attention, dropout, num_classes)
+            check_unet(config, channels, side, "the U-Net", num_classes)
             unet = build_unet(config, "config")
         if gradient_checkpointing:
             checkpoint_gradients(unet)
+        unet.conv_out = OutputConv.of(unet.conv_out)
         self.unet: nn.Module = unet.to(memory_format=torch.channels_last) if channels_last else unet
         self.channels = channels
         self.channels_last = channels_last
+        self.num_classes = num_classes
         self.schedule = schedule or LinearVP()
         self.scheduler = scheduler
         self.timesteps = None
@@ -126,14 +138,18 @@ class UNetScore(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         if self.timesteps is not None:
             t = self.timesteps.within(t)
-        noise = PREDICTIONS[self.prediction](self.schedule, self._output)
+        if self.num_classes is not None and condition is None:
+            raise ConfigError("a U-Net with num_classes needs the class of each image as its condition (..., 1)")
+        classes = None if self.num_classes is None or condition is None else condition.squeeze(-1)
+        noise = PREDICTIONS[self.prediction](self.schedule, partial(self._output, classes=classes))
         return noise(x, t.unsqueeze(-1))  # (...) -> (..., 1)
 
-    def _output(self, x: Tensor, t: Tensor) -> Tensor:
-        """The U-Net's own prediction (..., A) at `x` (..., A) and `t` (..., 1)."""
+    def _output(self, x: Tensor, t: Tensor, classes: Tensor | None) -> Tensor:
+        """The U-Net's own prediction (..., A) at `x` (..., A) and `t` (..., 1), of `classes` (...)."""
         images, times, leading = as_images(x, t.squeeze(-1), self.channels)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         timesteps = scaled_times(times) if self.timesteps is None else self.timesteps(times)
-        output: Tensor = self.unet(images, timesteps, return_dict=False)[0]
+        more = {} if classes is None else {"class_labels": classes.long().expand(leading).reshape(-1)}
+        output: Tensor = self.unet(images, timesteps, return_dict=False, **more)[0]
         return output.reshape(*leading, x.shape[-1])  # (N, C, H, W) -> (..., A)

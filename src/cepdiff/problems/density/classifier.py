@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.energy.sample_metrics import density_coverage, frechet_distance, precision_recall
 from cepdiff.errors import DataError
-from cepdiff.networks.images.classifier import ImageClassifier
+from cepdiff.networks.images.classifier import CHUNK, ImageClassifier
 from cepdiff.randomness import generator, stream_seed
 from cepdiff.seals import save_sealed, unsealed
 
@@ -90,7 +90,7 @@ class ClassJudge:
         self.seed = seed
         names = ("accuracy", "precision", "recall", "density", "coverage")
         self.columns = {**{name: (name, ".3f") for name in names}, "frechet": ("Fréchet", ".3f")}
-        features, _ = classifier.see(data.images[data.train_rows])
+        features, _ = seen(classifier, data, data.train_rows)
         labels = data.labels[data.train_rows]
         self.features = [features[labels == label] for label in range(len(data.class_names))]
         found = [self._compared(label, None) for label in range(len(self.features))]
@@ -129,12 +129,19 @@ class ClassJudge:
         return totals
 
 
+def seen(classifier: ImageClassifier, data: ImageDataModule, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(features (R, 32), the most likely class (R,)) of rows of `data`, some at a time: they may be on disk."""
+    parts = [classifier.see(data.images[some]) for some in torch.split(rows, max(1, CHUNK // data.spec.action_size))]
+    features, classes = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(classes)
+
+
 def accuracy(classifier: ImageClassifier, data: ImageDataModule) -> float | None:
     """Share of the held-out images that are classified correctly; None if none are held out."""
     rows = data.holdout_rows
     if data.labels is None or not len(rows):
         return None
-    _, classes = classifier.see(data.images[rows])
+    _, classes = seen(classifier, data, rows)
     return float((classes == data.labels[rows]).double().mean())
 
 

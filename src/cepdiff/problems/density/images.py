@@ -39,6 +39,7 @@ from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
+from cepdiff.runs.threads import settle_threads
 
 # Arguments that name the files of a pretrained network: a record has the hash of these files instead.
 PRETRAINED = ("pretrained", "revision", "cache_dir")
@@ -117,7 +118,7 @@ class ImageDensity(DensityProblem):
     # The data's hashes cover these.
     not_recorded = frozenset({
         "dataset", "image_size", "channels", "tint", "horizontal_flip", "energy", "holdout", "split", "image_column",
-        "label_column", "on_broken", "num_images", "block_size",
+        "label_column", "on_broken", "num_images", "cache_dir", "block_size",
     })  # fmt: skip
 
     def __init__(
@@ -202,6 +203,11 @@ class ImageDensity(DensityProblem):
         return [self.run.folder.samples, self.grids, *([self.hues] if is_hue(self.data) else [])]
 
     def judge(self) -> Results:
+        settings, policy = self.settings, self.policy()
+        rows = min(settings.batch_size, self.data.num_heads * settings.num_samples)
+        evaluations = len(self.scales) * policy.sampler.solver.num_steps * self.data.num_heads * settings.num_samples
+        with self.run.processes.autocast():
+            settle_threads(self.run.processes, "evaluation", policy.evaluation(rows), evaluations / rows)
         samples = {scale: self._sample(scale) for scale in sorted(set(self.scales))}
         return self.run.processes.on_main(lambda: self._judge(samples))
 
@@ -229,7 +235,10 @@ class ImageDensity(DensityProblem):
         rows = torch.arange(processes.rank, heads * count, processes.world)
         batches = self.policy().batches(rows // count, rows % count, scale, self.seed, self.settings.batch_size)
         images = []
-        with progress(len(rows), f"scale {scale:g}", "image", enabled=processes.shows_progress) as bar:
+        with (
+            progress(len(rows), f"scale {scale:g}", "image", enabled=processes.shows_progress) as bar,
+            processes.autocast(),
+        ):
             for batch in batches:
                 images.append(batch)
                 bar.update(len(batch))
@@ -241,8 +250,9 @@ class ImageDensity(DensityProblem):
         judge, data, settings = self._new_judge(), self.data, self.settings
         rows, columns = judge_samples(samples, judge, data.head_names), dict(judge.columns)
         if settings.fid_weights is not None:
-            real, device = data.images[data.train_rows], self.run.processes.device
+            device = self.run.processes.device
             for scale, images in samples.items():
+                real = (data.images[some] for some in torch.split(data.train_rows, settings.batch_size))
                 distance = inception_distance(real, images.flatten(0, 1), settings.fid_weights, device)
                 rows.append(Row(scale, "fid", distance))
             columns["fid"] = ("FID", ".3f")
@@ -286,6 +296,12 @@ class ImageDensity(DensityProblem):
         net = self.components["behavior"].spec["init_args"]["net"]["init_args"]
         if not self.lengths.behavior.max_steps and net.get("pretrained") is None:
             raise ConfigError("stages.behavior.max_steps is 0, but behavior.net.pretrained names no prior")
+        classes = getattr(self.behavior.net, "num_classes", None)
+        if classes is not None and (self.data.energy != LABELS or classes != self.data.num_heads):
+            raise ConfigError(
+                f"behavior.net.num_classes is {classes}: the class of a sample is the head that guides it; expected "
+                f"data.energy labels with as many classes, found {self.data.energy} with {self.data.num_heads} heads"
+            )
         if self.analytic and not self.objective.on_clean:
             raise ConfigError(
                 "stages.guidance.max_steps is 0: the energy itself then guides, at the predicted clean image; expected "

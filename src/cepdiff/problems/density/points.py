@@ -31,6 +31,7 @@ from cepdiff.runs.report import OFFLINE, Section
 from cepdiff.runs.results import Results, Row
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import StageSettings
+from cepdiff.runs.threads import settle_threads
 
 
 @dataclass
@@ -58,6 +59,9 @@ class PointEvaluation:
     inverse_temperatures: list[NonNegative] | None = None
     floor_repeats: AtLeastTwo = 4
     seed: int | None = None
+
+
+TRIAL_POINTS = 256  # to choose the number of threads by
 
 
 class PointDensity(DensityProblem):
@@ -90,6 +94,12 @@ class PointDensity(DensityProblem):
         return [self.run.folder.samples, self.run.folder.path / "samples.png"]
 
     def judge(self) -> Results:
+        policy, some = self.policy(), torch.zeros(TRIAL_POINTS, self.policy().noise_size)
+        settle_threads(
+            self.run.processes, "evaluation",
+            lambda: policy.act(torch.empty(TRIAL_POINTS, 0), guidance_scale=max(self.scales), noise=some),
+            len(self.scales) * self.settings.num_samples / TRIAL_POINTS,
+        )  # fmt: skip
         samples = {scale: self._sample(scale) for scale in sorted(set(self.scales))}
         return self.run.processes.on_main(lambda: self._compare(samples))
 

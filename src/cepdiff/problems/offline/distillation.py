@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from cepdiff.problems.offline.support_stage import CACHED_ACTIONS, fill_cache
 from cepdiff.randomness import generator, stream_seed
 from cepdiff.ranges import Count, Whole
 from cepdiff.rollout.scores import ScoreRow
+from cepdiff.runs.folder import StageFolder
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.results import Row
 from cepdiff.runs.stage import StageSettings
@@ -82,13 +82,13 @@ class DrawnActions(StageDataModule):
 def draw_actions(
     sampler: GuidedSampler,
     data: OfflineDataModule,
-    folder: Path,
+    folder: StageFolder,
     num_actions: int,
     max_scale: float,
     seed: int,
     processes: Processes,
 ) -> DrawnActions:
-    """Draw the sampler's actions into a cache in `folder`; each rank draws its chunks, and a stopped run is resumed.
+    """Draw the sampler's actions into a cache in the stage's folder, each rank its chunks; a stopped run is resumed.
 
     State, noise and scale of draw i depend only on the seed and i, so the cache holds only the actions. They are drawn
     in float32, as in rollouts.
@@ -108,8 +108,8 @@ def draw_actions(
         return sampler.sample(data.normalize(buffer.states[states[ids]]).to(device), *rows).float().unsqueeze(1)
 
     chunk_size = CACHED_ACTIONS if device.type == "cpu" else GPU_CHUNK
-    fill_cache(draw, folder, num_actions, (draws, 1, sampler.size), chunk_size, processes, "distillation")
-    actions = torch.from_numpy(SupportCache(folder, num_actions).actions[:, 0])
+    fill_cache(draw, folder, num_actions, (draws, 1, sampler.size), chunk_size, processes)
+    actions = torch.from_numpy(SupportCache(folder.path, num_actions).actions[:, 0])
     return DrawnActions(data, states, {"noise": noise, "guidance_scales": scales, "actions": actions})
 
 

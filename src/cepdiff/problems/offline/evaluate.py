@@ -19,7 +19,7 @@ from cepdiff.policy.engines import check_engine
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import Recipe
 from cepdiff.problems.offline.environment import DEFAULT_EPISODES, Evaluation
-from cepdiff.problems.offline.judge import COLUMNS, marks, no_best, rollouts, score_rows
+from cepdiff.problems.offline.judge import COLUMNS, choose_rollout_threads, marks, no_best, rollouts, score_rows
 from cepdiff.problems.offline.problem import OfflineRL
 from cepdiff.rollout.environment import (
     CLASSIC_MODULE,
@@ -125,6 +125,7 @@ def evaluate_run(
         evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
         for scale in evaluation.scales:
             policy.sampler.require_energy(scale)
+        choose_rollout_threads(policy, evaluation, processes)
         seeds = list(seeds or [evaluation.seed])
         made_from = {
             "policy": dict(policy.recipe.made_from),

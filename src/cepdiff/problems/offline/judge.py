@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from cepdiff.bars import progress
 from cepdiff.errors import RunError
 from cepdiff.policy.diagnostics import Diagnostics
@@ -13,6 +15,7 @@ from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.problems.offline.environment import Evaluation
 from cepdiff.problems.offline.report import plot_scores
 from cepdiff.problems.offline.scores import leading_scale, score_metric
+from cepdiff.rollout.envs import time_limit
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.rollout.mazes import draw_paths, episode_paths, maze_of
 from cepdiff.rollout.rollout import EpisodeResult
@@ -20,7 +23,9 @@ from cepdiff.rollout.scores import ScoreRow
 from cepdiff.runs.logs import Logs, values_table
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.results import Results, Row
+from cepdiff.runs.threads import settle_threads
 
+LONG = 1000  # steps of an episode without a time limit, about
 DRAWN_EPISODES = 8  # per scale, in a picture of a maze
 COLUMNS = {
     "episodes": ("episodes", "d"),
@@ -79,6 +84,18 @@ def marks(rows: Sequence[ScoreRow], scales: Sequence[float], choice: float | Non
     named = {"behavior policy": 0.0, "best": best, "offline choice": choice}
     found = {scale: ", ".join(name for name, marked in named.items() if marked == scale) for scale in scales}
     return {scale: text for scale, text in found.items() if text}
+
+
+def choose_rollout_threads(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes) -> None:
+    """Choose the number of threads by actions for as many observations as there are environments."""
+    assert evaluation.environment is not None
+    total = len(evaluation.scales) * evaluation.episodes
+    rows = max(1, min(total, evaluation.max_envs))
+    observations = torch.zeros(rows, policy.spec.observation_size, device=processes.device)
+    scales = torch.full((rows,), max(evaluation.scales, default=0.0), device=processes.device)
+    noise = torch.zeros(rows, policy.noise_size, device=processes.device)
+    steps = (time_limit(evaluation.environment) or LONG) * -(-total // evaluation.max_envs)
+    settle_threads(processes, "evaluation", lambda: policy.act(observations, guidance_scale=scales, noise=noise), steps)
 
 
 def no_best(rows: Sequence[ScoreRow]) -> list[str]:

@@ -38,7 +38,17 @@ from cepdiff.problems.offline.distillation import (
     one_step_scores,
 )
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
-from cepdiff.problems.offline.judge import COLUMNS, draw, log_scores, marks, no_best, offline_rows, rollouts, score_rows
+from cepdiff.problems.offline.judge import (
+    COLUMNS,
+    choose_rollout_threads,
+    draw,
+    log_scores,
+    marks,
+    no_best,
+    offline_rows,
+    rollouts,
+    score_rows,
+)
 from cepdiff.problems.offline.report import report
 from cepdiff.problems.offline.support_stage import SupportSettings, SupportStage, support_energies
 from cepdiff.rollout.scores import ScoreRow, summarize
@@ -235,12 +245,14 @@ class OfflineRL(GuidedProblem):
     def distillation_data(self) -> DrawnActions:
         """Actions drawn from the sampler."""
         run, count = self.run, self.lengths.distillation.num_actions
-        folder = run.folder.stage("distillation").path
+        folder = run.folder.stage("distillation")
         return draw_actions(self.sampler(), self.data, folder, count, max(self.scales), run.seed, run.processes)
 
     def judge(self) -> Results:
         """Diagnostics on the main process, then rollouts on all; figures and logs."""
         run, evaluation = self.run, self.evaluation
+        if evaluation.environment is not None:
+            choose_rollout_threads(self.policy(), evaluation, run.processes)
         found: Diagnostics = run.processes.on_main(self._diagnose)
         rows: list[ScoreRow] = []
         if evaluation.environment is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,10 +23,12 @@ from cepdiff.runs.folder import StageFolder
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Stage
+from cepdiff.runs.threads import settle_threads
 from cepdiff.seals import content_hash
 
 # Actions sampled at a time on a CPU: activations of this many rows stay in a core's cache, which is twice as fast.
 CACHED_ACTIONS = 2048
+TRIAL_ACTIONS = 256  # to choose the number of threads by
 CONTENT = ("actions.npy", "state_ids.npy")  # not the marks, which depend on the number of processes
 
 
@@ -127,24 +128,23 @@ def draw_support(
         return torch.cat(drawn).float()
 
     started = time.monotonic()
-    fill_cache(draw, folder.path, len(buffer.states), needed, settings.chunk_size, processes, "support")
+    fill_cache(draw, folder, len(buffer.states), needed, settings.chunk_size, processes)
     processes.on_main(lambda: folder.finish(time.monotonic() - started))
 
 
 def fill_cache(
     draw: Callable[[Tensor], Tensor],
-    folder: Path,
+    stage: StageFolder,
     num_states: int,
     needed: tuple[Tensor, int, int],
     chunk_size: int,
     processes: Processes,
-    name: str,
 ) -> None:
-    """Fill the cache in `folder` with `draw(state_ids)` -> (M', K, A); each rank draws its chunks that are missing.
+    """Fill the cache of a stage with `draw(state_ids)` -> (M', K, A); each rank draws its chunks that are missing.
 
-    `needed` are state ids (M,), K and A; `name` is the name of the progress bar. Raises RunError if a chunk is missing
-    at the end.
+    `needed` are state ids (M,), K and A. Raises RunError if a chunk is missing at the end.
     """
+    folder = stage.path
 
     def lay_out() -> None:
         if not SupportCache.exists(folder):
@@ -159,7 +159,9 @@ def fill_cache(
     cache.require(*needed)
     mine = cache.pending(processes.rank, processes.world)
     total = sum(len(cache.chunk_ids(chunk)) for chunk in mine) * needed[1]
-    with progress(total, name, "action", enabled=processes.shows_progress) as bar:
+    some = needed[0][: max(1, TRIAL_ACTIONS // needed[1])]
+    settle_threads(processes, stage.name, lambda: draw(some), total / TRIAL_ACTIONS, stage)
+    with progress(total, stage.name, "action", enabled=processes.shows_progress) as bar:
         for states in fill(cache, draw, mine, processes.rank):
             bar.update(states * needed[1])
     processes.barrier()
