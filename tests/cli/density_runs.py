@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,10 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """Stage -> the last command's message about it, apart from its threads."""
-    found = [line for line in capsys.readouterr().err.splitlines() if "CPU threads" not in line]
+    """Stage -> the last command's message about it, apart from its threads and the opening lines."""
+    opening = re.compile("(run|data|machine|stages|time)  +")
+    shown = capsys.readouterr().err.splitlines()
+    found = [line for line in shown if "CPU threads" not in line and not opening.match(line)]
     lines = (line.partition(": ") for line in found)
     return {stage: text.partition(",")[0] if RUNNING in text else text for stage, _, text in lines if text}
 
