@@ -185,7 +185,7 @@ def solver(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
         sampler = bench.sampler(DPMSolver(num_steps=steps))
         draw_support(sampler, bench.data, target, settings, bench.K, 0, bench.processes)
         cache = SupportCache(target.path, len(bench.data.buffer.states))
-        return cache.actions.shape[0] * bench.K
+        return int(cache.actions.shape[0]) * bench.K
 
     count = draw(1)
     for steps, seconds in in_turn(bench, args.solver, draw).items():
