@@ -1,6 +1,7 @@
 """Errors of guidance and solver on a density with closed-form guidance (Gaussian mixture, quadratic energy).
 
     python benchmarks/exactness.py solver                     # exact score and guidance: only the solver's error
+    python benchmarks/exactness.py steps                      # the same for few steps, by order and spacing
     python benchmarks/exactness.py guidance --dims 2 8        # error of each objective, same network, same budget
 
 `guidance` trains only on samples of q with their energies, and measures the relative error of the gradient over t at
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import Trainer
@@ -26,7 +28,7 @@ from cepdiff.data.blocks import StageDataModule
 from cepdiff.diffusion.guidance import logits_gradient, predicted_data_logits
 from cepdiff.diffusion.process import perturb
 from cepdiff.diffusion.sampling import sample_guided
-from cepdiff.diffusion.solver import DPMSolver
+from cepdiff.diffusion.solver import DPMSolver, Spacing
 from cepdiff.energy.distances import noise_floor, sliced_wasserstein
 from cepdiff.energy.objectives import CEP, MSE, EnergyObjective, ExponentialMSE
 from cepdiff.figures import new_panels, save_figure, shared_legend, styled
@@ -191,6 +193,32 @@ def solver(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {**record, "multiples": multiples}
 
 
+def steps(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One record per dimension, order and spacing of multistep solvers: distance to exact samples in floors, by NFE."""
+    for size in args.dims:
+        exact = problem(size, args.betas[0])
+        draw = exact_draws(exact, args.samples)
+        floor = noise_floor(sliced_wasserstein, draw, 4).mean
+        draws = [draw(index) for index in range(3)]
+        noise = torch.randn(args.samples, size, generator=generator(0, "noise"), dtype=torch.float64)
+        for order, spacing in itertools.product((2, 3), get_args(Spacing)):
+            multiples = []
+            for nfe in args.nfe:
+                samples = sample(exact, exact.logits, DPMSolver(nfe, order, spacing=spacing), noise)  # type: ignore[arg-type]
+                distance = sum(float(sliced_wasserstein(samples, other)) for other in draws) / len(draws)
+                multiples.append(distance / floor)
+            cells = "  ".join(f"{n}: {m:.2f}" for n, m in zip(args.nfe, multiples, strict=True))
+            print(f"{size:3d}-D  order {order}  {spacing:14}  multiple of the floor at NFE {cells}", flush=True)
+            yield {"size": size, "order": order, "spacing": spacing, "nfe": args.nfe, "multiples": multiples}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "solver": solver,
+    "steps": steps,
+    "guidance": guidance,
+}
+
+
 @styled()
 def plot(records: Sequence[dict[str, Any]], path: Path, kind: str) -> None:
     """Draw one panel per dimension (and beta): error over t, or over NFE."""
@@ -222,11 +250,11 @@ def plot(records: Sequence[dict[str, Any]], path: Path, kind: str) -> None:
 def main(arguments: Iterable[str] | None = None) -> None:
     """Run one part and write `exactness-<part>.json` and `.png`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["solver", "guidance"])
-    parser.add_argument("--dims", nargs="+", type=int, help="default: 1 2 8 32 for the solver, 2 8 for guidance")
-    parser.add_argument("--betas", nargs="+", type=float, help="default: 3 for the solver, 1 3 10 20 for guidance")
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--dims", nargs="+", type=int, help="default: 2 8 for guidance, else 1 2 8 32")
+    parser.add_argument("--betas", nargs="+", type=float, help="default: 1 3 10 20 for guidance, else 3")
     parser.add_argument("--methods", nargs="+", choices=[*OBJECTIVES, "DPS"], default=[*OBJECTIVES, "DPS"])
-    parser.add_argument("--nfe", nargs="+", type=int, default=[6, 9, 15, 25, 50, 100, 200])
+    parser.add_argument("--nfe", nargs="+", type=int, help="default: 6 to 200 for the solver, 6 to 20 for steps")
     parser.add_argument("--steps", type=int, default=20_000, help="optimiser steps of every method")
     parser.add_argument("--batch_size", type=int, default=256, help="K, the contrastive set")
     parser.add_argument("--times", type=int, default=4, help="diffusion times per step")
@@ -243,10 +271,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("report"))
     args = parser.parse_args(None if arguments is None else list(arguments))
-    args.dims = args.dims or ([1, 2, 8, 32] if args.part == "solver" else [2, 8])
-    args.betas = args.betas or ([3.0] if args.part == "solver" else [1.0, 3.0, 10.0, 20.0])
-    if args.part == "solver" and len(args.betas) > 1:
-        parser.error("the solver part takes one beta")
+    learned = args.part == "guidance"
+    args.dims = args.dims or ([2, 8] if learned else [1, 2, 8, 32])
+    args.betas = args.betas or ([1.0, 3.0, 10.0, 20.0] if learned else [3.0])
+    args.nfe = args.nfe or ([6, 8, 10, 12, 15, 20] if args.part == "steps" else [6, 9, 15, 25, 50, 100, 200])
+    if not learned and len(args.betas) > 1:
+        parser.error(f"the {args.part} part takes one beta")
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")
     quieten()
@@ -254,9 +284,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     settings = {name: value for name, value in vars(args).items() if name != "output"}
     target = args.output / f"exactness-{args.part}.json"
     records: list[dict[str, Any]] = []
-    for record in solver(args) if args.part == "solver" else guidance(args):
+    for record in PARTS[args.part](args):
         records.append(record)
         write_json(target, {"settings": settings, "records": records})  # after each, in case a run is stopped
+    if args.part == "steps":  # a table says it all
+        print(f"written {target}")
+        return
     plot(records, target.with_suffix(".png"), args.part)
     print(f"written {target} and {target.with_suffix('.png')}")
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cepdiff.networks.one_step import OneStepNet
 from reference import EnergyNet, ScoreNet, TwinQ
 
 FLOAT = 4  # bytes
@@ -101,6 +102,7 @@ class Floors:
         self.score = ScoreNet(observation_size, action_size)
         self.energy = EnergyNet(observation_size, action_size)
         self.critic = TwinQ(observation_size, action_size)
+        self.distilled = OneStepNet(observation_size, action_size)
         self.sizes = observation_size, action_size
         blocks: list[Any] = [*self.score.down, self.score.bottom, *self.score.up]
         # Shared by the K actions of a state at one time: the joint embedding in every block.
@@ -142,6 +144,10 @@ class Floors:
         """Actions for `batch_size` observations, a share `guided` of which needs the energy's gradient."""
         flops = num_steps * batch_size * (2 * (self.own + self.shared) + 4 * guided * macs(self.energy.net))
         return self.rates.seconds(flops, num_steps * FLOAT * (weights(self.score) + 2 * weights(self.energy)))
+
+    def one_step(self, batch_size: int) -> float:
+        """Actions of the distilled network, for `batch_size` observations."""
+        return self.rates.seconds(2 * batch_size * macs(self.distilled), FLOAT * weights(self.distilled))
 
 
 def optimiser_traffic(module: nn.Module) -> int:

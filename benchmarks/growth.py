@@ -1,11 +1,12 @@
-"""Growth of costs with the buffer, with K, with solver steps, and with the number of environments.
+"""Growth of costs with the buffer, K, solver steps, critics, guidance scales, environments, episodes and image size.
 
-    python benchmarks/growth.py                                  # all, a figure of six panels and the numbers
+    python benchmarks/growth.py                                  # all, a figure and the numbers
     python benchmarks/growth.py --parts rows --rows 10000 2000000
 
 Each buffer size runs in its own process to measure its peak memory: what it takes beyond a run on two thousand rows,
 as a multiple of the bytes of the file's arrays and the support cache. Everything runs as in `benchmarks/speed.py`,
-without the reference.
+without the reference. A time is the shortest of several rounds, which other programs disturb least. Sizes of a part
+take turns in each round where they can, so that a slow minute of the machine does not look like growth.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import gymnasium
 import numpy as np
 import torch
 
+import image_cost
 from cepdiff.data.rl.hdf5 import write_arrays
 from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.diffusion.solver import DPMSolver
@@ -34,6 +37,7 @@ from cepdiff.files import write_json
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.networks.critic import QEnsemble
 from cepdiff.problems.offline.support_stage import SupportSettings, draw_support
 from cepdiff.rollout.evaluation import evaluate
 from cepdiff.runs.processes import TrainerSettings
@@ -43,16 +47,29 @@ from sides import QUICK, Bench, Record, Sizes, synthetic_arrays
 from speed_stages import guided_policy, limited, random_support, stage_folder
 
 BASELINE_ROWS = 2000
-# The panels: part, key of the y axis, title.
+# The panels: part, keys of the y axis, title.
 PANELS = (
     ("rows", ("behavior", "critic"), "seconds per training step"),
-    ("rows", ("memory_multiple",), "peak memory / (arrays + support cache)"),
     ("rows", ("start_up",), "start-up [s]"),
+    ("rows", ("memory_multiple",), "peak memory / (arrays + support cache)"),
     ("actions", ("critic", "guidance"), "seconds per training step"),
-    ("solver", ("actions_per_second",), "support actions/s"),
-    ("environments", ("steps_per_second",), "environment steps/s"),
+    ("ensemble", ("critic",), "seconds per critic step"),
+    ("solver", ("seconds",), "seconds per support action"),
+    ("scales", ("seconds",), "seconds per step of 10 episodes per scale"),
+    ("environments", ("seconds",), "seconds per step of all episodes"),
+    ("episodes", ("seconds",), "seconds per evaluation, 16 at a time"),
+    ("images", ("seconds",), "seconds per training step of a U-Net"),
 )
-LABELS = {"rows": "rows", "actions": "K", "solver": "solver steps", "environments": "environments"}
+LABELS = {
+    "rows": "rows", "actions": "K", "ensemble": "critics", "solver": "solver steps", "scales": "guidance scales",
+    "environments": "episodes side by side", "episodes": "episodes", "images": "side of the images [pixels]",
+}  # fmt: skip
+TOGETHER = 16  # episodes side by side where their number does not matter
+
+
+def work(part: str, size: int) -> int:
+    """How much there is to compute at that size, in any unit: a training step does not depend on the rows."""
+    return 1 if part == "rows" else size**2 if part == "images" else size
 
 
 def make_bench(args: argparse.Namespace, folder: Path, dataset: str | None = None, **changes: Any) -> Bench:
@@ -87,8 +104,8 @@ def trained(bench: Bench) -> Record:
     # A stage's start-up includes its first block of steps.
     first_blocks = sizes.behavior_block * min(behavior.ours) + sizes.block * min(critic.ours)
     return {
-        "behavior": float(np.median(behavior.ours)),
-        "critic": float(np.median(critic.ours)),
+        "behavior": min(behavior.ours),
+        "critic": min(critic.ours),
         "load": loaded,
         "start_up": loaded + max(behavior_start + critic_start - first_blocks, 0.0),
         "support_bytes": cache.actions.nbytes,
@@ -104,7 +121,7 @@ def child(args: argparse.Namespace, folder: Path) -> None:
         trained(make_bench(args, own, rows=BASELINE_ROWS, rounds=1))
     baseline = peak_bytes()
     record = trained(make_bench(args, folder, args.child))
-    print(json.dumps(record | {"memory": max(peak_bytes() - baseline, 0), "baseline": baseline}))
+    print(json.dumps(record | {"memory": max(peak_bytes() - baseline, 1), "baseline": baseline}))
 
 
 def rows(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
@@ -142,72 +159,144 @@ def actions(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
         guidance, _ = bench.train(EnergyGuidance(*data.sizes, batch_size=batch), data, block)
         yield {
             "actions": num_actions,
-            "critic": float(np.median(critic.ours)),
-            "guidance": float(np.median(guidance.ours)),
+            "critic": min(critic.ours),
+            "guidance": min(guidance.ours),
         }
+
+
+def ensemble(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """One record per number of critics."""
+    bench = make_bench(args, folder)
+    data, sizes = bench.data.with_support(random_support(bench)), bench.sizes
+    for count in args.ensemble:
+        net = partial(QEnsemble, num_critics=count)
+        timing, _ = bench.train(SoftmaxQCritic(*data.sizes, net, batch_size=sizes.batch), data, sizes.block)
+        yield {"ensemble": count, "critic": min(timing.ours)}
 
 
 def solver(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
     """One record per number of solver steps."""
     bench = make_bench(args, folder)
-    states = min(bench.sizes.support_states, 512 if args.device == "cpu" else 16_384)
+    states = min(bench.sizes.support_states, 256 if args.device == "cpu" else 16_384)
     settings = SupportSettings(max_rows=states)
-    for steps in args.solver:
-        solving, drawn = DPMSolver(num_steps=steps), list[int]()
 
-        def draw(solving: DPMSolver = solving, drawn: list[int] = drawn) -> None:
-            target = stage_folder(bench, "support")
-            draw_support(bench.sampler(solving), bench.data, target, settings, bench.K, 0, bench.processes)
-            cache = SupportCache(target.path, len(bench.data.buffer.states))
-            drawn.append(cache.actions.shape[0] * bench.K)
+    def draw(steps: int) -> int:
+        target = stage_folder(bench, "support")
+        sampler = bench.sampler(DPMSolver(num_steps=steps))
+        draw_support(sampler, bench.data, target, settings, bench.K, 0, bench.processes)
+        cache = SupportCache(target.path, len(bench.data.buffer.states))
+        return int(cache.actions.shape[0]) * bench.K
 
-        if steps == args.solver[0]:
-            draw()  # warm-up
-        seconds = bench.seconds(draw)
-        yield {"solver": steps, "actions_per_second": drawn[-1] / seconds}
+    count = draw(1)
+    for steps, seconds in in_turn(bench, args.solver, draw).items():
+        yield {"solver": steps, "seconds": seconds / count, "actions_per_second": count / seconds}
+
+
+def in_turn(bench: Bench, sizes: Sequence[int], run: Callable[[int], object]) -> dict[int, float]:
+    """Shortest seconds of `run(size)` per size; in each round all sizes take their turn, after one to warm up."""
+    rounds = [{size: bench.seconds(partial(run, size)) for size in sizes} for _ in range(bench.sizes.rounds + 1)]
+    return {size: min(taken[size] for taken in rounds[1:]) for size in sizes}
+
+
+def step_seconds(bench: Bench, counts: Sequence[int], run: Callable[[int, int], object]) -> dict[int, float]:
+    """Seconds per environment step for each count: a long rollout minus a short one, `run(env_steps, count)`."""
+    short, long = (in_turn(bench, counts, partial(run, steps)) for steps in bench.sizes.env_steps)
+    steps = bench.sizes.env_steps[1] - bench.sizes.env_steps[0]
+    return {count: max(long[count] - short[count], 1e-9) / steps for count in counts}
+
+
+def scales(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """One record per number of guidance scales above 0, ten episodes each, all at once."""
+    bench = make_bench(args, folder)
+    policy, episodes = guided_policy(bench), bench.sizes.episodes
+
+    def roll_out(steps: int, count: int) -> None:
+        chosen = [1.0 + scale for scale in range(count)]
+        evaluate(policy, limited(bench.env, steps), scales=chosen, episodes=episodes, seed=0, device=bench.device)
+
+    for count, seconds in step_seconds(bench, args.scales, roll_out).items():
+        yield {"scales": count, "seconds": seconds}
 
 
 def environments(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
-    """One record per number of parallel environments, at guidance scale 1."""
+    """One record per number of episodes side by side, at guidance scale 1."""
     bench = make_bench(args, folder)
     policy = guided_policy(bench)
-    short, long = bench.sizes.env_steps
-    for count in args.environments:
 
-        def roll_out(steps: int, count: int = count) -> float:
-            env = limited(bench.env, steps)
-            return bench.seconds(
-                lambda: evaluate(policy, env, scales=[1.0], episodes=count, seed=0, max_envs=count, device=bench.device)
-            )
+    def roll_out(steps: int, count: int) -> None:
+        env = limited(bench.env, steps)
+        evaluate(policy, env, scales=[1.0], episodes=count, seed=0, max_envs=count, device=bench.device)
 
-        roll_out(short)
-        starts = min(roll_out(short) for _ in range(2))
-        taken = max(min(roll_out(long) for _ in range(2)) - starts, 1e-9)
-        yield {"environments": count, "steps_per_second": count * (long - short) / taken}
+    for count, seconds in step_seconds(bench, args.environments, roll_out).items():
+        yield {"environments": count, "seconds": seconds, "steps_per_second": count / seconds}
+
+
+def episodes(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """One record per number of episodes of a few steps, `TOGETHER` side by side, at guidance scale 1."""
+    bench = make_bench(args, folder)
+    policy, env = guided_policy(bench), limited(bench.env, bench.sizes.env_steps[0])
+
+    def roll_out(count: int) -> None:
+        evaluate(policy, env, scales=[1.0], episodes=count, seed=0, max_envs=TOGETHER, device=bench.device)
+
+    for count, seconds in in_turn(bench, args.episodes, roll_out).items():
+        yield {"episodes": count, "seconds": seconds}
+
+
+def images(args: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """One record per side of square images: training steps of the digits recipe's prior."""
+    bench = make_bench(args, folder)
+    batch, blocks = (2, 1) if args.quick else (16, bench.sizes.rounds)
+    for side in args.images:
+        data = image_cost.RandomImages(side, *image_cost.RECIPES[8][1:], block_size=2)
+        data.setup()
+        module = image_cost.module_of(image_cost.recipe(8, "plain", batch, data), "behavior", data)
+        yield {"images": side, "seconds": image_cost.trained(module, data, bench.processes, blocks)["best"]}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Record]]] = {
     "rows": rows,
     "actions": actions,
+    "ensemble": ensemble,
     "solver": solver,
+    "scales": scales,
     "environments": environments,
+    "episodes": episodes,
+    "images": images,
 }
+
+
+def tables(found: dict[str, list[Record]]) -> str:
+    """One line per panel: the cost at each size, and in brackets per unit of work relative to the first size."""
+    lines = []
+    for part, keys, title in PANELS:
+        for key in keys if part in found else ():
+            records = found[part]
+            per_work = [record[key] / work(part, record[part]) for record in records]
+            cells = [
+                f"{record[part]:,}: {record[key]:.3g} ({value / per_work[0]:.2f})"
+                for record, value in zip(records, per_work, strict=True)
+            ]
+            lines.append(f"{LABELS[part]}, {title}, {key}: " + ", ".join(cells))
+    return "\n".join(lines)
 
 
 @styled()
 def plot(found: dict[str, list[Record]], path: Path) -> None:
-    """Draw one panel per measured cost."""
+    """Draw one panel per measured cost, with a dashed line that grows as the work does."""
     shown = [panel for panel in PANELS if panel[0] in found]
     figure, panels = new_panels(len(shown), 3, 3.8, 2.6)
     for axes, (part, keys, title) in zip(panels, shown, strict=True):
+        ticks = [record[part] for record in found[part]]
         for key in keys:
             values = [record[key] for record in found[part]]
-            axes.plot([record[part] for record in found[part]], values, "o-", label=key.replace("_", " "))
+            axes.plot(ticks, values, "o-", label=key.replace("_", " "))
+            expected = [values[-1] * work(part, tick) / work(part, ticks[-1]) for tick in ticks]
+            axes.plot(ticks, expected, "--", color="0.6", linewidth=1, zorder=0)
         axes.set_xscale("log")
-        ticks = [record[part] for record in found[part]]
+        axes.set_yscale("log")
         axes.set_xticks(ticks, [f"{tick // 1000:,}k" if tick >= 1000 else str(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
-        axes.set_ylim(bottom=0)
         axes.set(xlabel=LABELS[part], ylabel=title)
         axes.grid()
         if len(keys) > 1:
@@ -222,7 +311,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[10_000, 100_000, 500_000, 2_000_000])
     parser.add_argument("--actions", nargs="+", type=int, default=[4, 8, 16, 32, 64], help="K")
     parser.add_argument("--solver", nargs="+", type=int, default=[5, 10, 15, 25, 50], help="solver steps")
-    parser.add_argument("--environments", nargs="+", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--ensemble", nargs="+", type=int, default=[2, 4, 8, 16], help="critics")
+    parser.add_argument("--scales", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="numbers of guidance scales")
+    parser.add_argument("--environments", nargs="+", type=int, default=[1, 4, 16, 64], help="episodes side by side")
+    parser.add_argument("--episodes", nargs="+", type=int, default=[16, 32, 64, 128])
+    parser.add_argument("--images", nargs="+", type=int, default=[8, 16, 32, 64], help="sides of images, in pixels")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", default="32-true", help="Lightning's, e.g. bf16-mixed (%(default)s)")
     parser.add_argument("--matmul_precision", choices=["highest", "high", "medium"], default="highest")
@@ -253,6 +346,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     target = args.output / "growth.json"
     write_json(target, {"machine": words, "options": options, "sizes": sizes, "records": found})
     plot(found, target.with_suffix(".png"))
+    print(tables(found))
     print(f"written {target} and {target.with_suffix('.png')}")
 
 

@@ -174,8 +174,11 @@ class Bench:
         return module.to(self.device).eval().requires_grad_(False)
 
     def sampler(self, solver: DPMSolver | None = None, guided: bool = False) -> GuidedSampler:
-        """The sampler of untrained networks."""
-        networks = {"behavior": self.behavior.net} | ({"energy": self.guidance.net} if guided else {})
+        """The sampler of untrained networks; unguided, that of the support stage, whose casts of weights are kept."""
+        if guided:
+            networks = {"behavior": self.behavior.net, "energy": self.guidance.net}
+        else:
+            networks = {"behavior": copy.deepcopy(self.behavior.net).requires_grad_(True)}
         return GuidedSampler(SamplerParts(self.data.sizes[1], networks, self.behavior.schedule, solver or self.solver))
 
     @cached_property
@@ -187,6 +190,13 @@ class Bench:
     def floors(self) -> Floors:
         """Lower bounds on the stages' times."""
         return Floors(self.rates, *self.data.sizes, self.K)
+
+    @cached_property
+    def float32_floors(self) -> Floors:
+        """Lower bounds on the time of acting and of energies, which are in float32 at every precision."""
+        if self.settings.precision == "32-true":
+            return self.floors
+        return Floors(measured_rates(self.device, "32-true"), *self.data.sizes, self.K)
 
     @cached_property
     def env(self) -> EnvSpec:

@@ -22,8 +22,11 @@ from cepdiff.data.rl.support_cache import SupportCache
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
 from cepdiff.modules.guidance import EnergyGuidance
+from cepdiff.networks.one_step import OneStepNet
 from cepdiff.policy.engines import run_by
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.policy.one_step import OneStep
+from cepdiff.policy.sampler import SamplerParts
 from cepdiff.problems.offline.support_stage import SupportSettings, draw_support, support_energies
 from cepdiff.rollout.envs import EnvSpec, box_spaces, make_env
 from cepdiff.rollout.evaluation import evaluate
@@ -134,12 +137,25 @@ def energies(bench: Bench, data: OfflineDataModule, cache: SupportCache) -> Reco
             bench.seconds(lambda f=folder: support_energies(bench.critic, data, cache, f, bench.processes))  # type: ignore[misc]
             / len(data.buffer)
         )
-    return timing.record("energies", bench.floors.energies_row(), unit="row", num_actions=bench.K)
+    return timing.record("energies", bench.float32_floors.energies_row(), unit="row", num_actions=bench.K)
 
 
 def act(bench: Bench) -> Iterator[Record]:
     """Latency of an action for several batch sizes, arrays in and out, noise included."""
-    policy = guided_policy(bench)
+    yield from latencies(bench, "act", guided_policy(bench), bench.float32_floors.act)
+
+
+def one_step(bench: Bench) -> Iterator[Record]:
+    """As `act`, by a distilled network; the reference is still the plain sampler."""
+    net = bench.frozen(OneStepNet(*bench.data.sizes))
+    action_size = bench.data.sizes[1]
+    parts = SamplerParts(action_size, {"one_step": net}, bench.behavior.schedule, bench.solver)
+    policy = GuidedPolicy(bench.data.spec, OneStep(parts, action_size, GUIDANCE_SCALE))
+    yield from latencies(bench, "one step", run_by(policy, bench.engine), bench.float32_floors.one_step)
+
+
+def latencies(bench: Bench, stage: str, policy: Policy, floor: Callable[[int], float]) -> Iterator[Record]:
+    """One record per number of observations."""
     for size in bench.sizes.act:
         observations = bench.data.buffer.states[:size].numpy().astype(np.float64)  # as environments return them
         calls = 20 if size < 100 else 4
@@ -155,7 +171,7 @@ def act(bench: Bench) -> Iterator[Record]:
                 reference.act(bench.score_net, bench.energy_net, observations, GUIDANCE_SCALE)
 
         timing = bench.alternate(ours, other, (calls, calls))
-        yield timing.record(f"act, {size}", bench.floors.act(size), unit="call", observations=size)
+        yield timing.record(f"{stage}, {size}", floor(size), unit="call", observations=size)
 
 
 def evaluation(bench: Bench) -> Iterator[Record]:
@@ -182,7 +198,7 @@ def evaluation(bench: Bench) -> Iterator[Record]:
     together = len(sizes.scales) * sizes.episodes
     guided = sum(scale != 0 for scale in sizes.scales) / len(sizes.scales)
     alone = environment_seconds(bench)
-    floor = bench.floors.act(together, guided) + together * alone / torch.get_num_threads()
+    floor = bench.float32_floors.act(together, guided) + together * alone / torch.get_num_threads()
     yield slopes.record(
         "evaluation", floor, unit="step of all episodes", episodes=together, environment=alone,
         start_up=start_ups.ours[0], reference_start_up=start_ups.reference[0],
@@ -195,6 +211,7 @@ STAGES: dict[str, Callable[[Bench], Iterator[Record]]] = {
     "support": support,
     "q_learning": q_learning,
     "act": act,
+    "one_step": one_step,
     "evaluation": evaluation,
 }
 

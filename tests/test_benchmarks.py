@@ -80,6 +80,14 @@ def test_error_of_the_solver(exactness: ModuleType, tmp_path: Path, capsys: pyte
     assert imread(tmp_path / "exactness-solver.png").ndim == 3
 
 
+def test_distance_with_few_steps(exactness: ModuleType, tmp_path: Path) -> None:
+    """Ten steps with mixed spacing are more exact than with the default, and these than steps equal in time."""
+    found = run(exactness, tmp_path, "steps", "--dims", 2, "--samples", 2000, "--nfe", 10)
+    multiples = {(record["order"], record["spacing"]): record["multiples"] for record in found["records"]}
+    assert len(multiples) == 8
+    assert multiples[2, "mixed"][0] < multiples[2, "logsnr"][0] < multiples[2, "time_uniform"][0] / 2
+
+
 @pytest.mark.slow
 def test_error_of_learned_guidance(exactness: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--dims", 2, "--betas", 3, "--steps", 20, "--samples", 200, "--num_solver_steps", 6, "--batch_size", 16]

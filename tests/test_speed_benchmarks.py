@@ -249,7 +249,7 @@ def test_table_of_speed(scripts: dict[str, ModuleType], tmp_path: Path, capsys: 
     records = {record["stage"]: record for record in found["records"]}
     assert list(records) == [
         *("load", "behavior", "support", "critic", "guidance", "critic + guidance", "energies"),
-        *("act, 1", "act, 2", "evaluation"),
+        *("act, 1", "act, 2", "one step, 1", "one step, 2", "evaluation"),
     ]
     for stage, record in records.items():
         assert 0.0 < record["ours"]["best"] <= record["ours"]["median"]
@@ -266,17 +266,18 @@ def test_table_of_speed(scripts: dict[str, ModuleType], tmp_path: Path, capsys: 
 
 
 def test_speed_of_a_part_at_another_precision(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
-    arguments = ["--quick", "--stages", "act", "--matmul_precision", "medium", "--output", str(tmp_path)]
+    arguments = ["--quick", "--stages", "one_step", "--matmul_precision", "medium", "--output", str(tmp_path)]
     scripts["speed"].main([*arguments, "--engine", "torch"])
     found = json.loads((tmp_path / "speed.json").read_text())
-    assert [record["stage"] for record in found["records"]] == ["act, 1", "act, 2"]
+    assert [record["stage"] for record in found["records"]] == ["one step, 1", "one step, 2"]
     assert found["projection"] is None
     assert found["options"]["matmul_precision"] == torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.slow
-def test_growth(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+def test_growth(scripts: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--rows", "3000", "--actions", "2", "4", "--solver", "2", "8", "--environments", "1", "3"]
+    few += ["--ensemble", "2", "4", "--scales", "1", "2", "--episodes", "2", "4", "--images", "8", "16"]
     scripts["growth"].main(["--quick", *few, "--output", str(tmp_path)])
     found = json.loads((tmp_path / "growth.json").read_text())["records"]
     (rows,) = found["rows"]
@@ -288,7 +289,13 @@ def test_growth(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     assert [record["actions"] for record in found["actions"]] == [2, 4]
     speeds = [record["actions_per_second"] for record in found["solver"]]
     assert speeds[0] > speeds[1] > 0.0  # four times the network evaluations
-    assert [record["environments"] for record in found["environments"]] == [1, 3]
+    sizes = {"environments": [1, 3], "ensemble": [2, 4], "scales": [1, 2], "episodes": [2, 4], "images": [8, 16]}
+    for part, expected in sizes.items():
+        assert [record[part] for record in found[part]] == expected
+        assert all(value > 0.0 for record in found[part] for value in record.values())
+    first, second = (record["seconds"] for record in found["solver"])
+    line = f"solver steps, seconds per support action, seconds: 2: {first:.3g} (1.00), 8: {second:.3g}"
+    assert f"{line} ({second / 8 / (first / 2):.2f})" in capsys.readouterr().out
     assert imread(tmp_path / "growth.png").ndim == 3
 
 

@@ -20,7 +20,8 @@ from cepdiff.diffusion.schedule import NoiseSchedule
 from cepdiff.ranges import Range, check_arguments
 from cepdiff.types import Predictor
 
-Spacing = Literal["time_uniform", "logsnr", "time_quadratic"]
+Spacing = Literal["time_uniform", "logsnr", "time_quadratic", "mixed"]
+MIXED_WEIGHT = 0.3  # of the uniform times; measured with few steps in 2 and 8 dimensions (docs/exactness.md)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def grid_point(schedule: NoiseSchedule, t: Tensor) -> Point:
 def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> tuple[Point, ...]:
     """`num_steps + 1` points from t = 1 down to `schedule.t_min`.
 
-    Steps are equal in t ("time_uniform"), in lambda_t ("logsnr") or in sqrt(t) ("time_quadratic").
+    Steps are equal in t ("time_uniform"), in lambda_t ("logsnr") or in sqrt(t) ("time_quadratic"). "mixed" times are
+    geometric means of the first two, which shortens the steps at large t, where few "logsnr" steps are too long.
     """
     ends = torch.tensor([1.0, schedule.t_min], dtype=torch.float64)
     ramp = torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
@@ -59,6 +61,8 @@ def time_grid(schedule: NoiseSchedule, num_steps: int, spacing: Spacing) -> tupl
     else:
         lams = schedule.lam(ends)
         times = schedule.inverse_lambda(torch.lerp(lams[0], lams[1], ramp))
+        if spacing == "mixed":
+            times = times ** (1.0 - MIXED_WEIGHT) * torch.lerp(ends[0], ends[1], ramp) ** MIXED_WEIGHT
         times[0], times[-1] = ends[0], ends[1]
     return tuple(grid_point(schedule, t) for t in times)
 
