@@ -98,7 +98,7 @@ class TestReuse:
     @pytest.mark.parametrize(
         "arguments",
         [["--behavior.learning_rate", 0.5], ["--seed", 1], ["--data.num_points", 999], ["--data.dataset", "moons"],
-         ["--schedule.beta_max", 10], ["--stages.behavior.max_steps", 25]],
+         ["--schedule.beta_max", 10], ["--stages.behavior.max_steps", 15]],
     )  # fmt: skip
     def test_nothing_that_was_made_from_something_else(
         self,
