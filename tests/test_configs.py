@@ -127,7 +127,7 @@ def test_the_antmaze_overlay_trains_on_a_collected_buffer(tmp_path: Path) -> Non
     assert main([*arguments, *FEW_STEPS, "--data.dataset", str(data)]) == 0
     assert (run / "paths.png").exists()
     policy = GuidedPolicy.from_run(run)
-    assert type(policy.sampler).__name__ == "BestOfN"
+    assert type(policy.sampler).__name__ == "Resampled"
     assert policy.spec.action_steps == 5
 
 
