@@ -93,7 +93,7 @@ class WaypointPolicy:
 
     `walk` maps 31 inputs to an action (8,): the 29 observations and a direction (2,) of length 10, as in the training
     of D4RL's policies. Like in D4RL, each step draws a new waypoint in the next cell of the route. The ant is in the
-    cell whose centre is nearest; D4RL rounds down instead, which lets it run into corners.
+    cell whose centre is nearest; D4RL rounds down instead.
 
     Args:
         layout: the maze.
