@@ -140,7 +140,7 @@ def test_the_best_of_single_seeds_is_outside_the_noise_of_the_floor(classes: lis
     """A multiple has a noise of 0.4 / 4 = 0.1, and 3 leads 4 by more than 2 √2 0.1; an accuracy has no error."""
     assert report(tmp_path / "report", classes[0], classes[3]) == 0
     noisy, dps = markdown_rows(tmp_path / "report", TITLE)[2:4]
-    assert noisy == ["1", "NoisyClassifier", "0.900", "3.00 *"]
+    assert noisy == ["1", "noisy classifier", "0.900", "3.00 *"]
     assert dps == ["1", "DPSClassifier", "0.938", "4.00"]
 
 
