@@ -271,7 +271,7 @@ def test_rows_of_heads_come_back_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     PETS.write(path)
     found = Results.read(path)
-    assert found == replace(PETS, folder=tmp_path)
+    assert found == replace(PETS, folder=tmp_path, file=path)
     assert found.row(0.0, "b", "cat") == ROWS[-1]
     assert found.values("a") == {0.0: 0.5, 1.0: 0.25}  # only the means
 

@@ -204,7 +204,7 @@ for name in "SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGCHLD SIGPIPE SIGQUIT alar
 del select.poll
 import importlib, pkgutil, cepdiff
 for module in pkgutil.walk_packages(cepdiff.__path__, "cepdiff."):
-    if not module.name.startswith(("cepdiff.__main__", "cepdiff.envs.ogbench")):
+    if not module.name.startswith(("cepdiff.__main__", "cepdiff.envs.ogbench", "cepdiff.rollout.classic")):
         importlib.import_module(module.name)
 from cepdiff.cli import main
 steps = [word for stage in ("behavior", "critic", "guidance") for word in (f"--stages.{stage}.max_steps", "2")]

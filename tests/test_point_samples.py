@@ -115,7 +115,7 @@ class TestFileOfResults:
         written = results(*some_rows())
         written.write(path)
         found = Results.read(path)
-        assert found == replace(written, rows=some_rows(), folder=tmp_path)
+        assert found == replace(written, rows=some_rows(), folder=tmp_path, file=path)
         assert found.scales == [0.0, 1.0]
         assert found.values("energy_distance") == {0.0: 0.3, 1.0: 1.3}
         content = json.loads(path.read_text())

@@ -13,6 +13,7 @@ from cepdiff.runs.longer import steps_of
 from cepdiff.runs.processes import Processes
 from cepdiff.runs.run import Run
 from cepdiff.runs.stage import Stage
+from cepdiff.runs.threads import are_measured
 
 
 def opening(run: Run, data: StageDataModule, stages: Sequence[Stage], only: str | None = None) -> str:
@@ -36,7 +37,7 @@ def machine(processes: Processes) -> str:
     if processes.device.type == "cuda":
         device = torch.cuda.get_device_name(processes.device)
     count = torch.get_num_threads()
-    threads = f"{count} thread{'s' if count > 1 else ''}"
+    threads = "threads by measurement" if are_measured(processes) else f"{count} thread{'s' if count > 1 else ''}"
     shared = f"{processes.world} processes of {threads} each" if processes.world > 1 else threads
     return f"{device}, {shared}, precision {processes.settings.precision}"
 

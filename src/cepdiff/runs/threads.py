@@ -55,6 +55,12 @@ def quota_of(group: Path) -> float:
         return math.inf
 
 
+def are_measured(processes: Processes) -> bool:
+    """True if stages choose their threads: on the CPU, in a run of one process, where no number is given."""
+    given = processes.settings.num_threads is not None or VARIABLE in os.environ
+    return not given and processes.device.type == "cpu" and processes.world == 1
+
+
 def settle_threads(
     processes: Processes, name: str, trial: Trial, calls: float, folder: StageFolder | None = None
 ) -> None:
@@ -71,8 +77,7 @@ def settle_threads(
         calls: of `trial` in the rest of the stage, about.
         folder: keeps the number.
     """
-    given = processes.settings.num_threads is not None or VARIABLE in os.environ
-    if given or processes.device.type != "cpu" or processes.world > 1:
+    if not are_measured(processes):
         return
     cores = allowed_cores()
     known = None if folder is None else folder.num_threads

@@ -154,6 +154,7 @@ class _Fetch:
                 self.discard()
             raise
         with response:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
             start, total = _extent(response)
             now = {"url": self.url, "validator": _validator(response), "size": total}
             if start and (start != offset or now != before):
