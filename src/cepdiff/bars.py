@@ -16,10 +16,14 @@ LINE_EVERY = 30.0  # seconds
 class Lines:
     """Stderr that is no terminal: what a bar would draw over itself becomes a line."""
 
+    def __init__(self) -> None:
+        self._last = ""
+
     def write(self, text: str) -> None:
-        """Print a state of the bar; line breaks and blanks alone, by which it is erased, are left out."""
-        if text := text.strip():
+        """Print a new state of the bar; line breaks and blanks alone, by which it is erased, are left out."""
+        if (text := text.strip()) and text != self._last:
             print(text, file=sys.stderr)
+            self._last = text
 
     def flush(self) -> None:
         """Write what was printed so far."""
