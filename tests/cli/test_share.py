@@ -97,8 +97,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def line(*command: str) -> str:
         capsys.readouterr()
         assert main(list(command)) == 2
-        (found,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("cepdiff: ")]
-        return found
+        said = capsys.readouterr().err
+        found = [text.partition("cepdiff: ")[1:] for text in said.splitlines() if "cepdiff: " in text]
+        assert len(found) == 1, said
+        return "".join(found[0])
 
     return line
 
