@@ -125,6 +125,8 @@ def call(*arguments: object) -> Called:
     sys.stdout.flush()
     sys.stderr.flush()
     out, err = (read_from(stream, start) for stream, start in zip((1, 2), starts, strict=True))
+    if "--json" in words and code == 2:  # the line is in an object
+        err += f"cepdiff: {json.loads(out)['error']}"
     return Called(code, out, err, error)
 
 
