@@ -75,7 +75,8 @@ def test_order_of_convergence(schedule: NoiseSchedule, capsys: pytest.CaptureFix
         slope = math.log2(errors[-2] / errors[-1])
         values = "  ".join(f"{value:.1e}" for value in errors)
         lines.append(f"{'':<10} {method:<11} {spacing:<15} {order}      {values}  {slope:.2f}")
-        if not order - 0.25 <= slope <= order + 0.3:
+        slow = (order, method, spacing) == (3, "singlestep", "mixed")  # 2.77 here, and rising with the steps
+        if not order - (0.25 if slow else 0.2) <= slope <= order + 0.3:
             failures.append(lines[-1])
     with capsys.disabled():
         print("\n" + "\n".join(lines))
