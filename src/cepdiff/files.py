@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,10 +95,10 @@ def check_output(path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def unused(path: Path) -> Path:
-    """`path` if there is no such file, else the first of `stem_2`, `stem_3`, ... that is not there."""
+def unused(path: Path, is_free: Callable[[Path], bool] = lambda path: not path.exists()) -> Path:
+    """The first of `path`, `stem_2`, `stem_3`, ... that `is_free`: by default, that is not there."""
     numbered = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in count(2))
-    return path if not path.exists() else next(other for other in numbered if not other.exists())
+    return next(place for place in chain([path], numbered) if is_free(place))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,13 +9,13 @@ examples:
   cepdiff push runs/hopper/0 me/hopper-cep --private --license mit
   cepdiff push runs/hopper/0 me/hopper-cep --dry_run
 Pushed are the policy, config.yaml, results.json, a model card, and best.mp4 if there is one. The token is that of
-`hf auth login`, or HF_TOKEN. Needs pip install 'cepdiff[hub]'.
+`hf auth login`, or HF_TOKEN. Needs the extra 'hub'.
 """
 PULL = """\
 examples:
   cepdiff pull me/hopper-cep && cepdiff evaluate hopper-cep
   cepdiff pull me/hopper-cep --revision v1.0 --output old
-No code is downloaded, and nothing is unpickled. Needs pip install 'cepdiff[hub]'.
+No code is downloaded, and nothing is unpickled. Needs the extra 'hub'.
 """
 
 

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from cepdiff.components import class_path_of
 from cepdiff.data.rl.tasks import find_task, references_for_env
 from cepdiff.errors import ConfigError, RunError
-from cepdiff.files import check_output
+from cepdiff.files import check_output, unused
 from cepdiff.policy.engines import check_engine
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import Recipe
@@ -196,9 +195,8 @@ def output_for(
         raise RunError(f"{output} exists, and is not of these settings: choose another --output, or delete it")
     first = default_output(place, one_step)
     options = "_".join(f"{key}-{_joined(value)}" for key, value in given.items() if value is not None)
-    second = f"{first.stem}_{file_name(options or 'defaults')[:LONGEST_NAME]}"
-    numbered = (first.with_name(f"{second}_{number}.json") for number in count(2))
-    return next(path for path in chain([first, first.with_name(f"{second}.json")], numbered) if is_free(path))
+    second = first.with_name(f"{first.stem}_{file_name(options or 'defaults')[:LONGEST_NAME]}.json")
+    return first if is_free(first) else unused(second, is_free)
 
 
 def _joined(value: Any) -> str:
