@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cepdiff.cli import main
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.rollout.envs import EnvSpec
+from cepdiff.rollout.vector import LocalEnvs, WorkerEnvs, make_vector
 
 STAGES = ("behavior", "critic", "guidance")
 LONG = ["--stages.behavior.max_steps", "3000", "--stages.behavior.checkpoint_every", "50"]
@@ -164,6 +168,19 @@ def test_max_rows_draws_for_whole_episodes(config: Path, tmp_path: Path) -> None
     assert len({int(i) // 10 for i in ids}) == 3
 
 
+@contextmanager
+def watched_workers() -> Iterator[list[int]]:
+    """The numbers of workers that rollouts ask for."""
+    found: list[int] = []
+
+    def make(spec: EnvSpec, num_envs: int, num_workers: int) -> LocalEnvs | WorkerEnvs:
+        found.append(num_workers)
+        return make_vector(spec, num_envs, num_workers)
+
+    with patch("cepdiff.rollout.rollout.make_vector", make):
+        yield found
+
+
 def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert fit(config, run) == 0
@@ -184,7 +201,9 @@ def test_evaluate_with_other_settings(config: Path, tmp_path: Path, capsys: pyte
     rollouts = [row for row in fitted["rows"] if row["metric"] not in offline]
     assert results(run, "evaluation_defaults.json")["rows"] == rollouts
     assert results(run) == fitted  # unchanged
-    assert main(["evaluate", str(run), *arguments]) == 0
+    with watched_workers() as workers:
+        assert main(["evaluate", str(run), *arguments, "--num_workers", "2"]) == 0
+    assert workers == [2, 2]  # for each seed
     assert f"{run / 'evaluation.json'}: replacing results of the same settings" in capsys.readouterr().err
     assert (run / "evaluation.json").read_bytes() == kept
     assert main(["evaluate", str(run), "--episodes", "1", "--scales", "1"]) == 0
@@ -240,7 +259,9 @@ def test_another_logger_or_other_scales_keep_the_stages(
 
 def test_evaluation_during_training_is_logged(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert fit(config, run, "--evaluation.every_n_steps", "10") == 0
+    with watched_workers() as workers:
+        assert fit(config, run, "--evaluation.every_n_steps", "10", "--evaluation.num_workers", "1") == 0
+    assert workers == [1] * 5  # twice in two stages, and at the end
     for stage, scales in (("behavior", ("0.0",)), ("guidance", ("0.0", "1.0"))):
         events = EventAccumulator(str(run / "logs" / stage)).Reload()
         for scale in scales:

@@ -32,6 +32,7 @@ class RolloutCallback(Callback):
         at_end: evaluate when the fit ends.
         reference: D4RL's reference returns, if there are any.
         max_envs: environments side by side on a process.
+        num_workers: processes that step the environments of a rank; 0 steps them in the rank itself.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class RolloutCallback(Callback):
         at_end: bool = True,
         reference: Reference | None = None,
         max_envs: int = 128,
+        num_workers: int = 0,
     ) -> None:
         self.policy_of = policy_of
         self.environment = limited(environment, None, None, "max_episode_steps to its kwargs:")
@@ -55,6 +57,7 @@ class RolloutCallback(Callback):
         self.at_end = at_end
         self.reference = reference
         self.max_envs = max_envs
+        self.num_workers = num_workers
         self.scores: list[ScoreRow] = []
         self._evaluated_at = 0
 
@@ -84,6 +87,7 @@ class RolloutCallback(Callback):
             rank=trainer.global_rank,
             world=trainer.world_size,
             max_envs=self.max_envs,
+            num_workers=self.num_workers,
             device=pl_module.device,
         )
         for module, training in modes:

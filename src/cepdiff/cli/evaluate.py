@@ -7,8 +7,8 @@ import argparse
 from cepdiff.cli.arguments import add_one_step, add_trust, require_run
 
 OPTIONS = (
-    "scales", "inverse_temperatures", "episodes", "seeds", "num_solver_steps", "max_envs", "env_id",
-    "max_episode_steps", "backend", "engine", "accelerator", "devices", "trust_sources", "one_step",
+    "scales", "inverse_temperatures", "episodes", "seeds", "num_solver_steps", "max_envs", "num_workers",
+    "env_id", "max_episode_steps", "backend", "engine", "accelerator", "devices", "trust_sources", "one_step",
 )  # fmt: skip
 
 
@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--seeds", type=int, nargs="+", metavar="SEED", help="seeds of the episodes; default: the run's")
     add("--num_solver_steps", type=int, metavar="N", help="steps of the sampler; default: the run's")
     add("--max_envs", type=int, default=128, metavar="N", help="environments per process, stepped side by side")
+    add("--num_workers", type=int, default=0, metavar="N", help="processes that step them; 0: in the process itself")
     add("--env_id", metavar="ID", help="another environment, or the run's own module:ID, also from the working folder")
     add("--max_episode_steps", type=int, metavar="N", help="cut episodes after N steps")
     add("--backend", choices=("gymnasium", "gym"), help="where to run episodes; default: as the run did")

@@ -22,6 +22,7 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     max_envs: int = 128,
+    num_workers: int = 0,
     device: torch.device | str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[EpisodeResult]:
@@ -31,7 +32,16 @@ def evaluate(
     """
     todo = [Episode(index, scale) for index in range(episodes) for scale in scales]
     mine = shard(todo, rank, world)
-    results = rollout(policy, environment, mine, seed=seed, max_envs=max_envs, device=device, on_progress=on_progress)
+    results = rollout(
+        policy,
+        environment,
+        mine,
+        seed=seed,
+        max_envs=max_envs,
+        num_workers=num_workers,
+        device=device,
+        on_progress=on_progress,
+    )
     return gather_results(results, device)
 
 

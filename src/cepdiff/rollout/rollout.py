@@ -8,18 +8,17 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Generator
 
 from cepdiff.errors import DivergenceError, SimulationError
 from cepdiff.randomness import generator
-from cepdiff.rollout.envs import Env, EnvSpec, box_spaces, make_vector_env, reset_seed
-from cepdiff.types import SUCCESS, Policy
+from cepdiff.rollout.envs import EnvSpec, reset_seed
+from cepdiff.rollout.vector import LocalEnvs, VectorEnv, make_vector
+from cepdiff.types import Policy
 
 T = TypeVar("T")
 
@@ -52,20 +51,6 @@ def shard(episodes: Sequence[T], rank: int, world: int) -> Sequence[T]:
     return episodes[rank::world]
 
 
-class _Idle(gym.Wrapper[Any, Any, Any, Any]):
-    """A sub-environment with no episode left: it is still stepped, but simulates nothing."""
-
-    def __init__(self, env: Env) -> None:
-        super().__init__(env)
-        self._nothing = np.zeros_like(env.observation_space.sample())
-
-    def reset(self, **_: Any) -> tuple[NDArray[Any], dict[str, Any]]:
-        return self._nothing, {}
-
-    def step(self, action: NDArray[Any]) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        return self._nothing, 0.0, False, False, {}
-
-
 @dataclass
 class _Running:
     position: int  # in the caller's list
@@ -82,6 +67,7 @@ def rollout(
     *,
     seed: int,
     max_envs: int = 128,
+    num_workers: int = 0,
     device: torch.device | str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
     on_step: Callable[[SyncVectorEnv], None] | None = None,
@@ -92,30 +78,32 @@ def rollout(
     stream (seed, "rollout-noise", i). A result depends only on `seed`, index and scale, not on `max_envs`, the other
     episodes or the sharding. This is exact if the policy computes rows independently; otherwise matrix products round
     differently for other batch sizes, which chaotic simulations amplify. Actions are clipped to the environment's
-    bounds. `on_progress` gets the number of finished episodes and the total; `on_step` gets the vectorised environment
-    before each step, e.g. to render it.
+    bounds. `num_workers` processes step the environments; with 0 this one does, with equal results. `on_progress` gets
+    the number of finished episodes and the total; `on_step` gets the vectorised environment before each step, e.g. to
+    render it.
 
     Raises:
         DivergenceError: an action is NaN or infinite.
         SimulationError: the spaces are not flat Boxes, the policy has another action size, or the environment fails in
-            a step, see `CheckedEnv`.
+            a step, see `CheckedEnv`; or a worker process was killed.
+        ValueError: `on_step` with worker processes.
     """
     if not episodes:
         return []
-    with closing(make_vector_env(env_spec, min(len(episodes), max_envs))) as envs:
-        _, actions = box_spaces(envs.envs[0])
-        if actions.shape[0] != policy.action_size:
+    if on_step is not None and num_workers:
+        raise ValueError("on_step needs num_workers 0: worker processes keep their environments to themselves")
+    with closing(make_vector(env_spec, min(len(episodes), max_envs), num_workers)) as envs:
+        if (size := envs.action_space.shape[0]) != policy.action_size:
             raise SimulationError(
-                f"The policy has {policy.action_size} actions, '{env_spec.env_id}' takes {actions.shape[0]}. "
+                f"The policy has {policy.action_size} actions, '{env_spec.env_id}' takes {size}. "
                 "Choose the environment that the policy was trained for."
             )
-        return _run(policy, envs, actions, episodes, seed, device, on_progress, on_step)
+        return _run(policy, envs, episodes, seed, device, on_progress, on_step)
 
 
 def _run(
     policy: Policy,
-    envs: SyncVectorEnv,
-    action_space: Box,
+    envs: VectorEnv,
     episodes: Sequence[Episode],
     seed: int,
     device: torch.device | str,
@@ -127,30 +115,31 @@ def _run(
     results: dict[int, EpisodeResult] = {}
     finished = np.ones(envs.num_envs, np.bool_)
     observations: NDArray[Any] = np.empty(0)
+    space = envs.action_space
 
     while True:
         if finished.any():
-            seeds: list[int | None] = [None] * envs.num_envs
+            seeds: dict[int, int | None] = {}
             for slot in np.flatnonzero(finished).tolist():
                 position, episode = next(pending, (-1, None))
                 if episode is None:
-                    running[slot] = None
-                    envs.envs[slot] = _Idle(envs.envs[slot])
+                    running[slot] = seeds[slot] = None
                 else:
                     running[slot] = _Running(position, episode, generator(seed, "rollout-noise", episode.index))
                     seeds[slot] = reset_seed(seed, "rollout", episode.index)
-            observations, _ = envs.reset(seed=seeds, options={"reset_mask": finished})
+            observations = envs.restart(seeds)
         active = {slot: run for slot, run in enumerate(running) if run is not None}
         if not active:
             return [results[position] for position in range(len(episodes))]
 
         if on_step is not None:
-            on_step(envs)
+            assert isinstance(envs, LocalEnvs)
+            on_step(envs.vector)
         slots = list(active)
-        actions = np.zeros((envs.num_envs, action_space.shape[0]), action_space.dtype)
+        actions = np.zeros((envs.num_envs, *space.shape), space.dtype)
         actions[slots] = _act(policy, observations[slots], list(active.values()), device)
-        actions = np.clip(actions, action_space.low, action_space.high)
-        observations, rewards, terminated, truncated, info = envs.step(actions)
+        actions = np.clip(actions, space.low, space.high)
+        observations, rewards, terminated, truncated, reached = envs.step(actions)
 
         finished = terminated | truncated
         for slot, run in active.items():
@@ -161,7 +150,7 @@ def _run(
                 ended = bool(terminated[slot])
                 if not math.isfinite(run.episode_return):
                     raise SimulationError(f"the rewards of episode {index} add up to {run.episode_return}")
-                success = bool(info[SUCCESS][slot]) if SUCCESS in info else None
+                success = None if reached is None else bool(reached[slot])
                 results[run.position] = EpisodeResult(index, scale, run.episode_return, run.length, ended, success)
         if on_progress is not None and finished.any():
             on_progress(len(results), len(episodes))

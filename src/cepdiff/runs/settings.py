@@ -21,8 +21,8 @@ SEED = "seed"
 # Last words of keys that change where and how fast a run trains, not what it learns.
 OF_THE_MACHINE = frozenset({
     "run_dir", "accelerator", "devices", "num_nodes", "strategy", "num_threads", "profiler", "progress_bar",
-    "checkpoint_every", "chunk_size", "block_size", "max_envs", "cuda_graphs", "micro_batch_size", "every_n_steps",
-    "engine", "cache_dir",
+    "checkpoint_every", "chunk_size", "block_size", "max_envs", "num_workers", "cuda_graphs", "micro_batch_size",
+    "every_n_steps", "engine", "cache_dir",
 })  # fmt: skip
 ABSENT = "-"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it

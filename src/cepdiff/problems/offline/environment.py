@@ -32,6 +32,8 @@ class EvaluationSettings:
         max_episode_steps: cut episodes after this many steps; null is the environment's own time limit, else the
             horizon of the data.
         max_envs: environments stepped side by side on a process.
+        num_workers: processes that step them; 0 steps them in the process of the run (docs/performance.md says when
+            more are faster).
         backend: "gymnasium", or "gym" for D4RL's own environments in the classic stack (docker/Dockerfile.d4rl).
         engine: runs the policy: "torch", "cuda_graph", or "onnx" (the extra of that name; the fastest on CPUs); null is
             a CUDA graph on GPUs and torch elsewhere.
@@ -44,6 +46,7 @@ class EvaluationSettings:
     seed: int | None = None
     max_episode_steps: Count | None = None
     max_envs: Count = 128
+    num_workers: Whole = 0
     backend: Literal["gymnasium", "gym"] = "gymnasium"
     engine: str | None = None
 
@@ -58,6 +61,7 @@ class Evaluation:
     episodes: int
     seed: int
     max_envs: int
+    num_workers: int = 0
     engine: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +94,16 @@ def evaluation_of(data: OfflineDataModule, settings: EvaluationSettings, seed: i
             check_spaces(env, data.spec)
             check_reference(env, reference)
             try_out(env)
-    return Evaluation(environment, reference, sorted(set(scales)), episodes, seed, settings.max_envs, settings.engine)
+    return Evaluation(
+        environment,
+        reference,
+        sorted(set(scales)),
+        episodes,
+        seed,
+        max_envs=settings.max_envs,
+        num_workers=settings.num_workers,
+        engine=settings.engine,
+    )
 
 
 def environment_of(data: OfflineDataModule, backend: str = "gymnasium") -> EnvSpec:

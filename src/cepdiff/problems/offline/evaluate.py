@@ -38,6 +38,7 @@ from cepdiff.runs.results import Results, with_inverse_temperatures
 from cepdiff.trust import OPTION
 
 LONGEST_NAME = 120  # letters of the options in the name of a file
+_NOT_COMPARED = ("seed", "max_envs", "num_workers")  # the seeds are; the others change no number
 
 
 def evaluate_run(
@@ -49,6 +50,7 @@ def evaluate_run(
     seeds: Sequence[int] | None = None,
     num_solver_steps: int | None = None,
     max_envs: int = 128,
+    num_workers: int = 0,
     env_id: str | None = None,
     max_episode_steps: int | None = None,
     backend: str | None = None,
@@ -70,6 +72,7 @@ def evaluate_run(
         seeds: of the episodes' starts and noise.
         num_solver_steps: of the sampler.
         max_envs: environments stepped side by side on a process.
+        num_workers: processes that step them; 0 steps them in this one.
         env_id: another environment, or the run's own; its module may be in the working folder.
         max_episode_steps: cut episodes after this many steps.
         backend: "gymnasium" or "gym".
@@ -94,6 +97,8 @@ def evaluate_run(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; expected at least 1")
+    if num_workers < 0:
+        raise ConfigError(f"--num_workers is {num_workers}; expected 0 or more")
     for name, values in {"scales": scales, "inverse_temperatures": inverse_temperatures}.items():
         if not all(0 <= value < math.inf for value in values or ()):
             raise ConfigError(f"--{name} {list(values or ())}: expected numbers of 0 or more")
@@ -121,6 +126,7 @@ def evaluate_run(
             scales = [value / beta for value in inverse_temperatures]
         chosen = None if scales is None else sorted(set(scales))
         changes: dict[str, Any] = {"scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs}
+        changes["num_workers"] = num_workers or None
         evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
         for scale in evaluation.scales:
             policy.sampler.require_energy(scale)
@@ -131,7 +137,7 @@ def evaluate_run(
             "sampler": policy.recipe.sampler_hash,
             "one_step": one_step,
             "num_solver_steps": policy.sampler.solver.num_steps,
-            **{name: value for name, value in asdict(evaluation).items() if name not in ("seed", "max_envs")},
+            **{name: value for name, value in asdict(evaluation).items() if name not in _NOT_COMPARED},
             "seeds": seeds,
             "device": processes.device.type,
         }

@@ -119,6 +119,7 @@ def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes)
             rank=processes.rank,
             world=processes.world,
             max_envs=evaluation.max_envs,
+            num_workers=evaluation.num_workers,
             device=processes.device,
             on_progress=lambda done, _: bar.update(done - bar.n),
         )

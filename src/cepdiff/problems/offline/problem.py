@@ -350,5 +350,6 @@ class OfflineRL(GuidedProblem):
                 at_end=False,  # the evaluation stage follows
                 reference=self.evaluation.reference,
                 max_envs=self.evaluation.max_envs,
+                num_workers=self.evaluation.num_workers,
             )
         ]
