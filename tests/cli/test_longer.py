@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 from density_runs import complaint, contents, fit, said, same_weights, write_density
+from lightning.pytorch import Trainer
 
+from cepdiff.callbacks.checkpoint import StageCheckpoint
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.networks.score import MLPScore
-from cepdiff.runs.folder import StageFolder
-from cepdiff.runs.longer import go_on
+from cepdiff.runs.folder import StageFolder, read_checkpoint
+from cepdiff.runs.longer import go_on, hash_with
+from cepdiff.seals import save_sealed
 
 LONGER = ("--stages.guidance.max_steps", 33)
 LONGER_PRIOR = ("--stages.behavior.max_steps", 33)
@@ -81,6 +85,52 @@ def test_a_killed_continuation_goes_on(config: Path, run: Path, long: Path) -> N
     assert not folder.done
     assert longer(config, run, *LONGER) == 0
     assert same_weights(run, long, "guidance")
+
+
+@pytest.fixture
+def stopped(config: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose guidance stage was stopped at step 15 of 20."""
+    asked = StageCheckpoint._agreed
+
+    def agreed(self: StageCheckpoint, trainer: Trainer, number: int, late: bool) -> tuple[int, bool]:
+        return asked(self, trainer, signal.SIGTERM if trainer.global_step >= 15 else number, late)
+
+    shutil.rmtree(run / "guidance")
+    with monkeypatch.context() as patched:
+        patched.setattr(StageCheckpoint, "_agreed", agreed)
+        assert longer(config, run) == 128 + signal.SIGTERM
+    assert not StageFolder(run, "guidance").done
+    return run
+
+
+@pytest.mark.parametrize("marked", ["now", "earlier"])
+def test_a_stopped_stage_goes_on_to_more_steps(
+    config: Path, stopped: Path, long: Path, marked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = StageFolder(stopped, "guidance")
+    if marked == "earlier":  # with the length of its training
+        content = read_checkpoint(folder.last)
+        (state,) = (state for name, state in content["callbacks"].items() if "StageCheckpoint" in name)
+        state["made_from"] = hash_with(folder, 20)
+        save_sealed(folder.last, content)
+    else:
+        go_on(folder, {**(folder.made_from or {}), "max_steps": 33})  # killed before the next checkpoint
+    capsys.readouterr()
+    assert longer(config, stopped, *LONGER) == 0
+    assert "guidance: going on from step 15 of 33" in capsys.readouterr().err
+    assert same_weights(stopped, long, "guidance")
+
+
+def test_a_stopped_stage_cannot_become_shorter_or_follow_another_cosine(
+    config: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(stopped)
+    shorter = ("--stages.guidance.max_steps", 18)
+    for options, was in ((shorter, "max_steps was 20, now 18"), (COSINE, "lr_schedule was constant, now cosine")):
+        line = complaint(capsys, "fit", "--config", config, "--run_dir", stopped, *WARM, *options)
+        assert was in line
+        assert "undo the change" in line
+    assert contents(stopped) == before
 
 
 def test_another_folder_goes_on_from_a_run_that_stays(

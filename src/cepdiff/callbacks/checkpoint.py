@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,13 @@ class StageCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.elapsed = float(state_dict["elapsed"])
 
-    def step_of(self, checkpoint: dict[str, Any], shorter: Callable[[int], str] = str) -> int:
+    def step_of(self, checkpoint: dict[str, Any], others: Callable[[int], Collection[str]] = lambda _: ()) -> int:
         """The step of a loaded checkpoint; raises RunError if another stage, run or seed wrote it.
 
-        `shorter` gives the `made_from` of the same training with fewer steps, whose last checkpoint serves too.
+        `others` gives, for its step, values of `made_from` that serve too.
         """
         step, state = int(checkpoint["global_step"]), checkpoint.get("callbacks", {}).get(self.state_key, {})
-        if state.get("made_from") not in (self.made_from, shorter(step)):
+        if state.get("made_from") not in (self.made_from, *others(step)):
             raise RunError(f"{self.path} is the checkpoint of another run; delete it to train from the first step")
         return step
 

@@ -1,4 +1,4 @@
-"""Longer training of a finished stage: `max_steps` was raised, and the training goes on from its last step."""
+"""Longer training: the `max_steps` of a stage was raised, and it goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def steps_of(folder: StageFolder) -> int:
 
 
 def is_shorter(folder: StageFolder, record: Mapping[str, Any]) -> bool:
-    """True if the stage has finished with fewer steps than `record` has, and was made from the same otherwise."""
+    """True if the stage has fewer steps than `record`, and was made from the same otherwise."""
     now = record[LENGTH]
-    if not folder.done or not 0 < steps_of(folder) < now:
+    if not 0 < steps_of(folder) < now:
         return False
     return not differences({**(folder.made_from or {}), LENGTH: now}, record)
 
 
 def check_longer(folder: StageFolder, record: Mapping[str, Any], later: Sequence[str], depends_on_length: bool) -> None:
-    """Raise RunError unless the shorter training can go on: its last state is there, and nothing was made from it.
+    """Raise RunError unless a finished, shorter training can go on: its last state is there, nothing was made from it.
 
     `later` names the stages that follow; `depends_on_length` is the module's.
     """
@@ -54,5 +54,5 @@ def go_on(folder: StageFolder, record: Mapping[str, Any]) -> None:
 
 
 def hash_with(folder: StageFolder, steps: int) -> str:
-    """Hash of the stage's record with this number of steps, by which its checkpoints are recognised."""
+    """Hash of the stage's record with this number of steps (0: any), by which its checkpoints are recognised."""
     return content_hash({**(folder.made_from or {}), LENGTH: steps})

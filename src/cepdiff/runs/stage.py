@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from cepdiff.errors import CepdiffError, ConfigError, DivergenceError, RunError,
 from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count, NonNegative
 from cepdiff.runs.folder import StageFolder, differences, read_checkpoint
-from cepdiff.runs.longer import check_longer, go_on, hash_with, is_shorter
+from cepdiff.runs.longer import check_longer, go_on, hash_with, is_shorter, steps_of
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
 from cepdiff.runs.threads import ThreadChoice
@@ -153,7 +153,7 @@ class TrainedStage(Stage):
         return self.settings.max_steps
 
     def claim(self, names: Sequence[str] = ()) -> bool:
-        """As in `Stage`; a shorter training that has finished is not finished, but goes on if it can.
+        """As in `Stage`; a shorter training goes on if it can, whether it has finished or not.
 
         Raises RunError if it cannot.
         """
@@ -163,9 +163,10 @@ class TrainedStage(Stage):
             other = None if reuse is None or folder.path.exists() else reuse.stage(self.name)
             if other is not None and not fixed and other.last.is_file() and is_shorter(other, record):
                 folder.adopt(other, other.made_from or {})
-            if not is_shorter(folder, record):
+            if not is_shorter(folder, record) or (fixed and not folder.done):
                 return False
-            check_longer(folder, record, following(self.name, names), fixed)
+            if folder.done:
+                check_longer(folder, record, following(self.name, names), fixed)
             return True
 
         return False if self.context.processes.on_main(goes_on) else super().claim(names)
@@ -189,8 +190,11 @@ class TrainedStage(Stage):
         record, checkpoint = self.made_from(), self._checkpoint()
 
         def begin() -> int:
-            shorter = str if fixed else partial(hash_with, folder)
-            found = checkpoint.step_of(read_checkpoint(folder.last), shorter) if folder.last.exists() else 0
+            def others(step: int) -> Collection[str]:
+                """Earlier checkpoints are marked with the length of their training."""
+                return () if fixed else [hash_with(folder, steps) for steps in (step, steps_of(folder))]
+
+            found = checkpoint.step_of(read_checkpoint(folder.last), others) if folder.last.exists() else 0
             go_on(folder, record)  # only now: a damaged checkpoint leaves the finished stage as it is
             return found
 
@@ -239,9 +243,10 @@ class TrainedStage(Stage):
 
     def _checkpoint(self) -> StageCheckpoint:
         settings = self.settings
-        made_from = self.context.processes.on_main(lambda: hash_with(self.folder, settings.max_steps))
-        every = settings.checkpoint_every, settings.checkpoint_minutes
         at_end = not self.module.depends_on_length
+        length = 0 if at_end else settings.max_steps
+        made_from = self.context.processes.on_main(lambda: hash_with(self.folder, length))
+        every = settings.checkpoint_every, settings.checkpoint_minutes
         return StageCheckpoint(self.folder.last, *every, made_from, self.context.signals, at_end)
 
     def _logger(self, step: int) -> Logger:
