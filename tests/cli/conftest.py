@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +78,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config, run = write_config(folder), folder / "run"
     assert main(["fit", "--config", str(config), "--run_dir", str(run)]) == 0
     return config, run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A private copy of the module's finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

@@ -114,12 +114,6 @@ def test_other_images_in_the_same_process(config: Path, tmp_path: Path) -> None:
     assert fit(tmp_path / "tinted.yaml", tmp_path / "tinted", *few, "--stage", "behavior") == 0
 
 
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A private copy of the finished run."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_trains_and_leaves_its_files(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

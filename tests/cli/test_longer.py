@@ -39,12 +39,6 @@ def finished(config: Path) -> Path:
     return config.parent / "finished"
 
 
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 @pytest.fixture(scope="module")
 def long(config: Path) -> Path:
     """A run with a guidance stage of 33 steps from the start."""
