@@ -103,7 +103,14 @@ def test_a_buffer_of_goals_trains(folder: Path) -> None:
     module.setup()
     assert module.sizes == (4, 2)
     assert len(module.buffer.transitions) == 2000
-    assert module.notes()[-1] == "rewards: none, the file's own rule"
+    *warnings, rewards = module.notes()
+    assert rewards == "rewards: none, the file's own rule"
+    assert [line.split(":")[1] for line in warnings] == [" observations", " actions"]  # of what was recorded, before hindsight
+    reached = int(module.load_arrays().terminals.sum())
+    found = {finding.name: finding.message for finding in module.findings}
+    assert found["rows"] == "2,000 rows in 3 episodes, 3 complete"
+    assert found["goals"] == f"2,000 rows with a goal each, which {reached:,} of them have reached"
+    assert module.summary() == f"2,000 rows, {reached:,} of them at their goal"
 
 
 def test_the_environment_shows_the_same_vector(folder: Path) -> None:
@@ -122,6 +129,7 @@ def test_the_environment_shows_the_same_vector(folder: Path) -> None:
         ({"current": -0.1}, "data.current is -0.1; expected"),
         ({"sampling": "normal"}, "data.sampling is 'normal'; expected geometric or uniform"),
         ({"goal_discount": 1.0}, "data.goal_discount is 1.0"),
+        ({"fraction": 0.5, "choose": "best"}, 'data.choose: "best" is by recorded rewards'),
         ({"relabel": False}, "data.relabel is false, but .* has no recorded goals"),
     ],
 )

@@ -154,8 +154,12 @@ class OfflineDataModule(StageDataModule):
                 self._whole = self._in_sequences(whole)
             raw, finding = some_episodes(raw, self.fraction, self.choose, self.seed, self.margin)
             chosen = [finding]
-        self.findings = [*chosen, *findings_of(raw, self.task, self.env_id, self.action_low, self.action_high)]
+        self.findings = [*chosen, *self.inspect(raw)]
         return TransitionBuffer.from_arrays(raw, action_low=self.action_low, action_high=self.action_high)
+
+    def inspect(self, raw: RawArrays) -> list[Finding]:
+        """Return the findings of `cepdiff data check`. Override it if `load_arrays` changes what was recorded."""
+        return findings_of(raw, self.task, self.env_id, self.action_low, self.action_high)
 
     def _in_sequences(self, buffer: TransitionBuffer) -> TransitionBuffer:
         return buffer if self.action_steps == 1 else buffer.with_action_steps(self.action_steps)

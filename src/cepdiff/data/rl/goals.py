@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import GOAL_COLUMNS, NEEDS_GOAL, FloatArray, RawArrays
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.ogbench import ENVIRONMENTS
@@ -19,6 +20,8 @@ from cepdiff.ranges import Count, NonNegative, OpenUnit, Range, check_arguments
 
 # Info: the goal that the episode was recorded with.
 _RECORDED = "desired_goal"
+# Findings about what hindsight replaces.
+_REPLACED = ("returns", "terminals")
 _SUM = 1e-6
 Probability = Annotated[float, Range(0, 1, "[]")]
 
@@ -60,9 +63,12 @@ class GoalDataModule(OfflineDataModule):
         if current + future > 1 + _SUM:
             raise ConfigError(f"data.current {current:g} and data.future {future:g}: expected at most 1 in all")
         super().__init__(dataset, **options)
+        if relabel and self.fraction != 1 and self.choose == "best":
+            raise ConfigError('data.choose: "best" is by recorded rewards, which data.relabel replaces; choose "random"')
         self.relabel, self.current, self.future = relabel, current, future
         self.sampling, self.goal_discount = sampling, goal_discount
         self.radius, self.copies = radius, copies
+        self._recorded: list[Finding] = []  # about the rows before hindsight
 
     def load_arrays(self) -> RawArrays:
         raw = load_dataset(self.dataset, self.dataset_dir, infos=True)
@@ -72,7 +78,22 @@ class GoalDataModule(OfflineDataModule):
                 "(pointmaze-medium-navigate-v0) or one of Minari's mazes"
             )
         raw.metadata |= _environment(raw, self.dataset)
-        return self._by_hindsight(raw) if self.relabel else _as_recorded(raw)
+        if not self.relabel:
+            return _as_recorded(raw)
+        self._recorded = [finding for finding in super().inspect(raw) if finding.name not in _REPLACED]
+        return self._by_hindsight(raw)
+
+    def inspect(self, raw: RawArrays) -> list[Finding]:
+        if not self.relabel:
+            return super().inspect(raw)
+        message = f"{len(raw):,} rows with a goal each, which {int(raw.terminals.sum()):,} of them have reached"
+        return [*self._recorded, info("goals", message, "drawn by hindsight; a reached goal is terminal")]
+
+    def summary(self) -> str:
+        """With hindsight, rows and reached goals: there are no episodes, as each row has another goal."""
+        if not self.relabel:
+            return super().summary()
+        return f"{len(self.buffer):,} rows, {int(self.buffer.terminals.sum()):,} of them at their goal"
 
     def _by_hindsight(self, raw: RawArrays) -> RawArrays:
         rows = np.tile(np.arange(len(raw)), self.copies)
