@@ -105,7 +105,7 @@ def test_a_buffer_of_goals_trains(folder: Path) -> None:
     assert len(module.buffer.transitions) == 2000
     *warnings, rewards = module.notes()
     assert rewards == "rewards: none, the file's own rule"
-    assert [line.split(":")[1] for line in warnings] == [" observations", " actions"]  # of what was recorded, before hindsight
+    assert [line.split(":")[1] for line in warnings] == [" observations", " actions"]  # before hindsight
     reached = int(module.load_arrays().terminals.sum())
     found = {finding.name: finding.message for finding in module.findings}
     assert found["rows"] == "2,000 rows in 3 episodes, 3 complete"

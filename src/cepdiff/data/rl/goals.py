@@ -64,7 +64,7 @@ class GoalDataModule(OfflineDataModule):
             raise ConfigError(f"data.current {current:g} and data.future {future:g}: expected at most 1 in all")
         super().__init__(dataset, **options)
         if relabel and self.fraction != 1 and self.choose == "best":
-            raise ConfigError('data.choose: "best" is by recorded rewards, which data.relabel replaces; choose "random"')
+            raise ConfigError('data.choose: "best" is by recorded rewards, which data.relabel replaces; use "random"')
         self.relabel, self.current, self.future = relabel, current, future
         self.sampling, self.goal_discount = sampling, goal_discount
         self.radius, self.copies = radius, copies
