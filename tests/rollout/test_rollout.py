@@ -52,6 +52,14 @@ def test_shards_together_equal_the_whole(linear_policy):
     assert rollout(policy, spec, episodes[::-1], seed=0) == whole[::-1]
 
 
+def test_running_episodes_count_by_their_share_of_the_time_limit(linear_policy):
+    progress = []
+    spec = EnvSpec("Swimmer-v4", {"max_episode_steps": 4})  # never terminates
+    episodes = [Episode(index, 0.0) for index in range(3)]
+    rollout(linear_policy(8, 2), spec, episodes, seed=0, max_envs=2, on_progress=lambda *done: progress.append(done))
+    assert progress == [(done, 3) for done in (0.5, 1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)]
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
 def test_shards_partition(world):
     shards = [shard(range(10), rank, world) for rank in range(world)]

@@ -24,7 +24,7 @@ def evaluate(
     max_envs: int = 128,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[float, int], None] | None = None,
 ) -> list[EpisodeResult]:
     """Rolls out `episodes` episodes at each scale, this rank's share of them, and returns those of all ranks.
 

@@ -16,7 +16,7 @@ from torch import Generator
 
 from cepdiff.errors import DivergenceError, SimulationError
 from cepdiff.randomness import generator
-from cepdiff.rollout.envs import EnvSpec, reset_seed
+from cepdiff.rollout.envs import EnvSpec, reset_seed, time_limit
 from cepdiff.rollout.vector import LocalEnvs, VectorEnv, make_vector
 from cepdiff.types import Policy
 
@@ -69,7 +69,7 @@ def rollout(
     max_envs: int = 128,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[float, int], None] | None = None,
     on_step: Callable[[SyncVectorEnv], None] | None = None,
 ) -> list[EpisodeResult]:
     """Run exactly `episodes`, at most `max_envs` at a time, and return their results in the same order.
@@ -79,8 +79,8 @@ def rollout(
     episodes or the sharding. This is exact if the policy computes rows independently; otherwise matrix products round
     differently for other batch sizes, which chaotic simulations amplify. Actions are clipped to the environment's
     bounds. `num_workers` processes step the environments; with 0 this one does, with equal results. `on_progress` gets
-    the number of finished episodes and the total; `on_step` gets the vectorised environment before each step, e.g. to
-    render it.
+    the episodes done, where a running one counts by its share of the time limit, and the total; `on_step` gets the
+    vectorised environment before each step, e.g. to render it.
 
     Raises:
         DivergenceError: an action is NaN or infinite.
@@ -98,7 +98,7 @@ def rollout(
                 f"The policy has {policy.action_size} actions, '{env_spec.env_id}' takes {size}. "
                 "Choose the environment that the policy was trained for."
             )
-        return _run(policy, envs, episodes, seed, device, on_progress, on_step)
+        return _run(policy, envs, episodes, seed, time_limit(env_spec) or math.inf, device, on_progress, on_step)
 
 
 def _run(
@@ -106,8 +106,9 @@ def _run(
     envs: VectorEnv,
     episodes: Sequence[Episode],
     seed: int,
+    limit: float,
     device: torch.device | str,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[float, int], None] | None,
     on_step: Callable[[SyncVectorEnv], None] | None,
 ) -> list[EpisodeResult]:
     pending = enumerate(episodes)
@@ -152,8 +153,9 @@ def _run(
                     raise SimulationError(f"the rewards of episode {index} add up to {run.episode_return}")
                 success = None if reached is None else bool(reached[slot])
                 results[run.position] = EpisodeResult(index, scale, run.episode_return, run.length, ended, success)
-        if on_progress is not None and finished.any():
-            on_progress(len(results), len(episodes))
+        if on_progress is not None:
+            under_way = sum(run.length / limit for slot, run in active.items() if not finished[slot])
+            on_progress(len(results) + under_way, len(episodes))
 
 
 def _act(

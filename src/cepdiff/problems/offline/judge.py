@@ -121,7 +121,7 @@ def rollouts(policy: GuidedPolicy, evaluation: Evaluation, processes: Processes)
             max_envs=evaluation.max_envs,
             num_workers=evaluation.num_workers,
             device=processes.device,
-            on_progress=lambda done, _: bar.update(done - bar.n),
+            on_progress=lambda done, _: bar.update(int(done) - bar.n),
         )
 
 
