@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from density_runs import (
     same_weights,
     samples,
     touched,
+    write_density,
 )
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,11 +38,25 @@ from cepdiff.data.densities.densities import DENSITIES
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.randomness import generator
 
-TOYS = sorted((Path(__file__).parents[3] / "configs" / "toy").glob("*.yaml"))
+TOYS = sorted((Path(__file__).parents[2] / "configs" / "toy").glob("*.yaml"))
 FEW = [
     "--data.num_points", "500", "--stages.behavior.max_steps", "3", "--stages.guidance.max_steps", "3",
     "--evaluation.num_samples", "32", "--evaluation.floor_repeats", "2", "--trainer.progress_bar", "false",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield write_density(tmp_path_factory.mktemp("density"))
+    sys.modules.pop("density_energies", None)
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path) -> Path:
+    """A finished run, read-only; tests that change it take `run`."""
+    run_dir = config.parent / "finished"
+    assert fit(config, run_dir) == 0
+    return run_dir
 
 
 @pytest.mark.parametrize("path", TOYS, ids=lambda path: path.stem)

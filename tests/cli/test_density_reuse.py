@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,24 @@ from density_runs import (
     same_weights,
     samples,
     touched,
+    write_density,
 )
 
 from cepdiff.seals import write_sealed
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield write_density(tmp_path_factory.mktemp("density"))
+    sys.modules.pop("density_energies", None)
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path) -> Path:
+    """A finished run, read-only; tests that change it take `run`."""
+    run_dir = config.parent / "finished"
+    assert fit(config, run_dir) == 0
+    return run_dir
 
 
 class TestReuse:
