@@ -38,7 +38,7 @@ from cepdiff.runs.results import Results, with_inverse_temperatures
 from cepdiff.trust import OPTION
 
 LONGEST_NAME = 120  # letters of the options in the name of a file
-_NOT_COMPARED = ("seed", "max_envs", "num_workers")  # the seeds are; the others change no number
+_NOT_COMPARED = ("seed", "max_envs", "num_workers")  # the list of seeds is; the others are of the machine
 
 
 def evaluate_run(
@@ -125,8 +125,9 @@ def evaluate_run(
         if inverse_temperatures is not None:
             scales = [value / beta for value in inverse_temperatures]
         chosen = None if scales is None else sorted(set(scales))
-        changes: dict[str, Any] = {"scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs}
-        changes["num_workers"] = num_workers or None
+        changes: dict[str, Any] = {
+            "scales": chosen, "episodes": episodes, "engine": engine, "max_envs": max_envs, "num_workers": num_workers,
+        }  # fmt: skip
         evaluation = replace(evaluation, **{name: value for name, value in changes.items() if value})
         for scale in evaluation.scales:
             policy.sampler.require_energy(scale)
