@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 
 from cepdiff.data.blocks import BlockLoader
-from cepdiff.data.images.datamodule import ImageDataModule, hold_out
+from cepdiff.data.images.datamodule import ImageDataModule
 from cepdiff.data.images.energies import from_bytes, hue_energy
 from cepdiff.data.images.files import ImageSet
 from cepdiff.errors import ConfigError, DataError
@@ -240,39 +239,6 @@ class TestEnergies:
 
 
 class TestHoldout:
-    def test_each_class_gives_its_share(self) -> None:
-        labels = torch.tensor([0] * 40 + [1] * 20 + [2] + [4] * 9)[torch.randperm(70, generator=generator(0, "x"))]
-        train, held = hold_out(labels, 70, 0.25, generator(0, "holdout"))
-        counts = labels[held].bincount(minlength=5).tolist()
-        assert counts == pytest.approx([10, 5, 0, 0, 2.25], abs=1)
-        assert counts[2:4] == [0, 0]
-        assert torch.equal(torch.cat([train, held]).sort().values, torch.arange(70))
-        assert train.tolist() == sorted(train.tolist())
-        assert held.tolist() == sorted(held.tolist())
-
-    def test_classes_of_few_images_give_some_too(self) -> None:
-        labels = torch.arange(50).repeat(4)
-        _, held = hold_out(labels, 200, 0.1, generator(0, "holdout"))
-        assert len(held) == 20
-        assert labels[held].bincount().max() == 1
-
-    def test_one_image_of_a_class_stays(self) -> None:
-        labels = torch.tensor([0, 0, 0, 2, 2])
-        train, held = hold_out(labels, 5, 0.9, generator(0, "holdout"))
-        assert labels[train].tolist() == [0, 2]
-        assert len(held) == 3
-
-    def test_without_labels(self) -> None:
-        train, held = hold_out(None, 30, 0.1, generator(0, "holdout"))
-        assert (len(train), len(held)) == (27, 3)
-        assert held.tolist() != [0, 1, 2]
-
-    def test_every_image_of_a_class_is_as_likely(self) -> None:
-        """Half of 4 + 6 images: each image is held out in about 100 of 200 splits (binomial deviation 7)."""
-        labels = torch.tensor([0, 1, 0, 1, 1, 0, 1, 1, 0, 1])
-        held = torch.cat([hold_out(labels, 10, 0.5, generator(seed, "holdout"))[1] for seed in range(200)])
-        assert bool(((held.bincount(minlength=10) - 100).abs() < 4.5 * math.sqrt(50)).all())
-
     def test_the_module_holds_out_by_its_seed(self) -> None:
         first, again, other = (ready(seed=seed) for seed in (0, 0, 1))
         assert torch.equal(first.holdout_rows, again.holdout_rows)
