@@ -75,10 +75,10 @@ class RayEngine(Engine):
     def _check(self, resources: Resources) -> None:
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if not any(m.get("CPU", 0) >= resources.cpus and m.get("GPU", 0) >= resources.gpus for m in machines):
-            best = ", ".join(f"{m.get('CPU', 0):g} cores and {m.get('GPU', 0):g} GPUs" for m in machines)
+            best = "; ".join(f"CPU {m.get('CPU', 0):g}, GPU {m.get('GPU', 0):g}" for m in machines)
             self._ray.shutdown()
             raise ConfigError(
-                f"resources: a run needs {resources.cpus} cores and {resources.gpus:g} GPUs; Ray's machines have {best}"
+                f"resources: a run needs CPU {resources.cpus}, GPU {resources.gpus:g}; Ray's machines have {best}"
             )
 
 

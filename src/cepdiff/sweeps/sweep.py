@@ -58,8 +58,8 @@ class Sweep:
             taken = f"{', '.join(stages[: source.depth])} of {source.label}" if source else "-"
             lines.append([label, done, "-" if label in self.finished else taken])
         left = len(self.runs) - len(self.finished)
-        where = f"engine {self.settings.engine}, {self.settings.resources.cpus} cores and "
-        where += f"{self.settings.resources.gpus:g} GPUs per run"
+        each = self.settings.resources
+        where = f"engine {self.settings.engine}; cores per run: {each.cpus}, GPUs per run: {each.gpus:g}"
         notes = [f"{len(self.runs)} runs, {left} to do; {where}", f"folder {self.folder.path}"]
         return Table(lines, notes=notes, labels=3)
 
