@@ -141,6 +141,19 @@ def test_a_sampler_of_ones_own(load: Load, parts: str) -> None:
     assert again.values == load().values  # the first class's options are dropped
 
 
+def test_a_class_named_alone_is_its_class_path(load: Load, parts: str) -> None:
+    whole = load(f"sampler: {{class_path: {parts}.OwnSampler, init_args: {{candidates: 2}}}}\n")
+    alone = load(f"sampler: {parts}.OwnSampler\n", overrides=["sampler.candidates=2"])
+    later = load(overrides=[f"sampler={parts}.OwnSampler", "sampler.candidates=2"])
+    assert alone.values == later.values == whole.values
+    again = load(
+        f"sampler: {{class_path: {parts}.OwnSampler, candidates: 2}}\n", overrides=[f"sampler={parts}.OwnSampler"]
+    )
+    assert again.values == whole.values  # the same class keeps its arguments
+    points = load("data: cepdiff.EnergyDataModule\n", overrides=["data.dataset=rings"])
+    assert points.components["data"].cls.__name__ == "EnergyDataModule"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -169,7 +182,8 @@ def test_a_sampler_of_ones_own(load: Load, parts: str) -> None:
         ("sampler: {class_path: PARTS.OwnSamplr}", r"^sampler: 'PARTS' has no class 'OwnSamplr'\. Did you mean OwnS"),
         ("sampler: {class_path: PARTS.OwnProblem}", r"^sampler: PARTS\.OwnProblem is not a subclass of GuidedSampler$"),
         ("sampler: {class_path: cepdiff.diffusion.solver.DPMSolver}", r"^sampler: .* is not a subclass of GuidedSam"),
-        ("sampler: PARTS.OwnSampler", r"^sampler is 'PARTS\.OwnSampler'; expected a mapping of options$"),
+        ("sampler: PARTS.OwnSamplr", r"^sampler: 'PARTS' has no class 'OwnSamplr'\. Did you mean OwnS"),
+        ("sampler: some-sampler", r"^sampler is 'some-sampler'; expected a mapping of options$"),
         ("sampler: 3", r"^sampler is 3; expected a mapping of options$"),
     ],
 )

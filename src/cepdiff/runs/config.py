@@ -107,7 +107,7 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
         layers = [layer if OmegaConf.is_dict(layer) else OmegaConf.create(layer) for layer in layers]
         for key in sorted(key for layer in overrides for key in OmegaConf.missing_keys(layer)):
             raise ConfigError(f"{key} is ???; expected a value")
-        problem = problem_of(OmegaConf.merge({}, *layers, *overrides))
+        problem = problem_of(OmegaConf.merge({}, *(lifted(layer, ["data"], {}) for layer in (*layers, *overrides))))
         components, _ = sections_of(problem)
         sections, nested = [*components, "trainer"], {**problem.nested, "trainer": [LOGGER]}
         overriding = [lifted(layer, sections, nested) for layer in overrides]
