@@ -152,6 +152,20 @@ def limited(limit: float) -> Iterator[Path | None]:
     yield None
 
 
+def report(args: argparse.Namespace, found: dict[str, Any], whole: int | None) -> None:
+    """Print what the child `found` and write it; `whole` is the peak of its control group in bytes."""
+    sizes = f"{found['file'] / 1e9:.1f} GB, {found['allocated'] / 1e9:.1f} of them on disk"
+    print(f"{args.images:,} images of {args.side} pixels: {sizes}")
+    print(f"peak of the process's own memory: {found['own_memory'] / GIB:.2f} GiB")
+    limit = "not limited (no right to make a control group)" if whole is None else f"limited to {args.limit:g} GiB"
+    print(f"{limit}" + ("" if whole is None else f"; peak with cached pages of files {whole / GIB:.2f} GiB"))
+    for name, seconds in found["seconds"].items():
+        print(f"{name}: {seconds:.3f} s", flush=True)
+    write_json(
+        args.output, {**found, "group_peak": whole, "limit": args.limit, "images": args.images, "side": args.side}
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures; exit code 1 if the child did not end well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,22 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, limited(args.limit) as group:
         command = [sys.executable, __file__, *given, "--child", folder, "--group", str(group or "")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(f"the child ended with {done.returncode}: with more than {args.limit:g} GiB the kernel kills it")
+            return 1
         peaks = [] if group is None else [group / name for name in PEAKS if (group / name).exists()]
         whole = int(peaks[0].read_text()) if peaks else None
-    if done.returncode:
-        print(f"the child ended with {done.returncode}: with more than {args.limit:g} GiB the kernel kills it")
-        return 1
-    found = json.loads(done.stdout.splitlines()[-1])
-    sizes = f"{found['file'] / 1e9:.1f} GB, {found['allocated'] / 1e9:.1f} of them on disk"
-    print(f"{args.images:,} images of {args.side} pixels: {sizes}")
-    print(f"peak of the process's own memory: {found['own_memory'] / GIB:.2f} GiB")
-    limit = "not limited (no right to make a control group)" if whole is None else f"limited to {args.limit:g} GiB"
-    print(f"{limit}" + ("" if whole is None else f"; peak with cached pages of files {whole / GIB:.2f} GiB"))
-    for name, seconds in found["seconds"].items():
-        print(f"{name}: {seconds:.3f} s")
-    write_json(
-        args.output, {**found, "group_peak": whole, "limit": args.limit, "images": args.images, "side": args.side}
-    )
+        report(args, json.loads(done.stdout.splitlines()[-1]), whole)  # removing that many blocks takes minutes
     return 0
 
 
