@@ -7,7 +7,7 @@ import pytest
 
 from cepdiff.data.rl.arrays import RawArrays
 from cepdiff.data.rl.buffer import TransitionBuffer, select_episodes
-from cepdiff.data.rl.episodes import episodes_of
+from cepdiff.data.rl.episodes import episodes_of, going_on
 from cepdiff.data.rl.rewards import scaling_of
 from cepdiff.errors import DataError
 
@@ -84,3 +84,18 @@ def test_next_observations_that_are_no_chain(kind: str) -> None:
     with pytest.raises(DataError, match=r"not in time order.*--data.reward_rule none"):
         scaling_of("return_range", buffer).apply(buffer.rewards)
     assert len(scaling_of("none", buffer).apply(buffer.rewards)) == len(raw)
+
+
+def test_an_end_is_no_goal_where_the_recording_goes_on() -> None:
+    raw = walk()
+    assert not going_on(raw).any()
+    raw.next_observations = np.roll(raw.observations, -1, axis=0)  # of a terminal row: the next episode's first
+    assert not going_on(raw).any()
+    raw.terminals = np.ones(len(raw.terminals), bool)  # episodes of one step
+    assert not going_on(raw).any()
+    raw.terminals[:3] = False
+    assert going_on(raw).tolist() == [*(raw.terminals & ~raw.timeouts)[:-1], False]
+    raw.next_observations = raw.next_observations + 1.0  # known not to be the following rows
+    assert not going_on(raw).any()
+    raw.next_observations, raw.timeouts = None, np.zeros(len(raw.terminals), bool)  # nothing tells walks apart
+    assert not going_on(raw).any()

@@ -145,6 +145,29 @@ def test_a_critic_of_all_rows_sees_them_as_the_policy_sees_its_own() -> None:
     assert torch.equal(batch["rewards"], whole.rewards())
 
 
+@pytest.mark.parametrize("successors", [True, False])
+def test_a_walk_that_goes_on_at_its_goal_is_chosen_whole(successors: bool) -> None:
+    """Four walks of five steps, as D4RL records AntMaze: each row at the goal has reward 1 and is terminal."""
+    goals = np.zeros((4, 5), bool)
+    goals[1, 3:], goals[2, 1:4] = True, True
+    observations, ends = np.arange(20, dtype=np.float32)[:, None], np.arange(20) % 5 == 4
+    arrays = {
+        "observations": observations,
+        "actions": np.zeros((20, 1)),
+        "rewards": goals.flatten().astype(np.float32),
+        "terminals": goals.flatten(),
+        "timeouts": ends,
+    }
+    if successors:
+        arrays["next_observations"] = observations + 1.0 + 50.0 * ends[:, None]  # observed before the next walk
+    best = ArrayDataModule(arrays, fraction=0.5, choose="best", reward_rule="none")
+    best.setup()
+    assert best.findings[0].message == "2 of 4 episodes, 10 of 20 rows, the best by return; returns 2 to 3"
+    assert best.buffer.observations.flatten().tolist() == list(range(5, 15))
+    assert best.buffer.terminals.sum() == 5  # values still end at the goal
+    assert not any("single row" in finding.message for finding in best.findings)
+
+
 def test_rewards_of_a_fraction_are_scaled_as_on_all_rows() -> None:
     whole, part = episodes(1.0, reward_rule="return_range"), episodes(0.1, "best", reward_rule="return_range")
     assert part.scaling == whole.scaling

@@ -12,7 +12,7 @@ from cepdiff.data.checks.jumps import jump_findings
 from cepdiff.data.checks.maze_defects import goal_findings, maze_findings
 from cepdiff.data.rl.arrays import BoolArray, FloatArray, RawArrays, blocks, first_rows, layout_notes
 from cepdiff.data.rl.buffer import Bounds, IntArray, action_bounds, equal_rows, rows_beyond
-from cepdiff.data.rl.episodes import Episodes, episodes_of
+from cepdiff.data.rl.episodes import Episodes, episodes_of, going_on
 from cepdiff.data.rl.settings import env_id_of, horizon_of, task_of
 from cepdiff.data.rl.tasks import Task
 
@@ -80,7 +80,8 @@ def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
         counts += f", {int(episodes.breaks.sum()):,} breaks in the chain of next observations"
     yield info("ends", counts, "each ends an episode; only terminals stop bootstrapping")
     single = int((episodes.lengths == 1).sum())
-    if count > 1 and 2 * single > count:
+    goals = bool(going_on(raw).any())  # rows at a goal, rather than ends
+    if count > 1 and 2 * single > count and not goals:
         handling = "kept: such a row has no step after it, so returns and values are those of single steps"
         yield warning("ends", f"{single:,} of {count:,} episodes have a single row: are the flags right?", handling)
     if "timeouts_from_horizon" in raw.metadata:
@@ -95,9 +96,9 @@ def _ends(raw: RawArrays, episodes: Episodes) -> Iterator[Finding]:
     if raw.next_observations is None:
         return
     follows = equal_rows(raw.next_observations[:-1], raw.observations[1:])
-    going_on = int((raw.terminals[:-1] & follows).sum())
-    if going_on:
-        message = f"{going_on:,} terminal rows have the following row's observation as their next one"
+    same = int((raw.terminals[:-1] & follows).sum())
+    if same and not goals:
+        message = f"{same:,} terminal rows have the following row's observation as their next one"
         reason = "the episode goes on, or it is the next episode's first"
         handling = "bootstrapping stops there, so this next observation is not used"
         yield warning("terminals", f"{message}: {reason}", handling)

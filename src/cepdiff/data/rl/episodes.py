@@ -8,6 +8,7 @@ units, a shifted array), it says nothing about episodes, and the flags alone cou
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,30 @@ def episodes_of(raw: RawArrays) -> Episodes:
     complete = np.ones(len(stops), dtype=np.bool_)
     complete[-1] = raw.terminals[-1] | raw.timeouts[-1]
     return Episodes(ends, starts, stops - starts, complete, breaks, chained)
+
+
+def going_on(raw: RawArrays) -> BoolArray:
+    """Terminal rows (N,) after which the recording goes on.
+
+    In D4RL's AntMaze each row at the goal is terminal, and the ant walks on. There are none unless most terminal rows
+    are directly followed by another one, which a new episode does not begin with. A recording goes on unless the row is
+    a timeout, or its next observation is known and is not the following row's.
+    """
+    on = raw.terminals & ~raw.timeouts
+    on[-1] = False
+    repeated = int((on[:-1] & raw.terminals[1:]).sum())
+    if 2 * repeated <= int(raw.terminals.sum()) or raw.terminals.all():  # episodes of one step are all terminal
+        return np.zeros_like(on)
+    if raw.next_observations is not None:
+        on[:-1] &= _follows(raw)
+    elif not raw.timeouts.any():
+        return np.zeros_like(on)
+    return on
+
+
+def trajectories_of(raw: RawArrays) -> Episodes:
+    """Split the rows as `episodes_of`, but not after terminal rows where the recording is `going_on`."""
+    return episodes_of(replace(raw, terminals=raw.terminals & ~going_on(raw)))
 
 
 def _follows(raw: RawArrays) -> BoolArray:

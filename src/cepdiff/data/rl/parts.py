@@ -12,7 +12,7 @@ import torch
 from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import NOTES, RawArrays, layout_notes
 from cepdiff.data.rl.buffer import action_bounds, leading_episodes
-from cepdiff.data.rl.episodes import episodes_of
+from cepdiff.data.rl.episodes import trajectories_of
 from cepdiff.errors import DataError
 from cepdiff.randomness import generator
 
@@ -75,9 +75,10 @@ def some_episodes(
     """Return whole episodes with about `fraction` of the rows, in their order, and a finding that names them.
 
     At least one is chosen: at random, or the best by undiscounted return (the earlier one in a tie). `margin` adds to
-    the best all episodes whose return is below the highest by at most this fraction of the range of returns.
+    the best all episodes whose return is below the highest by at most this fraction of the range of returns. An episode
+    does not end at terminal rows where the recording is `going_on`.
     """
-    episodes = episodes_of(raw)
+    episodes = trajectories_of(raw)
     count, returns = len(episodes.lengths), episodes.returns(raw.rewards)
     if choose == "best":
         order = torch.from_numpy(np.argsort(-returns, kind="stable"))
