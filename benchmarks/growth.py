@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -281,6 +282,11 @@ def tables(found: dict[str, list[Record]]) -> str:
     return "\n".join(lines)
 
 
+def short(count: int) -> str:
+    """A round number as the label of a tick: 500, 500k, 2M."""
+    return f"{count // 10**6}M" if count >= 10**6 else f"{count // 1000}k" if count >= 1000 else str(count)
+
+
 @styled()
 def plot(found: dict[str, list[Record]], path: Path) -> None:
     """Draw one panel per measured cost, with a dashed line that grows as the work does."""
@@ -295,9 +301,9 @@ def plot(found: dict[str, list[Record]], path: Path) -> None:
             axes.plot(ticks, expected, "--", color="0.6", linewidth=1, zorder=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks(ticks, [f"{tick // 1000:,}k" if tick >= 1000 else str(tick) for tick in ticks])
+        axes.set_xticks(ticks, [short(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel=LABELS[part], ylabel=title)
+        axes.set(xlabel=LABELS[part], ylabel=textwrap.fill(title, 26))
         axes.grid()
         if len(keys) > 1:
             legend_above(axes)

@@ -16,7 +16,7 @@ import cepdiff.problems.density.report as density_report
 import cepdiff.problems.offline.report as offline_report
 import cepdiff.rollout.mazes as mazes
 from cepdiff.envs.layouts import Layout
-from cepdiff.figures import PAGE, STYLE, new_figure, new_panels, save_figure, styled
+from cepdiff.figures import PAGE, STYLE, legend_above, new_figure, new_panels, save_figure, styled
 from cepdiff.problems.density.samples import EXACT, GUIDED
 from cepdiff.runs.results import Results, Row
 
@@ -53,6 +53,14 @@ def test_the_style_is_ours_and_the_users_stays(tmp_path: Path) -> None:
     assert picture.shape[1] == PAGE * STYLE["savefig.dpi"]
     assert picture[0, 0].tolist() == [1.0, 1.0, 1.0, 1.0]  # not transparent
     assert new_figure(40.0, 90.0).get_size_inches().tolist() == [PAGE, 40.0]
+
+
+def test_a_legend_names_the_lines_that_have_labels() -> None:
+    figure, (axes,) = new_panels(1, 1, 3.0, 2.0)
+    axes.plot([1, 2], [1, 2], label="critic")
+    axes.plot([1, 2], [1, 1], "--")  # matplotlib calls it _child1
+    legend_above(axes)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["critic"]
 
 
 def test_every_figure_has_the_style() -> None:

@@ -75,8 +75,11 @@ def shared_legend(figure: Any, panels: list[Any], columns: int = 4) -> None:
 
 
 def legend_above(axes: Any, *others: Any, columns: int = 2) -> None:
-    """Draw the legend of a panel, with the lines of `others` on the same place, above it, where it hides nothing."""
-    lines = [line for panel in (axes, *others) for line in panel.get_lines()]
+    """Draw the legend of a panel, with the lines of `others` on the same place, above it, where it hides nothing.
+
+    Lines without a label are left out.
+    """
+    lines = [line for panel in (axes, *others) for line in panel.get_lines() if line.get_label()[0] != "_"]
     tight = {"borderaxespad": 0.2, "borderpad": 0.2, "columnspacing": 1.0, "handlelength": 1.5, "handletextpad": 0.5}
     axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, **tight)
 
