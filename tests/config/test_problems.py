@@ -183,6 +183,7 @@ def test_a_class_named_alone_is_its_class_path(load: Load, parts: str) -> None:
         ("sampler: {class_path: PARTS.OwnProblem}", r"^sampler: PARTS\.OwnProblem is not a subclass of GuidedSampler$"),
         ("sampler: {class_path: cepdiff.diffusion.solver.DPMSolver}", r"^sampler: .* is not a subclass of GuidedSam"),
         ("sampler: PARTS.OwnSamplr", r"^sampler: 'PARTS' has no class 'OwnSamplr'\. Did you mean OwnS"),
+        ("trainer: fast", r"^trainer is 'fast'; expected a mapping of options$"),
         ("sampler: some-sampler", r"^sampler is 'some-sampler'; expected a mapping of options$"),
         ("sampler: 3", r"^sampler is 3; expected a mapping of options$"),
     ],

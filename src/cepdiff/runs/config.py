@@ -24,7 +24,7 @@ from cepdiff.errors import CepdiffError, ConfigError
 from cepdiff.ranges import check_settings
 from cepdiff.runs.classes import class_arguments, component_class, parameters_of, refuse_other, supply
 from cepdiff.runs.logs import KEY, LabBook, logger_of
-from cepdiff.runs.merging import forget_replaced, lifted
+from cepdiff.runs.merging import forget_replaced, lifted, spelled_out
 from cepdiff.runs.messages import (
     readable,
     refuse_null,
@@ -107,12 +107,15 @@ def merge_config(layers: Sequence[Any], overrides: Sequence[Any] = ()) -> Config
         layers = [layer if OmegaConf.is_dict(layer) else OmegaConf.create(layer) for layer in layers]
         for key in sorted(key for layer in overrides for key in OmegaConf.missing_keys(layer)):
             raise ConfigError(f"{key} is ???; expected a value")
-        problem = problem_of(OmegaConf.merge({}, *(lifted(layer, ["data"], {}) for layer in (*layers, *overrides))))
+        problem = problem_of(OmegaConf.merge({}, *(spelled_out(layer, ["data"]) for layer in (*layers, *overrides))))
         components, _ = sections_of(problem)
         sections, nested = [*components, "trainer"], {**problem.nested, "trainer": [LOGGER]}
-        overriding = [lifted(layer, sections, nested) for layer in overrides]
+
+        def read(layer: Any) -> Any:
+            return lifted(spelled_out(layer, components), sections, nested)
+
         merged: Any = OmegaConf.create()
-        for layer in (*(lifted(layer, sections, nested) for layer in layers), OmegaConf.merge({}, *overriding)):
+        for layer in (*map(read, layers), OmegaConf.merge({}, *map(read, overrides))):
             forget_replaced(merged, layer)
             merged = OmegaConf.merge(merged, layer)
         tree = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)

@@ -37,10 +37,18 @@ def same_class(first: Any, second: Any) -> bool:
     return str(first).rpartition(".")[2] == str(second).rpartition(".")[2]
 
 
+def spelled_out(layer: Any, components: Iterable[str]) -> Any:
+    """Make a component that is given as the name of its class alone a mapping with that `class_path`."""
+    tree: Any = OmegaConf.to_container(layer, resolve=False)
+    for key in components:
+        if isinstance(tree.get(key), str) and is_dotted(tree[key]):
+            tree[key] = {"class_path": tree[key]}
+    return OmegaConf.create(tree)
+
+
 def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[str]]) -> Any:
     """Move `init_args` up, next to `class_path`, so that there is one spelling and the later layer wins.
 
-    A component given as the name of a class becomes a mapping with that `class_path`.
     The same for arguments that are classes themselves, and for the paths in `${...}`. `nested` has, per component, the
     arguments besides `net` that may be given as the bare name of a class (`objective: MSE`).
     """
@@ -65,8 +73,6 @@ def lifted(layer: Any, components: Iterable[str], nested: Mapping[str, Iterable[
     tree: Any = unspell(OmegaConf.to_container(layer, resolve=False))
     for key in components:
         section = lift(tree.get(key), key)
-        if isinstance(section, str) and is_dotted(section):
-            section = {"class_path": section}
         if isinstance(section, dict):
             classes = {"net", *nested.get(key, ())}
             tree[key] = {
