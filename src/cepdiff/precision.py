@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+# Asked once: a compiled loss cannot ask (torch below 2.13).
+AUTOCAST = frozenset(device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device))
+
 
 @contextmanager
 def uncached_casts() -> Iterator[None]:
@@ -23,6 +26,6 @@ def uncached_casts() -> Iterator[None]:
 def float32_products(values: Tensor) -> AbstractContextManager[object]:
     """A context without autocast on the device of `values`; the caller's tensors must be float32 themselves."""
     device = values.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in AUTOCAST and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()

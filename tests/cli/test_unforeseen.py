@@ -77,7 +77,7 @@ def overflow() -> Exception:
     return caught.value
 
 
-@pytest.mark.parametrize("error", [MemoryError, allocate, overflow, torch.OutOfMemoryError], ids=str)
+@pytest.mark.parametrize("error", [MemoryError, allocate, overflow, torch.OutOfMemoryError])
 def test_memory_that_runs_out_gets_advice_and_no_report(
     failing: Failing, tmp_path: Path, error: Callable[..., Exception]
 ) -> None:

@@ -19,6 +19,7 @@ from cepdiff.data.images.files import ImageSet
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.randomness import generator
 from cepdiff.types import STEP_SEEDS
+from devices import needs_gpu
 
 OWN = """
 import torch
@@ -140,7 +141,7 @@ class TestWhatNetworksSee:
         data.setup("fit")
         assert data.images is before
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @needs_gpu
     def test_on_the_device(self) -> None:
         data = ready(energy="hues", tint=True, horizontal_flip=True)
         fields = ("samples", "energies", "labels")

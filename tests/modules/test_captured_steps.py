@@ -11,17 +11,13 @@ import torch
 from lightning.pytorch import Trainer
 from small_modules import Stream, block, critic, every_module, every_stage, fit, make, minibatch, weights
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cepdiff.errors import ConfigError
 from cepdiff.modules import base, graphs
 from cepdiff.modules.base import StageModule
 from cepdiff.modules.graphs import CapturedSteps, make_capturable, make_portable
 from cepdiff.modules.noise import RandomStream, RandomTape
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-# Operators that make the host wait for the result, or whose output shape depends on values.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "bincount", "repeat_interleave")
+from devices import NoWaiting, needs_gpu
 
 
 def repeated(step: Callable[[], None]) -> Callable[[], None]:
@@ -29,18 +25,6 @@ def repeated(step: Callable[[], None]) -> Callable[[], None]:
     for _ in range(graphs.WARM_UPS):
         step()
     return step
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails at the first operator that waits for the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert not any(name in str(func) for name in WAITING), f"{func} waits for the device"
-        assert not (
-            func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
-            and any(index is not None and index.dtype == torch.bool for index in args[1])
-        ), "a boolean mask makes shapes that hang on values"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture

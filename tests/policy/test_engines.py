@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from small_policy import A, S, make, normal
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cepdiff.errors import ConfigError, DataError, DivergenceError, RunError
 from cepdiff.policy.engines import ENGINES, CapturedPolicy, OnnxPolicy, run_by
 from cepdiff.policy.guided import GuidedPolicy
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+from devices import NoWaiting, needs_gpu
 
 
 def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,14 +57,6 @@ def test_behavior_alone_is_captured_too() -> None:
     observations, noise, _ = inputs(4)
     actions = CapturedPolicy(policy, capture=repeated).act(observations, guidance_scale=0.0, noise=noise)
     torch.testing.assert_close(actions, policy.act(observations, guidance_scale=0.0, noise=noise))
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails at the first operator that makes the host wait, or whose output shape depends on values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert not any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "masked_select", "unique"))
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_captured_sampler_never_waits_for_the_device() -> None:

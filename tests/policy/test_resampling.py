@@ -19,7 +19,7 @@ from cepdiff.diffusion.solver import DPMSolver
 from cepdiff.energy.objectives import CEP, effective_sample_size
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.networks.critic import QEnsemble
-from cepdiff.policy.engines import CapturedPolicy, OnnxPolicy
+from cepdiff.policy.engines import CapturedPolicy, OnnxPolicy, run_by
 from cepdiff.policy.export.check import TOLERANCE, load
 from cepdiff.policy.export.graph import torch_file, trace
 from cepdiff.policy.guided import GuidedPolicy
@@ -34,6 +34,7 @@ from cepdiff.policy.resampling import (
     weighted_mean,
 )
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
+from devices import needs_gpu
 
 CRITIC = {"class_path": "cepdiff.networks.critic.QEnsemble", "init_args": {"hidden": [8]}}
 BETA = 3.0  # of `CEP()`
@@ -340,6 +341,18 @@ def test_it_is_captured_and_exported_alike(name: str) -> None:
     if name == "medoid":
         actions = load(torch_file(trace(policy, "noise")), "torch")(given)
         torch.testing.assert_close(actions, expected, rtol=0.0, atol=4.0 * TOLERANCE)  # of the range of actions
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_is_captured_on_a_gpu(name: str) -> None:
+    policy = GuidedPolicy(SPEC, SHIPPED[name]()).on("cuda")
+    given = {key: value.cuda() for key, value in inputs(policy).items()}
+    expected = policy.act(**given)
+    captured = run_by(policy)
+    assert isinstance(captured, CapturedPolicy)
+    for _ in range(2):  # captured, then replayed
+        torch.testing.assert_close(captured.act(**given), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_onnxruntime_runs_it_alike() -> None:

@@ -80,7 +80,7 @@ class EnergyGuidance(StageModule):
         (..., K, A). An objective on clean samples gets their logits, and no probabilities.
         """
         if self.objective.on_clean:
-            return self.net(x0, x0.new_tensor(self.schedule.t_min), condition), None
+            return self.net(x0, x0.new_full((), self.schedule.t_min), condition), None
         t = self.schedule.sample_times(uniform, self.time_exponent)
         x = perturb(self.schedule, x0, t, eps)
         origins = origin_posterior(self.schedule, x, sources, t) if self.average_targets else None
