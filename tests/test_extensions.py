@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,13 @@ import pytest
 import torch
 
 from cepdiff.cli import main
+from cepdiff.modules import base
+from cepdiff.modules.base import StageModule
+from cepdiff.modules.graphs import CapturedSteps
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import read_recipe
 from cepdiff.runs.results import Results
+from devices import NoWaiting
 from docs_pages import EXTENDING, OWN_CRITIC, titled
 
 RECIPE = """
@@ -35,7 +40,7 @@ stages:
   critic: {max_steps: 10}
   guidance: {max_steps: 10}
 evaluation: {episodes: 2, scales: [0, 1, 2]}
-trainer: {accelerator: cpu, progress_bar: false}
+trainer: {progress_bar: false}
 """
 SKIPPED = "finished earlier, skipped"
 TRUST = ("--trust_sources", ".")
@@ -101,6 +106,33 @@ def test_a_parameter_without_a_gradient_is_named(here: Path, capsys: pytest.Capt
     assert "which would never train" in line
     assert "ExpectileCritic.loss" in line
     assert not (here / "run" / "critic" / "final.ckpt").exists()
+
+
+# on a GPU
+
+
+@pytest.mark.parametrize("extension", ["my_iql", "my_critic", "my_distil"])
+def test_its_steps_can_be_captured(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], extension: str
+) -> None:
+    stage = "distil" if extension == "my_distil" else "critic"
+    few = ("--distil_steps", "10", "--distil.batch_size", "8") if stage == "distil" else ()
+    before = ("behavior", "support", "critic", "guidance")[: 2 if stage == "critic" else 4]
+    for earlier in before:
+        assert fit(extension, "run", *few, "--stage", earlier, "--trainer.accelerator", "cpu") == 0
+    captures: list[str] = []
+
+    def watched(step: Callable[[], None]) -> Callable[[], None]:
+        step()  # the first call computes the solver's grid on the host
+        with NoWaiting():
+            step()
+        captures.append(stage)
+        return step
+
+    monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=watched))
+    monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
+    assert fit(extension, "run", *few, "--stage", stage, "--trainer.accelerator", "cpu") == 0, capsys.readouterr().err
+    assert captures == [stage]
 
 
 # a sampler

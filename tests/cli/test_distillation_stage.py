@@ -136,7 +136,8 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(
     """The stage is stopped while actions are drawn, and again while the network trains."""
     config, whole = distilled
     run, reuse = tmp_path / "run", ("--reuse", str(whole.with_name("run")))
-    monkeypatch.setattr("cepdiff.problems.offline.distillation.CACHED_ACTIONS", 70)
+    for size in ("CACHED_ACTIONS", "GPU_CHUNK"):
+        monkeypatch.setattr(f"cepdiff.problems.offline.distillation.{size}", 70)
     write, trained = SupportCache.write, Distillation.check_block
 
     def broken_write(cache: SupportCache, chunk: int, *arguments: Any) -> None:

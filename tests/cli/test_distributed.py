@@ -55,10 +55,10 @@ def assert_same_run(first: Path, second: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(config: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    options = ["--evaluation.every_n_steps", "10", "--evaluation.episodes", "3"]
+    options = ["--evaluation.every_n_steps", "10", "--evaluation.episodes", "3", "--trainer.accelerator", "cpu"]
     assert main(["fit", "--config", str(config), "--run_dir", str(one), *options]) == 0
     command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(config), "--run_dir", str(two), *options]
-    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best") == 1  # only one process prints the table

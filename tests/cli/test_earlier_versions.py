@@ -32,10 +32,10 @@ def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Bytes and modification time of every file in a folder."""
+    """Bytes and modification time of every file in a folder, but for locks."""
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in folder.rglob("*") if path.is_file()
+        for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
     }  # fmt: skip
 
 

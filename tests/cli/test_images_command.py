@@ -25,6 +25,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from cepdiff.cli import main
 from cepdiff.policy.images import ImageSampler
 from cepdiff.runs.config import load_config
+from devices import needs_gpu
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "images").glob("digits_*.yaml"))
 TINY = """
@@ -352,9 +353,16 @@ def test_grids_during_training_leave_it_as_it_is(config: Path, finished: Path, t
         assert (found[0].width, found[0].height) == (3 * 9 - 1, 10 * 9 - 1)
 
 
+@needs_gpu
+def test_a_second_run_on_a_gpu_has_the_same_weights(config: Path, finished: Path, tmp_path: Path) -> None:
+    assert fit(config, tmp_path / "again") == 0
+    assert all(same_weights(finished, tmp_path / "again", stage) for stage in ("behavior", "guidance"))
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(config: Path, finished: Path, tmp_path: Path) -> None:
-    two = tmp_path / "two"
+def test_two_processes_equal_one(config: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert fit(config, one, "--trainer.accelerator", "cpu") == 0
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     command = [sys.executable, "-m", "cepdiff", "fit", "--config", str(config), "--run_dir", str(two)]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
@@ -365,11 +373,11 @@ def test_two_processes_equal_one(config: Path, finished: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("guidance scale") == 1  # only one process prints the table
     for stage in ("behavior", "guidance"):
-        a, b = weights(finished, stage), weights(two, stage)
+        a, b = weights(one, stage), weights(two, stage)
         # Contrasts and attention ignore some biases: their gradients are rounding noise, which Adam scales up.
         for name in (name for name in a if not name.endswith("bias")):
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=f"{stage}: {name}")
-    with np.load(finished / "samples.npz") as ours, np.load(two / "samples.npz") as theirs:
+    with np.load(one / "samples.npz") as ours, np.load(two / "samples.npz") as theirs:
         for name in ours:
             assert np.abs(ours[name].astype(int) - theirs[name].astype(int)).max() <= 3, name
 

@@ -19,7 +19,8 @@ from cepdiff.runs.opening import duration, estimate
 
 def test_a_run_says_what_it_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, run = write_density(tmp_path), tmp_path / "run"
-    assert fit(config, run, "--trainer.num_threads", 1, "--stage", "behavior") == 0
+    cpu = ("--trainer.accelerator", "cpu")
+    assert fit(config, run, *cpu, "--trainer.num_threads", 1, "--stage", "behavior") == 0
     shown = capsys.readouterr().err.splitlines()
     assert shown[:4] == [
         f"run        {run}, new",
@@ -29,7 +30,7 @@ def test_a_run_says_what_it_will_do(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     assert shown[4].startswith("behavior: running, stage 1/3, 20 steps, ")
     assert shown[4].endswith(" parameters")
-    assert fit(config, run) == 0
+    assert fit(config, run, *cpu) == 0
     again = capsys.readouterr().err.splitlines()
     assert again[0] == f"run        {run}, goes on, finished so far: behavior"
     assert again[3] == "stages     behavior (20 steps), guidance (20 steps), evaluation"

@@ -78,7 +78,8 @@ def assert_equal_to_fit(run: Path, folder: Path, *overrides: str) -> None:
     """The run has the weights and results, to the bit, of one that `fit` makes here and now."""
     here = folder / "fit" / run.name
     files = [f"--config={folder / name}" for name in ("tiny.yaml", "callbacks.yaml")]
-    assert main(["fit", *files, *overrides, "--trainer.num_threads", "1", "--run_dir", str(here)]) == 0
+    as_there = ("--trainer.num_threads", "1", "--trainer.accelerator", "cpu")
+    assert main(["fit", *files, *overrides, *as_there, "--run_dir", str(here)]) == 0
     (weights, rows), (expected, expected_rows) = outcome_of(run), outcome_of(here)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())

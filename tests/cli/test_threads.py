@@ -106,7 +106,8 @@ def test_trial_steps_change_nothing_and_a_resumed_stage_keeps_the_number(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run whose threads are measured, in two commands, equals one with a given number, noise and averages too."""
-    command = ["fit", "--config", str(config), "--behavior.ema_decay", "0.9", "--run_dir"]
+    options = ("--behavior.ema_decay", "0.9", "--trainer.accelerator", "cpu")
+    command = ["fit", "--config", str(config), *options, "--run_dir"]
     assert main([*command, str(tmp_path / "given"), "--trainer.num_threads", "1"]) == 0
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(threads, "SHORT", 0.0)

@@ -45,7 +45,7 @@ data: {class_path: cepdiff.EnergyDataModule, dataset: rings, num_points: 100, bl
 behavior: {net: {class_path: cepdiff.networks.score.MLPScore, init_args: {hidden: [8]}}, batch_size: 16}
 stages: {behavior: {max_steps: 2}, guidance: {max_steps: 2}}
 evaluation: {num_samples: 8, floor_repeats: 2}
-trainer: {progress_bar: false}
+trainer: {accelerator: cpu, progress_bar: false}
 """
 
 
@@ -60,7 +60,7 @@ def broken(tmp_path: Path) -> Iterator[str]:
 def frames_to_the_loss(config: Path, run_dir: Path, *arguments: str) -> list[str]:
     """Runs a command whose loss fails; returns the frames of this package from `main` to the loss."""
     with pytest.raises(ZeroDivisionError) as caught:
-        main(["fit", "--config", str(config), "--run_dir", str(run_dir), *arguments])
+        main(["fit", "--config", str(config), "--run_dir", str(run_dir), "--trainer.accelerator", "cpu", *arguments])
     frames = [(Path(frame.f_code.co_filename), frame.f_code.co_name) for frame, _ in traceback.walk_tb(caught.tb)]
     names = [name for _, name in frames]
     place = names.index("main")

@@ -37,7 +37,8 @@ class TrainerSettings:
         num_nodes: machines.
         strategy: "auto", "ddp", ...
         precision: Lightning's, e.g. "32-true" or "bf16-mixed".
-        matmul_precision: torch's float32 matrix products: "highest", "high" (TF32 on GPUs) or "medium".
+        matmul_precision: torch's float32 matrix products: "highest", "high" (TF32 on GPUs) or "medium". Convolutions
+            on a GPU are in TF32 unless it is "highest".
         num_threads: CPU threads per process; null is OMP_NUM_THREADS, or what is fastest, see `runs.threads`.
         deterministic: refuse operations that have no deterministic form.
         profiler: "simple", "advanced" or null.
@@ -67,6 +68,8 @@ class Processes:
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
         torch.set_float32_matmul_precision(settings.matmul_precision)
+        torch.backends.cudnn.allow_tf32 = settings.matmul_precision != "highest"
+        torch.backends.cudnn.deterministic = True  # a resumed stage ends with the same weights
         self.settings = settings
         try:
             self._fabric = Fabric(**{name: getattr(settings, name) for name in SHARED})
