@@ -37,7 +37,7 @@ from cepdiff.modules.guidance import BatchEnergyGuidance
 from cepdiff.networks.energy import EnergyMLP, ResidualEnergy
 from cepdiff.randomness import generator
 from cepdiff.runs.comparison import TITLES
-from cepdiff.runs.stage import quieten
+from cepdiff.runs.processes import quieten
 from cepdiff.types import Batch, DataSpec, EnergyLogits
 from closed_form import ClosedForm, exact_draws, problem
 

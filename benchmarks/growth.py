@@ -41,8 +41,7 @@ from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.problems.offline.support_stage import SupportSettings, draw_support
 from cepdiff.rollout.evaluation import evaluate
-from cepdiff.runs.processes import TrainerSettings
-from cepdiff.runs.stage import quieten
+from cepdiff.runs.processes import TrainerSettings, quieten
 from floors import machine
 from sides import QUICK, Bench, Record, Sizes, synthetic_arrays
 from speed_stages import guided_policy, limited, random_support, stage_folder

@@ -32,8 +32,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.policy.images import ImageSampler
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.runs.config import Config, load_config
-from cepdiff.runs.processes import Processes, TrainerSettings
-from cepdiff.runs.stage import quieten
+from cepdiff.runs.processes import Processes, TrainerSettings, quieten
 from floors import machine, synchronise, weights
 
 Record: TypeAlias = "dict[str, Any]"

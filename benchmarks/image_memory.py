@@ -37,7 +37,7 @@ from cepdiff.data.images.mapped import mapped_images
 from cepdiff.files import write_json
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.networks.images.unet import UNetScore
-from cepdiff.runs.stage import quieten
+from cepdiff.runs.processes import quieten
 
 GIB = 1 << 30
 CLASSES = 1000

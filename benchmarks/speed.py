@@ -25,8 +25,7 @@ import torch
 from cepdiff.files import write_json
 from cepdiff.policy.engines import ENGINES
 from cepdiff.problems.offline.problem import OfflineStages
-from cepdiff.runs.processes import TrainerSettings
-from cepdiff.runs.stage import quieten
+from cepdiff.runs.processes import TrainerSettings, quieten
 from floors import machine
 from sides import CUDA, QUICK, Bench, Record, Sizes
 from speed_stages import STAGES

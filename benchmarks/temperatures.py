@@ -32,7 +32,7 @@ from cepdiff.modules.tempered import TemperedBatchGuidance
 from cepdiff.networks.tempered import at_scale
 from cepdiff.problems.density.samples import DISTANCES
 from cepdiff.randomness import generator
-from cepdiff.runs.stage import quieten
+from cepdiff.runs.processes import quieten
 from cepdiff.types import EnergyLogits
 from closed_form import exact_draws, problem
 

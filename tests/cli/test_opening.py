@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from density_runs import fit, write_density
+from lightning.fabric.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from cepdiff import bars
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.runs.folder import RunFolder
 from cepdiff.runs.opening import duration, estimate
+from cepdiff.runs.processes import Processes, TrainerSettings
 
 
 def test_a_run_says_what_it_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,3 +89,15 @@ def test_a_log_file_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert first.endswith(", loss=0.5")
     assert second.startswith("critic     100%, 4 of 4 steps, ")
     assert all(line == "" or line.startswith("critic     100%") for line in rest)
+
+
+def test_lightning_says_nothing_about_the_device(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU it names the device in each stage, and advises TF32."""
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # Lightning sets it
+    Processes(TrainerSettings("cpu"))
+    CUDAAccelerator.set_nvidia_flags(0)
+    rank_zero_info("You are using a CUDA device that has Tensor Cores.")
+    assert caplog.messages == []
+    assert capsys.readouterr() == ("", "")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -71,6 +73,7 @@ class Processes:
         torch.backends.cudnn.allow_tf32 = settings.matmul_precision != "highest"
         torch.backends.cudnn.deterministic = True  # a resumed stage ends with the same weights
         self.settings = settings
+        quieten()
         try:
             self._fabric = Fabric(**{name: getattr(settings, name) for name in SHARED})
         except Exception as error:  # Lightning raises many kinds, all about these settings
@@ -209,3 +212,21 @@ def end(children: list[subprocess.Popen[bytes]]) -> None:
         for child in children:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.1, until - time.monotonic()))
+
+
+def quieten() -> None:
+    """Hide Lightning's advice that does not apply here; everything else is shown."""
+    for logger in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "pytorch.accelerators.cuda"):
+        logging.getLogger(f"lightning.{logger}").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*You defined a `validation_step` but have no.*",
+        ".*pre-optimization state.*",  # manual optimisation steps before Lightning looks
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the loader starts at the right step
+        ".*Starting from v.*tensorboardX.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # frozen targets and averages are meant to be
+        ".*treespec, LeafSpec.*",  # torch's own deprecation, raised by Lightning
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 import signal
 import sys
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +24,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count, NonNegative
 from cepdiff.runs.folder import StageFolder, differences, read_checkpoint
 from cepdiff.runs.longer import check_longer, go_on, hash_with, is_shorter, steps_of
+from cepdiff.runs.processes import quieten
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
 from cepdiff.runs.threads import ThreadChoice
@@ -351,20 +350,3 @@ class Judgement(Stage):
 def following(name: str, names: Sequence[str]) -> list[str]:
     """The `names` after `name`."""
     return list(names)[list(names).index(name) + 1 :] if names else []
-
-
-def quieten() -> None:
-    """Hide Lightning's advice that does not apply here; everything else is shown."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*`IterableDataset` has `__len__` defined.*",
-        ".*You defined a `validation_step` but have no.*",
-        ".*pre-optimization state.*",  # manual optimisation steps before Lightning looks
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the loader starts at the right step
-        ".*Starting from v.*tensorboardX.*",
-        ".*module\\(s\\) in eval mode at the start of training.*",  # frozen targets and averages are meant to be
-        ".*treespec, LeafSpec.*",  # torch's own deprecation, raised by Lightning
-    ):
-        warnings.filterwarnings("ignore", message=message)
