@@ -18,9 +18,9 @@ from conftest import write_buffer, write_config
 
 from cepdiff.cli import main
 from cepdiff.errors import ConfigError
-from cepdiff.sweeps.local import Slot, slots_of
+from cepdiff.sweeps.local import LocalEngine, Slot, slots_of
 from cepdiff.sweeps.ray import RayEngine
-from cepdiff.sweeps.settings import RaySettings, Resources, SlurmSettings
+from cepdiff.sweeps.settings import LocalSettings, RaySettings, Resources, SlurmSettings
 from cepdiff.sweeps.slurm import SlurmEngine
 
 KILLER = '''
@@ -194,6 +194,16 @@ def test_each_run_has_its_own_cores_and_gpus(
 ) -> None:
     slots = slots_of(Resources(*resources), most, [0, 1, 2, 3], ["a", "b"])
     assert slots[::-1] == [Slot(cores, gpus) for cores, gpus in expected]
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(0.0, True), (0.5, False)])
+def test_unused_gpus_are_named(
+    gpus: float, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    LocalEngine(Resources(gpus=gpus), LocalSettings())
+    line = "sweep: the runs use none of this machine's GPUs (2): set resources.gpus\n"
+    assert capsys.readouterr().err == (line if said else "")
 
 
 # --- clusters ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,11 +34,14 @@ class LocalEngine(Engine):
         resources: per run.
         settings: how many at a time.
 
-    Raises ConfigError if this machine has less than a run needs.
+    GPUs that no run is given are named on stderr. Raises ConfigError if this machine has less than a run needs.
     """
 
     def __init__(self, resources: Resources, settings: LocalSettings) -> None:
-        self._slots = slots_of(resources, settings.slots, cores_here(), gpus_here())
+        gpus = gpus_here()
+        self._slots = slots_of(resources, settings.slots, cores_here(), gpus)
+        if gpus and not resources.gpus:
+            print(f"sweep: the runs use none of this machine's GPUs ({len(gpus)}): set resources.gpus", file=sys.stderr)
         self._running: dict[str, tuple[subprocess.Popen[bytes], Slot]] = {}
 
     @property
