@@ -11,6 +11,8 @@ import pytest
 
 from cepdiff.cli import main
 
+RESAMPLED = "cepdiff.policy.resampling.Resampled"
+
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
     """Runs a command that must fail; returns its one line on stderr."""
@@ -42,6 +44,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object, code: int 
         (["--data.env_id", "InvertedPendulm-v5"], "InvertedPendulum-v5"),
         (["--data.env_id", "Hopper-v4"], "11"),
         (["--data.reward_rule", "minus_two"], "minus_one"),
+        (["--sampler", RESAMPLED, "--sampler.min_effective_samples", "17"], "expected at most num_candidates, 16"),
     ],
 )
 def test_a_wrong_option_gets_one_line(

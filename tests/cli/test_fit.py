@@ -21,6 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cepdiff.cli import main
 from cepdiff.policy.guided import GuidedPolicy
+from cepdiff.problems.guided import GuidedProblem
+from cepdiff.problems.offline.problem import OfflineRL
 from cepdiff.rollout.envs import EnvSpec
 from cepdiff.rollout.vector import LocalEnvs, WorkerEnvs, make_vector
 
@@ -298,6 +300,21 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(
     assert 0 < step < 3000
     assert fit(config, broken, *LONG, "--stage", "behavior") == 0
     assert_equal_runs(whole, broken, ("behavior",))
+
+
+def test_the_sampler_is_tried_and_networks_stay_in_training_mode(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+
+    def noted(problem: OfflineRL) -> None:
+        GuidedProblem.verify(problem)
+        modes.extend(module.training for module in problem.behavior.net.modules())
+
+    monkeypatch.setattr(OfflineRL, "verify", noted)
+    assert fit(config, tmp_path / "run", "--stage", "behavior") == 0
+    assert len(modes) > 1
+    assert all(modes)
 
 
 def test_two_commands_do_not_share_a_folder(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

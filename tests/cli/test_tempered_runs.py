@@ -44,6 +44,8 @@ def test_offline_rl_at_every_temperature(config: Path, tmp_path: Path, capsys: p
     fit = ["fit", "--config", config, "--config", TEMPERED, "--run_dir", run]
     said = complaint(capsys, *fit, "--evaluation.inverse_temperatures", "[0, 61]")
     assert "guidance scale 20.3333 is above 20, the highest that this energy network was trained at" in said
+    guided = ("--sampler", "cepdiff.policy.resampling.Resampled", "--sampler.candidate_scale", "21")
+    assert "guidance scale 21 is above 20" in complaint(capsys, *fit, *guided)
     assert not (run / "behavior").exists()
 
     assert main([*map(str, fit), "--evaluation.inverse_temperatures", "[0, 3, 20]"]) == 0

@@ -73,6 +73,14 @@ class GuidedProblem(Problem):
         self.scales: Sequence[float] = (0.0, 1.0)  # guidance scales to judge
         self.shows_inverse_temperatures = isinstance(self.guidance.net, Tempered)
 
+    def verify(self) -> None:
+        """Make the sampler once, with untrained networks: it refuses options that it cannot have."""
+        networks = {name: self.modules[section].sampling_net for name, section in self.network_sections.items()}
+        modes = [(module, module.training) for net in networks.values() for module in net.modules()]
+        self.sampler(networks)
+        for module, training in modes:  # samplers set networks to eval mode
+            module.training = training
+
     @property
     def objective(self) -> EnergyObjective:
         """The objective that the energy network is trained on."""

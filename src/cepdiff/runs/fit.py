@@ -62,6 +62,7 @@ def fit(
         )  # fmt: skip
         run.logs("")  # a logger that cannot be made is an error now
         problem = config.problem(run, data, **config.sections)
+        problem.verify()
         stages = problem.stages()
         names = [each.name for each in stages]
         if stage is not None and stage not in names:

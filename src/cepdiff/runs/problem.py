@@ -51,6 +51,9 @@ class Problem(ABC):
     def check(cls, sections: Mapping[str, Any]) -> None:
         """Raise ConfigError for settings that cannot be used together."""
 
+    def verify(self) -> None:  # noqa: B027  (as `check`)
+        """Raise ConfigError for what cannot work; called once, when the problem is made and before any work."""
+
     @classmethod
     def network_arguments(cls, data: Any, values: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """Section -> arguments of its `net` that the loaded data supply, if the network's class has them."""
