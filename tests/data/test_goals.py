@@ -12,6 +12,8 @@ import pytest
 from cepdiff.data.rl.arrays import GOAL_COLUMNS, RawArrays
 from cepdiff.data.rl.datamodule import OfflineDataModule
 from cepdiff.data.rl.goals import GoalDataModule, last_rows
+from cepdiff.data.rl.hdf5 import write_arrays
+from cepdiff.data.rl.lookahead import require_order
 from cepdiff.errors import ConfigError, DataError
 from cepdiff.problems.offline.environment import EvaluationSettings, evaluation_of
 from cepdiff.rollout.envs import EnvSpec, make_env
@@ -98,6 +100,35 @@ def test_within_a_radius(folder: Path) -> None:
     assert near.sum() > (goals_of(raw) == np.arange(2000)).sum()
 
 
+@pytest.mark.parametrize("radius", [None, 5.0])
+def test_segments_end_where_their_goal_is_reached(folder: Path, radius: float | None) -> None:
+    """In the folder a row's state is its index, so 5 rows before the goal are within 5 of it."""
+    raw = loaded(folder, per="segment", sampling="uniform", copies=50, radius=radius)
+    rows, goals = raw.observations[:, 0].astype(int), goals_of(raw)
+    last = np.flatnonzero(raw.terminals)
+    first = np.concatenate([[0], last[:-1] + 1])
+    assert not raw.timeouts.any()
+    assert np.array_equal(raw.rewards, np.where(raw.terminals, 0.0, -1.0))
+    assert np.array_equal(goals[last] - rows[last], np.full(len(last), radius or 0))
+    ends = np.cumsum(LENGTHS)
+    for start, stop in zip(first, last + 1, strict=True):
+        assert stop - start > 1
+        assert np.array_equal(rows[start:stop], np.arange(rows[start], rows[start] + stop - start))
+        assert len(set(goals[start:stop])) == 1
+        assert np.searchsorted(ends, rows[start], "right") == np.searchsorted(ends, goals[start], "right")
+    starts = rows[first][rows[first] >= 250]  # in the long trajectory
+    assert starts.mean() == pytest.approx(250 + 1750 / 2, abs=5 * 1750 / (12 * len(starts)) ** 0.5)
+
+
+def test_segments_have_sequences_of_actions_and_backups_of_several_steps(folder: Path) -> None:
+    module = GoalDataModule(NAME, dataset_dir=str(folder), per="segment", action_steps=3)
+    module.setup()
+    assert module.sizes == (4, 6)
+    require_order(module.buffer)
+    with pytest.raises(ConfigError, match=r"data\.action_steps: next observations are not the following rows"):
+        GoalDataModule(NAME, dataset_dir=str(folder), action_steps=3).setup()
+
+
 def test_a_buffer_of_goals_trains(folder: Path) -> None:
     module = GoalDataModule(NAME, dataset_dir=str(folder))
     module.setup()
@@ -131,6 +162,9 @@ def test_the_environment_shows_the_same_vector(folder: Path) -> None:
         ({"goal_discount": 1.0}, "data.goal_discount is 1.0"),
         ({"fraction": 0.5, "choose": "best"}, 'data.choose: "best" is by recorded rewards'),
         ({"relabel": False}, "data.relabel is false, but .* has no recorded goals"),
+        ({"per": "walk"}, "data.per is 'walk'; expected row or segment"),
+        ({"per": "segment", "future": 0.6}, 'are for goals per row; data.per is "segment"'),
+        ({"reward_rule": "minus_one"}, 'data.reward_rule: "minus_one"; rewards by hindsight are -1 and 0: use "none"'),
     ],
 )
 def test_what_makes_no_sense(folder: Path, options: dict[str, Any], message: str) -> None:
@@ -161,6 +195,35 @@ def test_last_rows() -> None:
     flags = np.array([False, True, False, False])
     raw = RawArrays(np.zeros((4, 1)), np.zeros((4, 1)), np.zeros(4), flags, np.zeros(4, bool))
     assert last_rows(raw).tolist() == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize("following", [True, False], ids=["with next observations", "as in D4RL's files"])
+def test_d4rl_mazes(tmp_path: Path, following: bool) -> None:
+    """Two walks of ten rows; the first stays three rows at the rewarded goal, each of them terminal, and walks on."""
+    states = np.random.default_rng(0).normal(size=(20, 29)).astype(np.float32)
+    states[:, 0] = np.arange(20)
+    terminals, timeouts = np.isin(np.arange(20), (5, 6, 7)), np.isin(np.arange(20), (9, 19))
+    nothing = np.zeros((20, 8), np.float32)
+    raw = RawArrays(states, nothing, terminals.astype(np.float32), terminals, timeouts)
+    if following:
+        raw.next_observations = np.concatenate([states[1:], states[-1:] + 1])
+    write_arrays(tmp_path / "walks.hdf5", raw, {"env_id": "cepdiff/antmaze-umaze-v2"})
+    data = GoalDataModule(str(tmp_path / "walks.hdf5"), current=0, future=1, copies=5)
+    found = data.load_arrays()
+    goals, rows = found.observations[:, 29].astype(int), found.observations[:, 0].astype(int)
+    assert found.observations.shape == (100, 31)
+    assert (goals[rows == 4] > 4).all()
+    assert np.array_equal(goals // 10, rows // 10)
+    assert found.next_observations is not None
+    inside = rows % 10 != 9
+    assert np.array_equal(found.next_observations[inside, 0], rows[inside] + 1)
+    assert (goals[~inside] == rows[~inside]).all()
+    assert found.metadata["env_id"] == "cepdiff/with_goal-v0"
+    with make_env(EnvSpec(found.metadata["env_id"], found.metadata["env_kwargs"])) as env:
+        observation, _ = env.reset(seed=0)
+        assert observation.shape == env.observation_space.shape == (31,)
+        assert np.array_equal(observation[29:], env.unwrapped.goal)
+        assert env.spec.max_episode_steps == 700
 
 
 def recorded_maze(root: Path, patch: pytest.MonkeyPatch) -> None:

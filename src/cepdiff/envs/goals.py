@@ -1,4 +1,4 @@
-"""Environments with dictionary observations as vectors: the observation, then the goal."""
+"""Mazes whose observation vector ends with the goal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from cepdiff.errors import MissingExtraError
+
+OWN = "cepdiff/"
 
 
 class VectorWithGoal(gym.ObservationWrapper[Any, Any, Any]):
@@ -28,8 +30,27 @@ class VectorWithGoal(gym.ObservationWrapper[Any, Any, Any]):
         return np.concatenate([observation[key] for key in self._keys])
 
 
-def make(env_id: str, parts: Sequence[str], **kwargs: Any) -> VectorWithGoal:
-    """Make one of Gymnasium-Robotics' mazes. Raises `MissingExtraError` without that package."""
+class GoalAppended(gym.ObservationWrapper[Any, Any, Any]):
+    """Appends the goal (2,) of one of this package's mazes to its observation."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        space: Any = env.observation_space
+        low, high = (np.append(end, [sign * np.inf] * 2) for end, sign in ((space.low, -1), (space.high, 1)))
+        self.observation_space = Box(low, high, dtype=space.dtype)
+
+    def observation(self, observation: Any) -> NDArray[Any]:
+        maze: Any = self.env.unwrapped
+        return np.concatenate([observation, maze.goal])
+
+
+def make(env_id: str, parts: Sequence[str] = (), **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make one of this package's mazes, or one of Gymnasium-Robotics' with those `parts` of its observation.
+
+    Raises `MissingExtraError` without the package Gymnasium-Robotics.
+    """
+    if env_id.startswith(OWN):
+        return GoalAppended(gym.make(env_id, **kwargs))
     try:
         gym.register_envs(import_module("gymnasium_robotics"))
     except ModuleNotFoundError as error:

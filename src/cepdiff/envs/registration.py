@@ -63,7 +63,7 @@ def kitchens() -> Iterator[Registration]:
 
 
 def with_goals() -> Iterator[Registration]:
-    """Environments with dictionary observations, see `cepdiff.envs.goals`; their own time limit counts."""
+    """Mazes that show their goal, see `cepdiff.envs.goals`; their own time limit counts."""
     yield Registration("with_goal-v0", "cepdiff.envs.goals:make", {}, None)
 
 
