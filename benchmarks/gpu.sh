@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything to run where a GPU is at hand, in three parts of at most ten minutes each:
-#   bash benchmarks/gpu.sh 1    # tests: captured steps and engines, then all
+#   bash benchmarks/gpu.sh 1    # tests: captured steps and engines, then all on all cores
 #   bash benchmarks/gpu.sh 2    # speed against the plain reference on the same card, and profiles of the stages
 #   bash benchmarks/gpu.sh 3    # the quickstart and the recipe of one hour, end to end
 # Output goes to OUT (default: report/gpu). Part 3 needs the file of DATASET (default: hopper-medium-replay-v2), which is
@@ -26,7 +26,7 @@ step() { # NAME COMMAND...: run it in the time that is left, keep its output, re
 case "${1:-}" in
 1)
   step captured pytest tests/modules/test_captured_steps.py tests/policy/test_engines.py -q
-  step tests pytest -q
+  step tests pytest -q -n auto
   ;;
 2)
   step speed python benchmarks/speed.py --device cuda --precision bf16-mixed --output "$OUT/speed"
