@@ -120,6 +120,11 @@ def test_segments_end_where_their_goal_is_reached(folder: Path, radius: float | 
     assert starts.mean() == pytest.approx(250 + 1750 / 2, abs=5 * 1750 / (12 * len(starts)) ** 0.5)
 
 
+def test_no_segment_leads_to_a_goal(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"every segment begins at its goal \(data.radius: 10000.0\)"):
+        loaded(folder, per="segment", radius=1e4)
+
+
 def test_segments_have_sequences_of_actions_and_backups_of_several_steps(folder: Path) -> None:
     module = GoalDataModule(NAME, dataset_dir=str(folder), per="segment", action_steps=3)
     module.setup()

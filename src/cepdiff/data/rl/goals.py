@@ -141,6 +141,8 @@ class GoalDataModule(OfflineDataModule):
                 distance = np.linalg.norm(achieved[start : goal + 1] - achieved[goal], axis=1)
                 ends[index] = start + int((distance <= self.radius).argmax())
         starts, goals, ends = (values[starts < ends] for values in (starts, goals, ends))
+        if not len(starts):
+            raise DataError(f"{raw.source}: every segment begins at its goal (data.radius: {self.radius})")
         lengths = ends - starts + 1
         rows = np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
         reached = rows == np.repeat(ends, lengths)
