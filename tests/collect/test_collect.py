@@ -239,6 +239,16 @@ def test_medium_is_the_first_snapshot_beyond_the_fraction(fraction, step):
     assert collector.medium.step == step
 
 
+@pytest.mark.parametrize(("env_id", "kind"), [("Reacher-v5", "random"), ("cepdiff/maze2d-umaze-v1", "navigation")])
+def test_the_clock_of_the_progress_starts_before_the_work(env_id, kind):
+    seen = []
+    plan = Plan(EnvSpec(env_id), steps=60, reference_episodes=1)
+    collector = Collector(plan, lambda what, done, total, remark: seen.append((done, total)))
+    collector.make_navigation() if kind == "navigation" else collector.make(kind)
+    assert seen[0] == (0, 60)
+    assert seen[-1] == (60, 60)
+
+
 def test_embedded_buffer_is_what_its_note_says():
     from cepdiff.data.rl.source import load_dataset
 

@@ -131,6 +131,7 @@ class Collector:
         def report(done: int) -> None:
             self._progress("navigating", done, rows, "")
 
+        report(0)  # the clock of the progress starts
         with closing(env):
             if ball:
                 arrays = navigate(env, rows, seed=plan.seed, horizon=horizon, action_noise=noise, on_progress=report)
@@ -164,6 +165,7 @@ class Collector:
         def report(step: int, remark: str) -> None:
             self._progress("training SAC", step, total, remark)
 
+        report(0, "")
         return train_sac(self._env, total, seed=plan.seed, states=plan.states, on_progress=report)
 
     @cached_property
@@ -219,6 +221,7 @@ class Collector:
         def report(done: int) -> None:
             self._progress(f"recording {label}", done, rows, "")
 
+        report(0)
         with closing(env):
             return record(env, act, rows, seed=plan.seed, label=label, states=plan.states, on_progress=report)
 
