@@ -41,7 +41,7 @@ from cepdiff.modules.guidance import EnergyGuidance
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.problems.offline.support_stage import SupportSettings, draw_support
 from cepdiff.rollout.evaluation import evaluate
-from cepdiff.runs.processes import TrainerSettings, quieten
+from cepdiff.runs.processes import TrainerSettings
 from floors import machine
 from sides import QUICK, Bench, Record, Sizes, synthetic_arrays
 from speed_stages import guided_policy, limited, random_support, stage_folder
@@ -329,7 +329,6 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("report"))
     parser.add_argument("--child", help=argparse.SUPPRESS)  # the file of one buffer size, in its own process
     args = parser.parse_args(None if arguments is None else list(arguments))
-    quieten()
     gymnasium.logger.min_level = gymnasium.logger.ERROR
     with tempfile.TemporaryDirectory() as name:
         if args.child:

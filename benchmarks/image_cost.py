@@ -32,7 +32,7 @@ from cepdiff.modules.base import StageModule
 from cepdiff.policy.images import ImageSampler
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
 from cepdiff.runs.config import Config, load_config
-from cepdiff.runs.processes import Processes, TrainerSettings, quieten
+from cepdiff.runs.processes import Processes, TrainerSettings
 from floors import machine, synchronise, weights
 
 Record: TypeAlias = "dict[str, Any]"
@@ -257,7 +257,6 @@ def main(arguments: Iterable[str] | None = None) -> None:
     """Print the table and write `image_cost.json`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     args = parse(given)
-    quieten()
     if args.child:
         side, network, variant = args.child
         print(json.dumps(measure(args, int(side), network, variant)))

@@ -25,7 +25,7 @@ import torch
 from cepdiff.files import write_json
 from cepdiff.policy.engines import ENGINES
 from cepdiff.problems.offline.problem import OfflineStages
-from cepdiff.runs.processes import TrainerSettings, quieten
+from cepdiff.runs.processes import TrainerSettings
 from floors import machine
 from sides import CUDA, QUICK, Bench, Record, Sizes
 from speed_stages import STAGES
@@ -134,7 +134,6 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, only to check that it runs")
     parser.add_argument("--output", type=Path, default=Path("report"))
     args = parser.parse_args(None if arguments is None else list(arguments))
-    quieten()
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # one warning per new environment, of thousands
     settings = TrainerSettings(
         accelerator="gpu" if args.device == "cuda" else "cpu",

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from cepdiff.errors import MissingExtraError
 
-OWN = "cepdiff/"
-
 
 class VectorWithGoal(gym.ObservationWrapper[Any, Any, Any]):
     """Joins `parts` of a dictionary observation and its `desired_goal`, in this order."""
@@ -49,7 +47,7 @@ def make(env_id: str, parts: Sequence[str] = (), **kwargs: Any) -> gym.Env[Any, 
 
     Raises `MissingExtraError` without the package Gymnasium-Robotics.
     """
-    if env_id.startswith(OWN):
+    if not parts:
         return GoalAppended(gym.make(env_id, **kwargs))
     try:
         gym.register_envs(import_module("gymnasium_robotics"))

@@ -24,7 +24,6 @@ from cepdiff.modules.base import StageModule
 from cepdiff.ranges import Count, NonNegative
 from cepdiff.runs.folder import StageFolder, differences, read_checkpoint
 from cepdiff.runs.longer import check_longer, go_on, hash_with, is_shorter, steps_of
-from cepdiff.runs.processes import quieten
 from cepdiff.runs.results import Results, are_finished, hashes_of
 from cepdiff.runs.run import Run
 from cepdiff.runs.threads import ThreadChoice
@@ -259,7 +258,6 @@ class TrainedStage(Stage):
 
     def _trainer(self, checkpoint: StageCheckpoint, logger: Logger) -> Trainer:
         run, shown = self.context, self.context.processes.settings.progress_bar
-        quieten()
         arguments: dict[str, Any] = dict(
             **run.processes.trainer_arguments(),
             max_steps=self.settings.max_steps,

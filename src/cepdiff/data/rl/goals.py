@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cepdiff.data.checks.findings import Finding, info
 from cepdiff.data.rl.arrays import GOAL_COLUMNS, NEEDS_GOAL, BoolArray, FloatArray, RawArrays
 from cepdiff.data.rl.datamodule import OfflineDataModule
-from cepdiff.data.rl.episodes import going_on
+from cepdiff.data.rl.episodes import trajectories_of
 from cepdiff.data.rl.ogbench import ENVIRONMENTS
 from cepdiff.data.rl.settings import family_of_env, settings_of
 from cepdiff.data.rl.source import MINARI_PREFIX, load_dataset
@@ -126,14 +126,14 @@ class GoalDataModule(OfflineDataModule):
         if raw.next_observations is None:  # of a trajectory's last state nothing more is known
             used = reached | (rows != last)
             rows, last, goals, reached = rows[used], last[used], goals[used], reached[used]
-        return _relabelled(raw, rows, goals, reached, (rows == last) & ~reached)
+        return _relabelled(raw, rows, achieved[goals], reached, (rows == last) & ~reached)
 
     def _per_segment(self, raw: RawArrays) -> RawArrays:
-        last = last_rows(raw)
-        firsts = np.tile(np.flatnonzero(np.concatenate([[True], last[1:] != last[:-1]])), self.copies)
-        last = last[firsts]
+        whole = trajectories_of(raw)
+        firsts, lengths = np.tile(whole.starts, self.copies), np.tile(whole.lengths, self.copies)
+        last = firsts + lengths - 1
         numbers = np.random.default_rng(stream_seed(self.seed, "goals"))
-        starts = firsts + (numbers.random(len(firsts)) * (last - firsts)).astype(np.int64)
+        starts = firsts + (numbers.random(len(firsts)) * (lengths - 1)).astype(np.int64)
         goals = starts + self._offsets(starts, last, numbers)
         ends, achieved = goals.copy(), achieved_goals(raw)
         if self.radius is not None:
@@ -146,7 +146,7 @@ class GoalDataModule(OfflineDataModule):
         lengths = ends - starts + 1
         rows = np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
         reached = rows == np.repeat(ends, lengths)
-        return _relabelled(raw, rows, np.repeat(goals, lengths), reached, np.zeros_like(reached))
+        return _relabelled(raw, rows, np.repeat(achieved[goals], lengths, axis=0), reached, np.zeros_like(reached))
 
     def _offsets(
         self, rows: npt.NDArray[np.int64], last: npt.NDArray[np.int64], numbers: np.random.Generator
@@ -176,11 +176,9 @@ def draw_goals(
 
 
 def last_rows(raw: RawArrays) -> npt.NDArray[np.int64]:
-    """Last row (N,) of each row's trajectory, by the flags; terminals after which the recording goes on are none."""
-    ends = (raw.terminals & ~going_on(raw)) | raw.timeouts
-    ends[-1] = True
-    stops = np.flatnonzero(ends)
-    return stops[np.searchsorted(stops, np.arange(len(raw)))]
+    """Last row (N,) of each row's trajectory."""
+    found = trajectories_of(raw)
+    return np.repeat(found.starts + found.lengths - 1, found.lengths)
 
 
 def achieved_goals(raw: RawArrays) -> FloatArray:
@@ -189,10 +187,10 @@ def achieved_goals(raw: RawArrays) -> FloatArray:
 
 
 def _relabelled(
-    raw: RawArrays, rows: npt.NDArray[np.int64], goals: npt.NDArray[np.int64], reached: BoolArray, timeouts: BoolArray
+    raw: RawArrays, rows: npt.NDArray[np.int64], goals: FloatArray, reached: BoolArray, timeouts: BoolArray
 ) -> RawArrays:
     metadata = {**raw.metadata, "reward_rule": "none"}
-    return _joined(raw, rows, achieved_goals(raw)[goals], reached.astype(np.float32) - 1, reached, timeouts, metadata)
+    return _joined(raw, rows, goals, reached.astype(np.float32) - 1, reached, timeouts, metadata)
 
 
 def _as_recorded(raw: RawArrays) -> RawArrays:
