@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,10 @@ import pytest
 import torch
 
 from cepdiff.cli import main
-from cepdiff.modules import base
-from cepdiff.modules.base import StageModule
-from cepdiff.modules.graphs import CapturedSteps
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.recipe import read_recipe
 from cepdiff.runs.results import Results
-from devices import NoWaiting
+from devices import NoWaiting, capture_steps
 from docs_pages import EXTENDING, OWN_CRITIC, titled
 
 RECIPE = """
@@ -129,8 +125,7 @@ def test_its_steps_can_be_captured(
         captures.append(stage)
         return step
 
-    monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=watched))
-    monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
+    capture_steps(monkeypatch, watched)
     assert fit(extension, "run", *few, "--stage", stage, "--trainer.accelerator", "cpu") == 0, capsys.readouterr().err
     assert captures == [stage]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,11 +12,10 @@ from small_modules import Stream, block, critic, every_module, every_stage, fit,
 from torch import Tensor
 
 from cepdiff.errors import ConfigError
-from cepdiff.modules import base, graphs
-from cepdiff.modules.base import StageModule
+from cepdiff.modules import graphs
 from cepdiff.modules.graphs import CapturedSteps, make_capturable, make_portable
 from cepdiff.modules.noise import RandomStream, RandomTape
-from devices import NoWaiting, needs_gpu
+from devices import NoWaiting, capture_steps, needs_gpu
 
 
 def repeated(step: Callable[[], None]) -> Callable[[], None]:
@@ -30,8 +28,7 @@ def repeated(step: Callable[[], None]) -> Callable[[], None]:
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes modules train by captured steps on the CPU too."""
-    monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=repeated))
-    monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
+    capture_steps(monkeypatch, repeated)
 
 
 @every_module

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from small_modules import BEHAVIOR_NETS, STAGES, block, fit, make, unconditional_behavior, weights
@@ -11,10 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cepdiff.errors import ConfigError
-from cepdiff.modules import base
-from cepdiff.modules.base import StageModule
-from cepdiff.modules.graphs import CapturedSteps
 from cepdiff.modules.noise import RandomStream, RandomTape
+from devices import capture_steps
 
 SEPARABLE = (*STAGES, "behavior-options", "critic-options", "guidance-averaged", "guidance-dps")
 
@@ -24,8 +20,7 @@ SEPARABLE = (*STAGES, "behavior-options", "critic-options", "guidance-averaged",
 def test_parts_add_up_to_the_step(name: str, captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights after six steps of eight rows, all at once and two rows at a time."""
     if captured:
-        monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=lambda step: step))
-        monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
+        capture_steps(monkeypatch)
     whole, parts = make(name, batch_size=8), make(name, batch_size=8, micro_batch_size=2)
     at_once = fit(whole, [block(whole, range(6))], max_steps=6)
     rows: list[int] = []

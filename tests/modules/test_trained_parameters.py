@@ -11,7 +11,6 @@ from small_modules import SMALL, A, S, before_each_step, block, fit, weights
 from torch import Tensor, nn
 
 from cepdiff.errors import ConfigError, DivergenceError
-from cepdiff.modules import base
 from cepdiff.modules.base import StageModule, frozen_copy
 from cepdiff.modules.behavior import BehaviorDiffusion
 from cepdiff.modules.critic import SoftmaxQCritic
@@ -20,6 +19,7 @@ from cepdiff.modules.noise import RandomStream
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.networks.score import MLPScore
 from cepdiff.types import Batch, Metrics
+from devices import capture_steps
 
 
 class WithValue(SoftmaxQCritic):
@@ -64,8 +64,7 @@ def make(cls: type[StageModule], **options: Any) -> Any:
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes modules train by captured steps on the CPU too."""
-    monkeypatch.setattr(base, "CapturedSteps", partial(CapturedSteps, capture=lambda step: step))
-    monkeypatch.setattr(StageModule, "_are_captured", lambda self, block: True)
+    capture_steps(monkeypatch)
 
 
 every_way = pytest.mark.parametrize("how", ["one by one", "captured"])

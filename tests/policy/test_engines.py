@@ -12,7 +12,7 @@ from torch import Tensor
 from cepdiff.errors import ConfigError, DataError, DivergenceError, RunError
 from cepdiff.policy.engines import ENGINES, CapturedPolicy, OnnxPolicy, run_by
 from cepdiff.policy.guided import GuidedPolicy
-from devices import NoWaiting, needs_gpu
+from devices import NoWaiting, needs_gpu, same
 
 
 def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,15 +20,11 @@ def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return normal(rows, S), normal(rows, A, seed=1), torch.arange(rows).remainder(2) * 1.5
 
 
-def repeated(step: Callable[[], None]) -> Callable[[], None]:
-    return step
-
-
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("on_clean", [False, True])
 def test_a_captured_sampler_acts_alike(rows: int, on_clean: bool) -> None:
     policy = make(on_clean=on_clean)
-    captured = CapturedPolicy(policy, capture=repeated)
+    captured = CapturedPolicy(policy, capture=same)
     observations, noise, scales = inputs(rows)
     for shift in (0.0, 0.5):  # the second call reuses the first one's memory
         expected = policy.act(observations + shift, guidance_scale=scales, noise=noise)
@@ -55,7 +51,7 @@ def test_a_capture_serves_all_sizes_up_to_the_next_power_of_two() -> None:
 def test_behavior_alone_is_captured_too() -> None:
     policy = make(energy=False)
     observations, noise, _ = inputs(4)
-    actions = CapturedPolicy(policy, capture=repeated).act(observations, guidance_scale=0.0, noise=noise)
+    actions = CapturedPolicy(policy, capture=same).act(observations, guidance_scale=0.0, noise=noise)
     torch.testing.assert_close(actions, policy.act(observations, guidance_scale=0.0, noise=noise))
 
 
@@ -101,7 +97,7 @@ def test_onnxruntime_acts_alike(energy: bool) -> None:
 
 def test_no_engine_guides_without_an_energy_network() -> None:
     observations, noise, _ = inputs(2)
-    for policy in (make(energy=False), CapturedPolicy(make(energy=False), capture=repeated)):
+    for policy in (make(energy=False), CapturedPolicy(make(energy=False), capture=same)):
         with pytest.raises(RunError, match="no energy network yet"):
             policy.act(observations, guidance_scale=1.0, noise=noise)
 
@@ -130,7 +126,7 @@ def test_an_infinite_gradient_ends_in_one_line_and_not_at_scale_0() -> None:
     policy = make()
     for parameter in policy.sampler.networks["energy"].parameters():
         parameter.data.fill_(torch.inf)
-    captured = CapturedPolicy(policy, capture=repeated)
+    captured = CapturedPolicy(policy, capture=same)
     observations, noise, scales = inputs(2)
     expected = make().act(observations, guidance_scale=0.0, noise=noise)
     torch.testing.assert_close(captured.act(observations, guidance_scale=0.0, noise=noise), expected)

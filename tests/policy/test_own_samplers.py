@@ -21,6 +21,7 @@ from cepdiff.policy.export.check import TOLERANCE, load
 from cepdiff.policy.export.graph import torch_file, trace
 from cepdiff.policy.guided import GuidedPolicy
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts, is_static
+from devices import same
 
 CRITIC = {"class_path": "cepdiff.networks.critic.QEnsemble", "init_args": {"hidden": [8]}}
 SAMPLED = {"class_path": "cepdiff.policy.sampler.GuidedSampler", "init_args": {}}
@@ -84,10 +85,6 @@ def with_critic(energy: bool = True) -> SamplerParts:
 
 def best_of(candidates: int = 3, energy: bool = True) -> GuidedPolicy:
     return GuidedPolicy(SPEC, BestOf(with_critic(energy), candidates))
-
-
-def repeated(step: Callable[[], None]) -> Callable[[], None]:
-    return step
 
 
 def inputs(rows: int, noise_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,7 +231,7 @@ def acts_alike(policy: GuidedPolicy, other: Any, rows: int, tolerance: float) ->
 
 def test_it_is_captured_and_exported_alike() -> None:
     policy = best_of(3)
-    captured = CapturedPolicy(policy, capture=repeated)
+    captured = CapturedPolicy(policy, capture=same)
     assert (captured.action_size, captured.noise_size) == (A, 3 * A)
     for rows in (1, 3):
         acts_alike(policy, captured, rows, 1e-5)

@@ -14,9 +14,8 @@ from small_policy import RECIPE, SPEC, A, S, normal, parts, save
 from torch import Tensor, nn
 
 from cepdiff.components import class_path_of
-from cepdiff.diffusion.schedule import LinearVP
 from cepdiff.diffusion.solver import DPMSolver
-from cepdiff.energy.objectives import CEP, effective_sample_size
+from cepdiff.energy.objectives import effective_sample_size
 from cepdiff.errors import ConfigError, RunError
 from cepdiff.networks.critic import QEnsemble
 from cepdiff.policy.engines import CapturedPolicy, OnnxPolicy, run_by
@@ -34,7 +33,7 @@ from cepdiff.policy.resampling import (
     weighted_mean,
 )
 from cepdiff.policy.sampler import GuidedSampler, SamplerParts
-from devices import needs_gpu
+from devices import needs_gpu, same
 
 CRITIC = {"class_path": "cepdiff.networks.critic.QEnsemble", "init_args": {"hidden": [8]}}
 BETA = 3.0  # of `CEP()`
@@ -258,49 +257,6 @@ def test_it_acts_once_its_networks_are_trained() -> None:
         untrained.sampler.sample(observations, normal(3, K * A), torch.ones(3))
 
 
-# against a closed form
-
-SPREAD, SLOPE = 0.15, 2.0
-SCHEDULE = LinearVP()
-
-
-class ExactNoise(nn.Module):
-    """The noise prediction of q = N(0, SPREAD²)."""
-
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
-        return sigma * x / (alpha**2 * SPREAD**2 + sigma**2)
-
-
-class ExactLogits(nn.Module):
-    """-E_t of Q = SLOPE a."""
-
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
-        return (BETA * SLOPE * alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2) * x).sum(-1)
-
-
-class Linear(nn.Module):
-    """Q = SLOPE a, by two critics, of which the lower one is right."""
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        q = SLOPE * actions.sum(-1)
-        return torch.stack([q + 1.0, q])
-
-
-@pytest.mark.parametrize("c", [0.0, 1.0])
-def test_many_candidates_give_the_tilted_density(c: float) -> None:
-    """q exp(s beta Q) is N(s beta SLOPE SPREAD², SPREAD²)."""
-    networks = {"behavior": ExactNoise(), "energy": ExactLogits(), "critic": Linear()}
-    exact = SamplerParts(1, networks, SCHEDULE, DPMSolver(15), CEP(BETA))
-    sampler = Resampled(exact, num_candidates=200, candidate_scale=c)
-    noise = normal(2500, sampler.noise_size).double()
-    for scale in (0.5, 1.5):
-        found = sampler.sample(torch.empty(2500, 0).double(), noise, torch.full((2500,), scale).double())
-        assert float(found.mean()) == pytest.approx(scale * BETA * SLOPE * SPREAD**2, abs=0.012)
-        assert float(found.std()) == pytest.approx(SPREAD, rel=0.05)
-
-
 # files, engines, options
 
 SHIPPED: dict[str, Callable[[], GuidedSampler]] = {
@@ -336,7 +292,7 @@ def test_it_is_captured_and_exported_alike(name: str) -> None:
     given = inputs(policy)
     observations, scale, noise = given.values()
     expected = policy.act(observations, guidance_scale=scale, noise=noise)
-    captured = CapturedPolicy(policy, capture=lambda step: step).act(observations, guidance_scale=scale, noise=noise)
+    captured = CapturedPolicy(policy, capture=same).act(observations, guidance_scale=scale, noise=noise)
     torch.testing.assert_close(captured, expected, rtol=1e-5, atol=1e-5)
     if name == "medoid":
         actions = load(torch_file(trace(policy, "noise")), "torch")(given)
