@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from density_runs import complaint, fit, said
+from density_runs import complaint, fit, said, same_weights, weights
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -57,16 +57,6 @@ ANALYTIC = ["--guidance.objective", "DPS", "--stages.guidance.max_steps", "0"]
 def results(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
     return found
-
-
-def weights(run_dir: Path, stage: str) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(run_dir / stage / "final.ckpt", weights_only=True)["state_dict"]
-    return state
-
-
-def same_weights(first: Path, second: Path, stage: str) -> bool:
-    a, b = weights(first, stage), weights(second, stage)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def touched(run_dir: Path) -> dict[str, int]:
